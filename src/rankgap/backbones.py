@@ -1,0 +1,81 @@
+"""Encoders: timm's, with the stem that small images need."""
+
+from __future__ import annotations
+
+import difflib
+
+import timm
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+
+from rankgap.errors import UserError, unknown
+
+SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
+
+
+class Encoder(nn.Module):
+    """A backbone that gives one feature vector an image: (B, C, H, W) -> (B, F).
+
+    Args:
+        network: a timm model without its classifier.
+        features: F, the width of its output.
+    """
+
+    def __init__(self, network: nn.Module, features: int) -> None:
+        super().__init__()
+        self.network = network
+        self.features = features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, F)."""
+        out: Tensor = self.network(images)
+        return out
+
+
+def small_image_stem(network: ResNet, channels: int) -> ResNet:
+    """A ResNet for images under 64 px: 3x3 stride-1 first convolution, no max-pool (SimCLR, appendix B.9)."""
+    network.conv1 = nn.Conv2d(channels, network.bn1.num_features, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+    return network
+
+
+def resnet_tiny(channels: int) -> ResNet:
+    """Four stages of one basic block, width 16 to 128, 0.3 million parameters: it trains on a CPU in minutes."""
+    network = ResNet(BasicBlock, (1, 1, 1, 1), in_chans=channels, num_classes=0, channels=(16, 32, 64, 128))
+    # timm's stem is 64 wide whatever the stages are: at full resolution that is most of the work.
+    network.bn1 = nn.BatchNorm2d(16)
+    network.layer1[0] = BasicBlock(16, 16)
+    network.init_weights(zero_init_last=True)
+    return small_image_stem(network, channels)
+
+
+def build_encoder(name: str, *, channels: int = 3, size: int = 32, pretrained: bool = False) -> Encoder:
+    """An encoder by name.
+
+    Args:
+        name: `resnet_tiny` or any timm model.
+        channels: channels of an image.
+        size: side of a view in pixels; ResNets get the small-image stem below 64.
+        pretrained: start from timm's published weights (downloaded).
+
+    Raises:
+        UserError: timm has no such model, or it does not take images of this size.
+    """
+    if name == "resnet_tiny":
+        return Encoder(resnet_tiny(channels), 128)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)
+        raise unknown("backbone", name, ["resnet_tiny", "resnet18", "resnet50", "vit_tiny_patch16_224", *near])
+    options = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0}
+    if "vit" in name:
+        options["img_size"] = size
+    try:
+        network = timm.create_model(name, **options)
+    except (ValueError, AssertionError, TypeError) as error:
+        raise UserError(
+            f"backbone {name!r} does not take {channels}-channel images of {size} px: {error}"
+        ) from error
+    if isinstance(network, ResNet) and size < SMALL_IMAGE and isinstance(network.conv1, nn.Conv2d):
+        network = small_image_stem(network, channels)
+    return Encoder(network, network.num_features)

@@ -1,0 +1,218 @@
+"""The commands. Flags come from the types and docstrings of the functions and dataclasses they fill."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import docstring_parser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from rankgap.errors import NonFiniteError, UserError
+
+EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = 2, 3, 130
+
+
+def _add_flags(parser: ArgumentParser, target: Callable[..., Any], positional: Sequence[str] = ()) -> None:
+    """One flag for each parameter of a function or field of a dataclass; its help is the docstring's."""
+    docs = {p.arg_name: p.description for p in docstring_parser.parse(inspect.getdoc(target) or "").params}
+    hints = typing.get_type_hints(target)
+    for name, parameter in inspect.signature(target).parameters.items():
+        kind, default = hints[name], parameter.default
+        if default is not parameter.empty and type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
+            default = []
+        flag = name if name in positional else f"--{name.replace('_', '-')}"
+        options: dict[str, Any] = {"help": docs[name]}
+        if kind is bool:
+            options |= {"action": "store_true"}
+        elif typing.get_origin(kind) is list:
+            options |= {"nargs": "+", "type": typing.get_args(kind)[0]}
+        else:
+            options |= {"type": kind}
+        if name not in positional and kind is not bool:
+            options["default"] = default
+        parser.add_argument(flag, **options)
+
+
+def demo(out: str = "runs/demo", seed: int = 0) -> None:
+    """Train seven methods on scikit-learn's digits and show their rank differences (two minutes, no download).
+
+    Args:
+        out: where the runs and the picture go; an earlier demo there is replaced.
+        seed: of all runs.
+    """
+    from rankgap.console import show_demo
+    from rankgap.demo import run_demo
+
+    show_demo(run_demo(Path(out), seed))
+
+
+def train(**flags: Any) -> None:
+    """Train an encoder, log the ranks of both branches, and evaluate it."""
+    from rankgap.console import Progress, announce, show_results
+    from rankgap.experiment import TrainConfig
+    from rankgap.experiment import train as run
+
+    config = TrainConfig(**flags)
+    results = run(config, callbacks=[Progress(config.title)], announce=announce)
+    show_results({config.title: results})
+    print(f"run folder: {config.folder.path}")
+
+
+def evaluate(run: str, protocol: str = "knn,linear", branch: Literal["online", "target"] = "online") -> None:
+    """Evaluate a run again, from its last checkpoint.
+
+    Args:
+        run: the run folder.
+        protocol: knn, linear, linear_sgd, joined by commas.
+        branch: whose encoder: the online one, or the target's (the EMA teacher, where there is one).
+    """
+    from rankgap.console import show_results
+    from rankgap.experiment import evaluate_model, protocols, restore
+    from rankgap.runs import RunFolder
+
+    protocols(protocol)
+    experiment, model = restore(run)
+    config = dataclasses.replace(experiment.config, protocol=protocol)
+    found = evaluate_model(dataclasses.replace(experiment, config=config), model, branch=branch)
+    folder = RunFolder(Path(run))
+    results = folder.results()
+    if branch == "online":
+        results |= found
+    else:
+        results["target_branch"] = found
+    folder.write_results(results)
+    show_results({f"{config.title} ({branch})": {**folder.results(), **found}})
+
+
+def compare(runs: list[str]) -> None:
+    """Show runs side by side.
+
+    Args:
+        runs: run folders.
+    """
+    from rankgap.console import show_results
+    from rankgap.runs import RunFolder
+
+    table: dict[str, dict[str, Any]] = {}
+    for path in runs:
+        folder = RunFolder(Path(path))
+        name = folder.config().get("title", folder.name)
+        label = name if name not in table else f"{name} ({folder.name})"
+        table[label] = folder.results() or {k: v[-1] for k, v in folder.metrics().items() if v}
+    show_results(table)
+
+
+def methods() -> None:
+    """Show the zoo as a table."""
+    from rankgap.console import show_methods
+
+    show_methods()
+
+
+def inspect_data(
+    data: str,
+    method: str = "simsiam",
+    size: int | None = None,
+    channels: int | None = None,
+    out: str = "contact_sheet.png",
+    seed: int = 0,
+) -> None:
+    """Look at images before training: sizes, channels, broken files, statistics, and a picture of their views.
+
+    Args:
+        data: as --data of train.
+        method: whose views to draw.
+        size: side of a view in pixels; by default the images' own side up to 96, else 224.
+        channels: convert all images to this many channels (1 or 3).
+        out: the contact sheet's file.
+        seed: of the sample and its views.
+    """
+    from rankgap.console import show_inspection
+    from rankgap.inspection import inspect_views
+
+    show_inspection(*inspect_views(data, method, size=size, channels=channels, out=Path(out), seed=seed))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "train": train,
+    "evaluate": evaluate,
+    "compare": compare,
+    "methods": methods,
+    "inspect": inspect_data,
+}
+_POSITIONAL = {"evaluate": ("run",), "compare": ("runs",), "inspect": ("data",)}
+
+
+def _parser() -> ArgumentParser:
+    from rankgap import __version__
+
+    parser = ArgumentParser(
+        prog="rankgap",
+        description="Train, watch and design non-contrastive self-supervised learning through its rank difference.",
+        exit_on_error=False,
+        allow_abbrev=False,
+        version=__version__,
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        summary = (inspect.getdoc(command) or "").partition("\n")[0]
+        sub = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
+        if name == "train":
+            from rankgap.experiment import TrainConfig
+
+            sub.add_argument("--config", action="config", help="a YAML file that gives any of these flags")
+            _add_flags(sub, TrainConfig)
+        else:
+            _add_flags(sub, command, _POSITIONAL.get(name, ()))
+        commands.add_subcommand(name, sub, help=summary)
+    return parser
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"rankgap: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: the command line without the program's name; `sys.argv` by default.
+
+    Returns:
+        The exit code: 0, 2 for what the user can mend, 3 for what is not finite, 130 for an interrupted run.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"]
+    try:
+        parsed = _parser().parse_args(given or ["--help"])
+    except ArgumentError as error:
+        return _fail(str(error), EXIT_USER)
+    name = parsed.subcommand
+    flags = Namespace(parsed[name]).as_dict()
+    for extra in ("config", "print_config"):
+        flags.pop(extra, None)
+    from rankgap.experiment import InterruptedRunError
+
+    try:
+        COMMANDS[name](**flags)
+    except (UserError, NonFiniteError, InterruptedRunError) as error:
+        if debug:
+            traceback.print_exc()
+        codes = {NonFiniteError: EXIT_NON_FINITE, InterruptedRunError: EXIT_INTERRUPTED}
+        return _fail(str(error), codes.get(type(error), EXIT_USER))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

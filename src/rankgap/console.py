@@ -1,0 +1,155 @@
+"""What the terminal shows: progress of a run, tables, and what was chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from rankgap.experiment import Experiment
+from rankgap.methods import METHODS
+from rankgap.training import SelfSupervised
+
+console = Console()
+
+
+class Progress(L.Callback):
+    """A progress bar for a run, with its loss and both ranks.
+
+    Args:
+        name: what to call the run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bar = Bar(
+            TextColumn("{task.description:<28}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[reading]}"),
+            console=console,
+        )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar where the run stands."""
+        assert isinstance(pl_module, SelfSupervised)
+        self.task = self.bar.add_task(self.name, total=pl_module.work.steps, completed=pl_module.step, reading="")
+        if trainer.is_global_zero:
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Move on; show the newest reading."""
+        assert isinstance(pl_module, SelfSupervised)
+        row = pl_module.last_reading
+        reading = (
+            f"loss {row['loss']:.3f}  erank {row['erank_online']:.1f} -> {row['erank_target']:.1f}" if row else ""
+        )
+        self.bar.update(self.task, completed=pl_module.step, reading=reading)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        self.bar.stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar."""
+        self.bar.stop()
+
+
+def announce(experiment: Experiment) -> None:
+    """Say what was chosen and why, and warn of what is known to fail."""
+    work = experiment.work
+    console.print(
+        f"[bold]{experiment.config.title}[/bold] on {experiment.config.data}: {work.images:,} images, "
+        f"{work.epochs} epochs of {work.steps_per_epoch} steps, {experiment.backbone}, views of {experiment.size} px"
+    )
+    for note in [*experiment.train.notes, *experiment.notes]:
+        console.print(f"  [dim]preset:[/dim] {note}", highlight=False)
+    for warning in experiment.warnings:
+        console.print(f"  [yellow]warning:[/yellow] {warning}", highlight=False)
+
+
+def _percent(value: Any) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def results_table(results: Mapping[str, Mapping[str, Any]], *, caption: str | None = None) -> Table:
+    """A table of runs: accuracy in percent, effective ranks of the last batch."""
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column("method")
+    columns = {
+        "kNN %": ("knn", _percent),
+        "linear %": ("linear", _percent),
+        "erank online": ("erank_online", _number),
+        "erank target": ("erank_target", _number),
+        "rank difference": ("rank_difference", _number),
+        "erank features": ("erank_features", _number),
+        "images/s": ("images_per_second", lambda v: "-" if v is None else f"{v:,.0f}"),
+    }
+    for column in columns:
+        table.add_column(column, justify="right")
+    for name, row in results.items():
+        table.add_row(name, *(show(row.get(key)) for key, show in columns.values()))
+    return table
+
+
+CONVENTION = (
+    "erank: exp of the entropy of the eigenvalues of the uncentred correlation of one batch "
+    "(online view 1, target view 2); of features: the same for encoder features of the test set."
+)
+
+
+def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print runs side by side, with the protocols they were measured by."""
+    console.print(results_table(results, caption=CONVENTION))
+    said: dict[str, None] = {}
+    for row in results.values():
+        for line in [*dict(row.get("protocols", {})).values(), *row.get("notes", [])]:
+            said[line] = None
+        for name, scores in dict(row.get("sets", {})).items():
+            if name != "test":
+                numbers = ", ".join(f"{k} {_percent(scores[k])}" for k in ("knn", "linear") if k in scores)
+                console.print(f"{name}: {numbers}")
+    for line in said:
+        console.print(f"[dim]{line}[/dim]", highlight=False)
+
+
+def show_methods() -> None:
+    """Print the zoo."""
+    table = Table(
+        caption="Any gain goes on any row: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2).",
+        caption_justify="left",
+    )
+    for column in ("method", "online map", "target map", "teacher", "alignment", "source"):
+        table.add_column(column)
+    for name, row in METHODS.items():
+        table.add_row(
+            name,
+            " + ".join(row.online) or "identity",
+            (" + ".join(row.target) or "identity") + ("" if row.stop_gradient else ", gradient kept"),
+            "EMA" if row.ema else "shared",
+            row.alignment,
+            row.source,
+        )
+    console.print(table)
+
+
+def show_demo(found: tuple[Mapping[str, Mapping[str, Any]], Path]) -> None:
+    """Print the demo's table, where its picture is, and what to look at."""
+    results, picture = found
+    console.print(results_table(results, caption=CONVENTION))
+    console.print(f"picture: {picture}")
+    console.print(
+        "Look at the rank difference: where the target's rank stays above the online one's, dimensions grow and "
+        "kNN is high; symsimsiam has none, and keeps the fewest dimensions."
+    )

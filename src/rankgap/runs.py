@@ -1,0 +1,201 @@
+"""A run folder: what is in it, how it is written, and how it is read again.
+
+config.yaml   metrics.csv   results.json   tensorboard/   checkpoints/last.ckpt
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from rankgap.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder.
+
+    Example:
+        >>> RunFolder(Path("runs/a")).checkpoint.as_posix()
+        'runs/a/checkpoints/last.ckpt'
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What the run is called: its folder's name."""
+        return self.path.resolve().name
+
+    @property
+    def checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One row for each reading of the ranks."""
+        return self.path / "metrics.csv"
+
+    def create(self, *, overwrite: bool) -> None:
+        """Make an empty folder.
+
+        Raises:
+            UserError: it exists and holds something, and `overwrite` is not set, or it holds no run.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            if not overwrite:
+                raise UserError(
+                    f"{self.path} exists: choose another --out, go on with --resume, or --overwrite it"
+                )
+            if not (self.path / "config.yaml").is_file():
+                raise UserError(f"{self.path} holds no run, so it is not overwritten; choose another --out")
+            shutil.rmtree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write `config.yaml`."""
+        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def config(self) -> dict[str, Any]:
+        """What `config.yaml` holds.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise UserError(f"{self.path} is no run folder: it has no config.yaml")
+        try:
+            values = yaml.safe_load(file.read_text())
+        except yaml.YAMLError as error:
+            raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict) or "run" not in values or "recipe" not in values:
+            raise UserError(f"{file} is not a run's configuration")
+        return values
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write `results.json`; what is not finite becomes null."""
+
+        def clean(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {str(k): clean(v) for k, v in value.items()}
+            if isinstance(value, list | tuple):
+                return [clean(v) for v in value]
+            return None if isinstance(value, float) and not math.isfinite(value) else value
+
+        replace_file(self.path / "results.json", json.dumps(clean(results), indent=2).encode() + b"\n")
+
+    def results(self) -> dict[str, Any]:
+        """What `results.json` holds; empty where the run has none yet."""
+        file = self.path / "results.json"
+        if not file.is_file():
+            return {}
+        try:
+            values: dict[str, Any] = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{file} is not JSON: {error}") from error
+        return values
+
+    def metrics(self) -> dict[str, list[float]]:
+        """The columns of `metrics.csv`, as numbers; empty where the run has none yet. A half-written row is left out."""
+        if not self.metrics_file.is_file():
+            return {}
+        with self.metrics_file.open(newline="") as file:
+            rows = list(csv.reader(file))
+        names = rows[0] if rows else []
+        whole = [row for row in rows[1:] if len(row) == len(names) and all(row)]
+        return {name: [float(row[i]) for row in whole] for i, name in enumerate(names)}
+
+    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Write `checkpoints/last.ckpt`; a crash in between leaves the old one."""
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(dict(state), partial)
+        os.replace(partial, self.checkpoint)
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """The newest checkpoint, on the CPU. It is read with `weights_only=True`: it can run no code.
+
+        Raises:
+            UserError: there is none, or the file is not one of ours.
+        """
+        if not self.checkpoint.is_file():
+            raise UserError(f"{self.path} has no checkpoint yet ({self.checkpoint})")
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+            raise UserError(
+                f"{self.checkpoint} cannot be loaded as weights: {str(error).splitlines()[0]}"
+            ) from error
+        if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
+            raise UserError(f"{self.checkpoint} is not a rankgap checkpoint")
+        return state
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+class MetricsFile(Logger):
+    """A Lightning logger that writes `metrics.csv`, one row a reading.
+
+    Args:
+        path: the file.
+        step: keep the rows before this step, drop the rest (a resumed run writes them again).
+    """
+
+    def __init__(self, path: Path, *, step: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        kept: list[list[str]] = []
+        if step and path.is_file():
+            with path.open(newline="") as file:
+                header, *rows = list(csv.reader(file)) or [[]]
+            kept = [header, *(row for row in rows if row and row[0].isdigit() and int(row[0]) < step)]
+        self._has_header = bool(kept)
+        text = "".join(",".join(row) + "\n" for row in kept)
+        replace_file(path, text.encode())
+
+    @property
+    def name(self) -> str:
+        """Of the logger."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Of the logger; it has one."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the configuration has a file of its own."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Append a row: the step, then the metrics in their order."""
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            if not self._has_header:
+                writer.writerow(["step", *metrics])
+                self._has_header = True
+            writer.writerow([step, *(f"{value:.8g}" for value in metrics.values())])
