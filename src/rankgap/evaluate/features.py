@@ -1,0 +1,150 @@
+"""Frozen features of a whole set of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from rankgap.data import Batch, ImageSet
+from rankgap.views import eval_view
+
+
+class Features(NamedTuple):
+    """Features (N, F) float32 and labels (N,) int64, or None where the images have none."""
+
+    features: Tensor
+    labels: Tensor | None
+
+
+class _Slices(Dataset[Batch]):
+    """Consecutive batches of an image set, for a `DataLoader`."""
+
+    def __init__(self, images: ImageSet, batch_size: int) -> None:
+        self.images = images
+        self.rows = torch.split(torch.arange(len(images)), batch_size)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.images.batch(self.rows[index])
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and each submodule's own mode again outside."""
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's first parameter; the CPU where it has none."""
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def feature_batches(
+    encoder: nn.Module,
+    images: ImageSet,
+    *,
+    size: int,
+    batch_size: int = 512,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    workers: int = 0,
+) -> Iterator[Features]:
+    """Features of a set, batch by batch in its order, in evaluation mode and without gradient.
+
+    Args:
+        encoder: (B, C, size, size) -> (B, F); its train or eval mode is put back at the end.
+        images: the set; each image is seen once, through `eval_view`.
+        size: side of the view in pixels.
+        batch_size: images a forward pass.
+        device: where to compute; the encoder's own by default. The encoder is moved there.
+        dtype: autocast to this type; None computes in the encoder's own.
+        mean: per-channel mean in [0, 1] to normalise with; the set's own by default. Give the training set's.
+        std: per-channel standard deviation, likewise.
+        workers: processes that decode files ahead.
+
+    Yields:
+        features (B, F) float32 on the device, labels (B,) int64 on the device or None.
+    """
+    device = device_of(encoder) if device is None else torch.device(device)
+    encoder.to(device)
+    loader = DataLoader(
+        _Slices(images, batch_size),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    with _evaluating(encoder):
+        for batch in loader:
+            # The mode is entered a batch at a time: around a `yield` it would leak into the caller.
+            with torch.inference_mode(), _autocast(device, dtype):
+                view = eval_view(
+                    batch.images.to(device, non_blocking=True),
+                    None if batch.sizes is None else batch.sizes.to(device, non_blocking=True),
+                    size,
+                    images.mean if mean is None else mean,
+                    images.std if std is None else std,
+                )
+                features = encoder(view.contiguous(memory_format=torch.channels_last)).float()
+            yield Features(features, None if batch.labels is None else batch.labels.to(device, non_blocking=True))
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def extract_features(
+    encoder: nn.Module,
+    images: ImageSet,
+    *,
+    size: int,
+    batch_size: int = 512,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    workers: int = 0,
+) -> Features:
+    """Features of a whole set in one tensor; the arguments are `feature_batches`'.
+
+    Returns:
+        features (N, F) float32 and labels (N,) int64 or None, in the set's order, on the device. They are
+        ordinary tensors: autograd may use them as constants.
+    """
+    batches = feature_batches(
+        encoder,
+        images,
+        size=size,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        mean=mean,
+        std=std,
+        workers=workers,
+    )
+    whole: Tensor | None = None
+    labels: list[Tensor] = []
+    row = 0
+    for part, part_labels in batches:
+        if whole is None:  # filled in place, so that the set is never held twice
+            whole = part.new_empty(len(images), part.shape[1])
+        whole[row : row + len(part)] = part
+        row += len(part)
+        if part_labels is not None:
+            labels.append(part_labels)
+    assert whole is not None, f"{images.name}: no images"
+    return Features(whole, torch.cat(labels) if labels else None)
