@@ -14,6 +14,7 @@ from typing import Any, Literal
 import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
+import rankgap
 from rankgap.errors import NonFiniteError, UserError
 
 EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = 2, 3, 130
@@ -152,14 +153,12 @@ _POSITIONAL = {"evaluate": ("run",), "compare": ("runs",), "inspect": ("data",)}
 
 
 def _parser() -> ArgumentParser:
-    from rankgap import __version__
-
     parser = ArgumentParser(
         prog="rankgap",
-        description="Train, watch and design non-contrastive self-supervised learning through its rank difference.",
+        description=rankgap.__doc__,
         exit_on_error=False,
         allow_abbrev=False,
-        version=__version__,
+        version=rankgap.__version__,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")

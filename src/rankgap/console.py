@@ -64,10 +64,10 @@ class Progress(L.Callback):
 
 def announce(experiment: Experiment) -> None:
     """Say what was chosen and why, and warn of what is known to fail."""
-    work = experiment.work
+    work, config = experiment.work, experiment.config
     console.print(
-        f"[bold]{experiment.config.title}[/bold] on {experiment.config.data}: {work.images:,} images, "
-        f"{work.epochs} epochs of {work.steps_per_epoch} steps, {experiment.backbone}, views of {experiment.size} px"
+        f"[bold]{config.title}[/bold] on {config.data}: {work.images:,} images, {work.epochs} epochs of "
+        f"{work.steps_per_epoch} steps, {experiment.backbone}, views of {experiment.size} px"
     )
     for note in [*experiment.train.notes, *experiment.notes]:
         console.print(f"  [dim]preset:[/dim] {note}", highlight=False)
@@ -150,6 +150,6 @@ def show_demo(found: tuple[Mapping[str, Mapping[str, Any]], Path]) -> None:
     console.print(results_table(results, caption=CONVENTION))
     console.print(f"picture: {picture}")
     console.print(
-        "Look at the rank difference: where the target's rank stays above the online one's, dimensions grow and "
-        "kNN is high; symsimsiam has none, and keeps the fewest dimensions."
+        "Look at the rank difference: where the target's rank stays above the online one's, dimensions grow "
+        "and kNN is high; symsimsiam has none, and keeps the fewest dimensions."
     )

@@ -220,11 +220,6 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return settings
 
 
-def view_size(data: str, size: int | None) -> int | None:
-    """The side of a view that is asked for, where it is; None lets the images decide."""
-    return size
-
-
 def prepare(config: TrainConfig) -> Experiment:
     """Read the data, choose the recipe, and say what was chosen.
 

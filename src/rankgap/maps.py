@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -82,7 +83,7 @@ def mlp(
         raise UserError(f"an MLP needs an input and an output width, got {list(dims)}")
     activations = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
     layers: list[nn.Module] = []
-    for width_in, width in zip(dims[:-2], dims[1:-1], strict=True):
+    for width_in, width in pairwise(dims[:-1]):
         layers.append(nn.Linear(width_in, width, bias=not norm))
         layers += [nn.BatchNorm1d(width)] * norm
         layers.append(activations[activation]())

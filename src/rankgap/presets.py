@@ -110,25 +110,24 @@ def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
     codes = work.batch_size + (heads.queue if "sinkhorn" in method.target else 0)
     if "sinkhorn" in method.target and heads.prototypes > codes:
         found.append(
-            f"{heads.prototypes} prototypes, but batch and queue hold {codes} embeddings: codes cannot be balanced; "
-            f"set heads.prototypes to {codes} or less, or lengthen heads.queue"
+            f"{heads.prototypes} prototypes, but batch and queue hold {codes} embeddings, so codes cannot be "
+            f"balanced: set heads.prototypes to {codes} or less, or lengthen heads.queue"
         )
-    if method.ema and 1 / (1 - min(heads.momentum, 1 - 1e-9)) > work.steps:
+    memory = 1 / max(1 - heads.momentum, 1e-9)
+    if method.ema and memory > work.steps:
         found.append(
-            f"EMA momentum {heads.momentum:g} averages over {1 / (1 - min(heads.momentum, 1 - 1e-9)):,.0f} steps, the run "
-            f"has {work.steps}: the teacher stays near its random start; lower heads.momentum"
+            f"EMA momentum {heads.momentum:g} averages over {memory:,.0f} steps and the run has {work.steps}, "
+            f"so the teacher stays near its random start: lower heads.momentum"
         )
-    if work.batch_size < 32:
+    if work.batch_size // work.devices < 32:
         found.append(
-            f"batch size {work.batch_size}: a batch of N bounds the effective rank by N, and batch norm is noisy; use 32 or more"
+            f"{work.batch_size // work.devices} images a device and step: they bound the effective rank, and "
+            f"batch norm is noisy: use 32 or more"
         )
-    if heads.freeze_epochs >= work.epochs and {"assignment"} & {*method.online}:
-        found.append(
-            f"prototypes are frozen for {heads.freeze_epochs:g} of {work.epochs} epochs: they never learn"
-        )
-    left = work.images % work.batch_size
-    if left == 1 or (work.devices > 1 and work.batch_size // work.devices == 1):
-        found.append("the last batch would hold 1 image, which batch norm cannot take: it is left out")
+    if "assignment" in method.online and heads.freeze_epochs >= work.epochs:
+        found.append(f"the prototypes are frozen for all {work.epochs} epochs: lower heads.freeze_epochs")
+    if work.images % work.batch_size == 1:
+        found.append("the last batch of an epoch would hold 1 image, which batch norm cannot take: it is left out")
     return found
 
 
@@ -145,7 +144,7 @@ def adapt_views(recipe: Recipe, data: str, channels: int) -> tuple[Recipe, list[
             dataclasses.replace(v, scale=(0.5, 1.0), flip=0.0, solarize_p=0.0, blur_p=0.0) for v in recipe.views
         )
         return dataclasses.replace(recipe, views=views), [
-            "views of digits: crops of half the image or more, no flip and no solarisation: those make another sign"
+            "crops of half a digit or more, no flip, no solarisation: those make another sign of it"
         ]
     if channels not in (1, 3):
         return recipe, [f"{channels} channels: colour is jittered in brightness and contrast alone"]

@@ -114,7 +114,7 @@ class RunFolder:
         return values
 
     def metrics(self) -> dict[str, list[float]]:
-        """The columns of `metrics.csv`, as numbers; empty where the run has none yet. A half-written row is left out."""
+        """The columns of `metrics.csv` as numbers, without a half-written row; empty where there are none yet."""
         if not self.metrics_file.is_file():
             return {}
         with self.metrics_file.open(newline="") as file:

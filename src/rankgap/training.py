@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import lightning as L
@@ -39,7 +40,7 @@ def learning_rate(optimizer: Optimizer, clock: Clock, batch_size: int) -> float:
 
 
 def parameter_groups(model: DualBranch, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Parameters by weight decay and schedule: biases and norms (1-d) do not decay, a predictor may keep its rate."""
+    """Parameters by weight decay (none for biases and norms) and schedule (a predictor may keep its rate)."""
     branch = {id(p) for p in model.branch.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for p in model.parameters():
@@ -175,14 +176,21 @@ class SelfSupervised(L.LightningModule):
         """The recipe's optimiser; its rate is set each step from the clock."""
         return build_optimizer(self.model, self.optimizer)
 
+    def on_fit_start(self) -> None:
+        """Warn of what looks like a larger batch and is none."""
+        if (passes := self.trainer.accumulate_grad_batches) > 1:
+            warnings.warn(
+                f"accumulating {passes} gradients is not a batch {passes} times as large: spectra, codes, centres and "
+                f"batch norms still see {self.work.batch_size} images",
+                stacklevel=1,
+            )
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Views, both branches, the loss."""
         clock = self.clock
         self.model.prepare(clock)
-        peak, rate = (
-            self.optimizer.lr * self.work.batch_size / 256,
-            learning_rate(self.optimizer, clock, self.work.batch_size),
-        )
+        peak = self.optimizer.lr * self.work.batch_size / 256
+        rate = learning_rate(self.optimizer, clock, self.work.batch_size)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = peak if group["constant"] else rate
         if self._generator is None:

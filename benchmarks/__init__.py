@@ -1,0 +1,1 @@
+"""Measured claims: each folder holds a script, its results and what they say."""

@@ -1,0 +1,184 @@
+"""Run the mini benchmark, or go on with it, and write its table and figure beside this file.
+
+    python -m benchmarks.cifar10_mini --data hf:DIR_OR_NAME [--out runs/mini] [--seeds 0,1,2]
+
+A run that has results is not repeated; one that was interrupted is resumed. The table is written after every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import rankgap
+from rankgap.console import Progress
+from rankgap.experiment import TrainConfig, train
+from rankgap.report.figures import MiniRow, mini_figure
+from rankgap.runs import RunFolder
+
+HERE = Path(__file__).parent
+DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
+    ("siamese", None, None),
+    ("symsimsiam", None, None),
+    ("simsiam", None, None),
+    ("byol", None, None),
+    ("swav", None, None),
+    ("dino", None, None),
+    ("simsiam", "power:0.3", None),
+    ("simsiam", "power:0.5", None),
+    ("simsiam", "power:1", None),
+    ("simsiam", "power:2", None),
+    ("simsiam", "log1p", None),
+    ("simsiam", None, "power:-0.3"),
+    ("simsiam", None, "power:-0.5"),
+    ("simsiam", None, "power:-1"),
+)
+SYMMETRIC = {"siamese", "symsimsiam"}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What one run left behind."""
+
+    title: str
+    seed: int
+    results: dict[str, Any]
+    metrics: dict[str, list[float]]
+
+    def after_first_epoch(self) -> np.ndarray:
+        """Rank differences at every reading after the first epoch."""
+        epoch, difference = np.array(self.metrics["epoch"]), np.array(self.metrics["rank_difference"])
+        return difference[epoch >= 1]
+
+
+def run_one(config: TrainConfig) -> Finished:
+    """Train a run, resume it, or read it."""
+    folder = config.folder
+    if not folder.results():
+        config.resume = folder.checkpoint.is_file()
+        config.overwrite = not config.resume
+        train(config, callbacks=[Progress(f"{config.title} seed {config.seed}")])
+    return Finished(config.title, config.seed, folder.results(), folder.metrics())
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Mean and standard deviation over seeds."""
+    if len(values) < 2:
+        return f"{np.mean(values):.{digits}f}"
+    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def table(rows: dict[str, list[Finished]]) -> str:
+    """The Markdown table: accuracy in percent, effective ranks of the last batch's correlation."""
+    head = (
+        "| row | seeds | kNN % | linear % | erank online | erank target | rank difference | "
+        "smallest difference after epoch 1 | erank of features | s / run |\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+    )
+
+    def line(title: str, runs: list[Finished]) -> str:
+        def over(key: str, factor: float = 1.0) -> list[float]:
+            return [factor * run.results[key] for run in runs]
+
+        smallest = min(float(run.after_first_epoch().min()) for run in runs)
+        cells = [
+            title,
+            str(len(runs)),
+            spread(over("knn", 100)),
+            spread(over("linear", 100)),
+            spread(over("erank_online")),
+            spread(over("erank_target")),
+            spread(over("rank_difference")),
+            f"{smallest:.2f}",
+            spread(over("erank_features")),
+            f"{np.median(over('seconds')):.0f}",
+        ]
+        return "| " + " | ".join(cells) + " |\n"
+
+    return head + "".join(line(title, runs) for title, runs in rows.items())
+
+
+def machine() -> str:
+    """What the runs were made on."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return f"{cpu}, {device}; Python {platform.python_version()}, torch {torch.__version__}, rankgap {rankgap.__version__}"
+
+
+def write(rows: dict[str, list[Finished]], config: TrainConfig) -> None:
+    """Write table, figure and raw results beside this file."""
+    text = (HERE / "ABOUT.md").read_text()
+    protocol = next(iter(rows.values()))[0].results.get("protocols", {})
+    lines = [f"- {name}: {said}\n" for name, said in protocol.items()]
+    (HERE / "README.md").write_text(
+        f"{text}\nMachine: {machine()}.\n\n{table(rows)}\n![kNN, linear and ranks of each row](mini.png)\n\n"
+        f"Protocols:\n\n{''.join(lines)}"
+    )
+    mini_figure(
+        [
+            MiniRow(
+                title,
+                [run.results["knn"] for run in runs],
+                [run.results["linear"] for run in runs],
+                [run.results["erank_online"] for run in runs],
+                [run.results["erank_target"] for run in runs],
+            )
+            for title, runs in rows.items()
+        ],
+        HERE / "mini.png",
+    )
+    raw = [
+        {
+            "row": run.title,
+            "seed": run.seed,
+            "results": run.results,
+            "epoch": run.metrics["epoch"],
+            "erank_online": run.metrics["erank_online"],
+            "erank_target": run.metrics["erank_target"],
+        }
+        for runs in rows.values()
+        for run in runs
+    ]
+    (HERE / "results.json").write_text(json.dumps(raw) + "\n")
+
+
+def main() -> None:
+    """Run every row with every seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="as rankgap train takes it (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="run folders (default: %(default)s)")
+    parser.add_argument("--seeds", default="0,1,2", help="seeds, joined by commas (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=10_000, help="training images (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of a run (default: %(default)s)")
+    given = parser.parse_args()
+    rows: dict[str, list[Finished]] = {}
+    for seed in map(int, given.seeds.split(",")):
+        for method, online, target in DESIGNS:
+            config = TrainConfig(
+                method=method,
+                online=online,
+                target=target,
+                data=given.data,
+                limit=given.limit,
+                epochs=given.epochs,
+                backbone="resnet_tiny",
+                seed=seed,
+            )
+            config.out = str(given.out / f"{config.title.replace(' ', '-').replace(':', '')}-seed{seed}")
+            rows.setdefault(config.title, []).append(run_one(config))
+            write(rows, config)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""The commands, end to end, on digits and on folders made here."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from rankgap.cli import main
+from rankgap.methods import METHODS
+
+SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "2", "--protocol", "knn"]
+
+
+def train(out: Path, *flags: str) -> int:
+    return main(["train", *SHORT, "--out", str(out), *flags])
+
+
+def results(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return found
+
+
+def picture(path: Path, size: tuple[int, int] = (12, 12), mode: str = "RGB", seed: int = 0) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8), mode).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(40):
+        picture(tmp_path / "mine" / f"day{i % 3}" / "camera" / f"{i}.png", seed=i)
+    return tmp_path / "mine"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "simsiam"
+    assert train(out, "--method", "simsiam", "--protocol", "knn,linear") == 0
+    return out
+
+
+def test_train_fills_the_run_folder(run: Path) -> None:
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [0, 2, 4, 6, 7]
+    first = {k: float(v) for k, v in rows[0].items()}
+    assert {"epoch", "loss", "erank_online", "erank_target", "rank_difference"} <= first.keys()
+    assert first["rank_difference"] == pytest.approx(first["erank_target"] - first["erank_online"], rel=1e-5)
+    found = results(run)
+    assert 0 < found["knn"] <= 1
+    assert 0 < found["linear"] <= 1
+    assert found["images_per_second"] > 0
+    assert found["erank_online"] == pytest.approx(float(rows[-1]["erank_online"]))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["run"]["method"] == "simsiam"
+    assert config["recipe"]["heads"]["projector"] == [256, 256, 256]
+    assert config["versions"]["torch"] == torch.__version__
+    assert list((run / "tensorboard").glob("events.out.tfevents.*"))
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["step"] == 8
+
+
+def test_the_resolved_configuration_trains_the_same_run_again(run: Path, tmp_path: Path) -> None:
+    again = yaml.safe_load((run / "config.yaml").read_text())["run"] | {"out": str(tmp_path / "again")}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(again))
+    assert main(["train", "--config", str(tmp_path / "c.yaml")]) == 0
+    assert (tmp_path / "again" / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
+
+
+def test_evaluate_repeats_the_number_of_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = results(run)
+    assert main(["evaluate", str(run), "--protocol", "knn"]) == 0
+    assert results(run)["knn"] == before["knn"]
+    assert "kNN" in capsys.readouterr().out
+
+
+def test_compare_shows_every_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", str(run), str(run)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("simsiam") >= 2
+    assert f"{100 * results(run)['knn']:.1f}" in out
+
+
+def test_methods_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in METHODS)
+
+
+def test_train_help_gives_each_flag_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--rank-every" in out
+    assert "steps between two readings of the ranks" in out
+    assert "default: 10" in out
+
+
+@pytest.mark.parametrize("method", ["byol", "swav", "dino", "symsimsiam"])
+def test_every_kind_of_state_survives_an_interruption(method: str, tmp_path: Path) -> None:
+    """EMA, queue, centre, optimiser and random state: stopped in mid-epoch, the run ends with the same numbers."""
+    flags = ["--method", method, "--epochs", "3"]
+    if method == "swav":
+        flags += ["--settings", "heads.queue=128", "heads.queue_epochs=0"]
+    assert train(tmp_path / "whole", *flags) == 0
+    from lightning.pytorch import Callback
+
+    from rankgap.experiment import InterruptedRunError, TrainConfig
+    from rankgap.experiment import train as run_config
+
+    class Interrupt(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            if pl_module.step == 6:
+                signal.raise_signal(signal.SIGINT)
+
+    saved = yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())["run"]
+    config = TrainConfig(**(saved | {"out": str(tmp_path / "cut")}))
+    with pytest.raises(InterruptedRunError, match="step 6 of 12"):
+        run_config(config, callbacks=[Interrupt()])
+    assert main(["train", "--out", str(tmp_path / "cut"), "--resume"]) == 0
+    assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    assert results(tmp_path / "cut")["knn"] == results(tmp_path / "whole")["knn"]
+    whole, cut = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["model"]
+        for name in ("whole", "cut")
+    )
+    assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_ctrl_c_from_a_terminal_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "rankgap.cli", "train", "--epochs", "500", "--batch-size", "64", "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    limit = time.monotonic() + 120
+    while not (out / "checkpoints" / "last.ckpt").exists() and time.monotonic() < limit:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors
+    assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["step"] > 0
+
+
+def test_a_folder_without_labels_gets_label_free_scores_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--batch-size", "16", "--epochs", "1", "--out", str(out), "--data", f"folder:{folder}"]
+    assert main(["train", *flags]) == 0
+    found = results(out)
+    assert found.get("knn") is None
+    assert found["erank_features"] >= 1
+    assert found["rankme_features"] >= 1
+    assert "label" in capsys.readouterr().out
+
+
+def test_another_evaluation_set_is_scored_under_its_name(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train(out, "--eval", "again=digits") == 0
+    found = results(out)
+    assert found["sets"]["again"]["knn"] == found["knn"]
+
+
+def test_inspect_counts_broken_files_and_draws_a_contact_sheet(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "broken.png").write_bytes(b"not an image")
+    sheet = tmp_path / "sheet.png"
+    assert main(["inspect", f"folder:{folder}", "--method", "byol", "--out", str(sheet)]) == 0
+    out = capsys.readouterr().out
+    assert "broken.png" in out
+    with Image.open(sheet) as image:
+        assert min(image.size) > 200
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code = main(list(arguments))
+    error = capsys.readouterr().err
+    assert code == 2, error
+    assert len(error.strip().splitlines()) == 1
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--method", "simsam"], "did you mean 'simsiam'"),
+        (["--online", "powr:1"], "power"),
+        (["--data", "cifar11"], "cifar10"),
+        (["--backbone", "resnet81"], "did you mean 'resnet18'"),
+        (["--recipe", "cifra"], "did you mean 'cifar'"),
+        (["--data", "folder:/nowhere/at/all"], "/nowhere/at/all"),
+        (["--batch-size", "3000"], "fewer than a batch"),
+        (["--protocol", "ridge"], "knn, linear"),
+        (["--settings", "heads.prototype=3"], "did you mean 'heads.prototypes'"),
+        (["--eval", "digits"], "NAME=DATA"),
+        (["--epochs", "0"], "at least 1"),
+        (["--epochs", "many"], "many"),
+        (["--epoch", "3"], "--epoch"),
+    ],
+)
+def test_bad_flags_get_one_line(
+    flags: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in fails(capsys, "train", "--out", str(tmp_path / "run"), *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_images_are_named_by_their_path(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data, out = f"folder:{folder}", str(tmp_path / "run")
+    (folder / "day0" / "torn.png").write_bytes((folder / "day0" / "camera" / "0.png").read_bytes()[:60])
+    assert "torn.png" in fails(capsys, "train", "--data", data, "--out", out)
+    (folder / "day0" / "torn.png").unlink()
+    picture(folder / "grey.png", mode="L")
+    assert "grey.png" in fails(capsys, "train", "--data", data, "--out", out)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert str(empty) in fails(capsys, "train", "--data", f"folder:{empty}", "--out", out)
+
+
+def test_a_run_is_never_overwritten_unasked(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    before = (run / "metrics.csv").read_bytes()
+    assert "--overwrite" in fails(capsys, "train", "--out", str(run))
+    assert (run / "metrics.csv").read_bytes() == before
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert "no run" in fails(capsys, "train", "--out", str(tmp_path), "--overwrite")
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_a_checkpoint_of_another_model_or_none_at_all(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert "no run folder" in fails(capsys, "evaluate", str(tmp_path))
+    other = tmp_path / "other"
+    (other / "checkpoints").mkdir(parents=True)
+    (other / "config.yaml").write_text((run / "config.yaml").read_text())
+    assert "no checkpoint" in fails(capsys, "evaluate", str(other))
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    state["model"].pop(next(iter(state["model"])))
+    torch.save(state, other / "checkpoints" / "last.ckpt")
+    assert "another model" in fails(capsys, "evaluate", str(other))
+    assert "was started with --method simsiam" in fails(
+        capsys, "train", "--out", str(run), "--resume", "--method", "byol"
+    )
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch exploded",)
+
+
+def test_a_stranger_s_checkpoint_runs_no_code(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    torch.save({"step": 1, "model": Bomb(), "optimizer": {}}, tmp_path / "checkpoints" / "last.ckpt")
+    assert "cannot be loaded" in fails(capsys, "evaluate", str(tmp_path))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert train(out, "--method", "byol", "--lr", "1e30", "--precision", "32-true") == 3
+    error = capsys.readouterr().err
+    assert "at step" in error
+    assert "checkpoint" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--debug", "train", "--method", "simsam"]) == 2
+    assert "Traceback" in capsys.readouterr().err

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rankgap.branches import DualBranch
+from rankgap.errors import UserError
+from rankgap.filters import SpectralFilter
+from rankgap.maps import Assignment, Clock, PerView
+from rankgap.methods import METHODS, Method, build, design, title
+from rankgap.recipes import Heads
+
+HEADS = Heads(
+    projector=(32, 16),
+    projector_output_norm="batch",
+    predictor=(8,),
+    prototypes=12,
+    queue=16,
+    teacher_warmup_epochs=1,
+)
+
+
+def small(method: str | Method, online: str | None = None, target: str | None = None) -> DualBranch:
+    torch.manual_seed(0)
+    return build(method, backbone="resnet_tiny", online=online, target=target, heads=HEADS, size=16)
+
+
+def images(views: int = 2, batch: int = 8) -> torch.Tensor:
+    return torch.randn(views, batch, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_row_trains_a_step_and_reaches_every_online_parameter(method: str) -> None:
+    model = small(method)
+    model.prepare(Clock(step=30, steps=100, steps_per_epoch=10))
+    out = model(images())
+    out.loss.backward()
+    width = 12 if METHODS[method].alignment == "cross_entropy" else 16
+    assert out.online.shape == out.target.shape == (2, 8, width)
+    assert out.features.shape == (2, 8, 128)
+    assert torch.isfinite(out.loss)
+    online = [*model.branch.named_parameters(), *model.online_map.named_parameters()]
+    assert [name for name, p in online if p.grad is None] == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("online", "target"), [("power:0.5", None), (None, "power:-0.5"), ("log1p", "power:-0.3")])
+def test_any_filter_goes_on_any_row(method: str, online: str | None, target: str | None) -> None:
+    model = small(method, online, target)
+    out = model(images())
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+    for gain, side in ((online, model.online_map), (target, model.target_map)):
+        found = [m for m in side.modules() if isinstance(m, SpectralFilter)]
+        assert len(found) == (gain is not None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_few_steps_of_descent_lower_the_loss_of_a_fixed_batch(method: str) -> None:
+    model = small(method)
+    views, losses = images(batch=32), []
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for step in range(8):
+        clock = Clock(step=step, steps=8, steps_per_epoch=8)
+        model.prepare(clock)
+        loss = model(views).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.update_teacher(clock)
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+
+
+def test_a_filter_takes_the_predictor_s_place() -> None:
+    assert design("simsiam", online="power:1").online == ("power:1",)
+    assert design("byol", target="power:-0.5").online == ()
+    assert design("byol", online="predictor", target="power:-0.5").online == ("predictor",)
+    assert design("simsiam", online="identity").online == ()
+
+
+def test_a_filter_stands_before_the_prototypes() -> None:
+    assert design("swav", online="log1p").online == ("log1p", "assignment")
+    assert design("dino", target="power:-0.5").target == ("power:-0.5", "centred_assignment")
+    model = small("dino", "power:0.5")
+    assert [type(m) for m in model.online_map] == [SpectralFilter, Assignment]
+
+
+def test_a_predictor_sees_one_view_at_a_time() -> None:
+    assert isinstance(small("simsiam").online_map[0], PerView)
+
+
+def test_swav_shares_its_prototypes_and_dino_averages_them() -> None:
+    swav, dino = small("swav"), small("dino")
+    assert swav.target_map[0].prototypes is swav.branch.prototypes
+    assert dino.teacher is not None
+    assert dino.target_map[0].prototypes is dino.teacher.prototypes
+    assert dino.teacher.prototypes is not dino.branch.prototypes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"method": "simsam"}, "did you mean 'simsiam'"),
+        ({"method": "simsiam", "online": "powr:1"}, "power"),
+        ({"method": "simsiam", "online": "power:one"}, "power:one"),
+        ({"method": "simsiam", "target": "predictor"}, "online branch"),
+        ({"method": "siamese", "online": "predictor"}, None),
+    ],
+)
+def test_a_design_that_cannot_be_is_named(arguments: dict[str, str], says: str | None) -> None:
+    if says is None:
+        assert design(**arguments).online == ("predictor",)
+    else:
+        with pytest.raises(UserError, match=says):
+            design(**arguments)
+
+
+def test_an_unknown_backbone_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'resnet18'"):
+        build("simsiam", backbone="resnet81")
+
+
+def test_a_row_of_one_s_own_needs_no_registration() -> None:
+    row = Method(online=("predictor",), target=("power:-0.3",), body="simsiam", source="here")
+    assert torch.isfinite(small(row)(images()).loss)
+
+
+def test_small_images_get_a_stem_that_keeps_their_pixels() -> None:
+    stem = build("simsiam", backbone="resnet18", heads=HEADS, size=32).encoder().get_submodule("network.conv1")
+    assert isinstance(stem, nn.Conv2d)
+    assert (stem.kernel_size, stem.stride) == ((3, 3), (1, 1))
+
+
+def test_titles_name_the_filters() -> None:
+    assert title("simsiam") == "simsiam"
+    assert title("byol", target="power:-0.5") == "byol target power:-0.5"
