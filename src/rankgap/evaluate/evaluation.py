@@ -22,7 +22,9 @@ Scorer = Neighbours | LinearClassifier
 RANK_ROWS = 25_600  # RankMe's sample (Garrido et al. 2023, section 4)
 
 _FROZEN = "frozen encoder, centre view, no augmentation"
-_LINEAR = f"multinomial logistic regression, L2 with C = 0.1 (fixed), standardised features, full-batch L-BFGS; {_FROZEN}"
+_LINEAR = (
+    f"multinomial logistic regression, L2, C = 0.1 (fixed), standardised features, full-batch L-BFGS; {_FROZEN}"
+)
 _LINEAR_SGD = (
     f"linear layer, SGD momentum 0.9, lr 0.3, 100 epochs, batch 256, lr x 0.1 at epochs 60 and 80; {_FROZEN}"
 )

@@ -89,7 +89,7 @@ def fit_lbfgs(
     step = max(BLOCK // classes, 1)
     blocks = list(zip(torch.split(x, step), torch.split(labels[None], step, dim=1), strict=True))
 
-    def closure() -> Tensor:
+    def closure() -> float:
         gradient = decay * v
         loss = (gradient * v).double().sum() / 2
         for part, label in blocks:
@@ -101,7 +101,7 @@ def fit_lbfgs(
             wrong.scatter_add_(0, label, torch.full_like(total, -1))
             gradient += wrong @ part / rows
         v.grad = gradient
-        return loss
+        return float(loss)
 
     with torch.no_grad():
         optimizer.step(closure)
