@@ -7,6 +7,7 @@ Okabe and Ito's, which the colour-blind tell apart.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,8 +162,7 @@ def _rank_panel(axes: Axes, run: RankTrace) -> None:
         hatch="////",
         linewidth=0,
     )
-    size = 9 * min(1, max(28 / max(len(run.name), 1), 0.6))  # a long name stays clear of the next panel's
-    axes.set_title(run.name, size=size, weight="bold", loc="left", pad=14, parse_math=False)
+    axes.set_title(textwrap.fill(run.name, 30), size=9, weight="bold", loc="left", pad=14, parse_math=False)
     if run.knn is not None and math.isfinite(run.knn):
         axes.text(0, 1.03, f"kNN {100 * run.knn:.1f}%", transform=axes.transAxes, size=8, color=GREY)
 
@@ -201,7 +201,7 @@ def mini_figure(
         title: of the figure.
     """
     assert rows, "no row to draw"
-    rows = sorted(rows, key=lambda row: _mean(row.knn))
+    rows = sorted(rows, key=lambda row: np.nan_to_num(_mean(row.knn), nan=-1))
     figure = Figure(figsize=(9.2, 1.75 + 0.32 * len(rows)), dpi=DPI)
     reading = (
         "Left: large marks are means, small ones and bars the seeds. Right: an arrow runs from the online to the\n"
