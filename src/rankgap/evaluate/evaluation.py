@@ -12,8 +12,8 @@ from rankgap.data import ImageSet
 from rankgap.errors import NonFiniteError, UserError, unknown
 from rankgap.evaluate.accuracy import Hits
 from rankgap.evaluate.features import Features, device_of, extract_features, feature_batches
-from rankgap.evaluate.knn import Neighbours
 from rankgap.evaluate.linear import LinearClassifier, fit_lbfgs, fit_sgd
+from rankgap.evaluate.neighbours import Neighbours
 from rankgap.spectra import effective_rank, rankme
 
 Protocol = Literal["knn", "linear", "linear_sgd"]

@@ -84,11 +84,17 @@ def fit_lbfgs(
     decay = penalty * F.pad(to_weight.square().sum(0), (0, 1))  # |W|^2 = sum decay V^2: Q is orthonormal
     v = nn.Parameter(x.new_zeros(classes, x.shape[1]))
     optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
-        [v], max_iter=iterations, tolerance_grad=tolerance, history_size=10, line_search_fn="strong_wolfe"
+        [v],
+        max_iter=iterations,
+        tolerance_grad=tolerance,
+        tolerance_change=tolerance**2,  # of the loss: the Hessian is at most 1 in these variables
+        history_size=10,
+        line_search_fn="strong_wolfe",
     )
     step = max(BLOCK // classes, 1)
     blocks = list(zip(torch.split(x, step), torch.split(labels[None], step, dim=1), strict=True))
 
+    @torch.no_grad()  # the gradient is written out; autograd would keep every block's logits
     def closure() -> float:
         gradient = decay * v
         loss = (gradient * v).double().sum() / 2
