@@ -254,7 +254,8 @@ class Pixels(nn.Module):
         self.frozen = nn.Dropout(0.5).eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.frozen(self.norm(images) * self.weight).flatten(1)
+        features: Tensor = self.frozen(self.norm(images) * self.weight)
+        return features.flatten(1)
 
 
 def digit_set(
@@ -297,7 +298,7 @@ def test_modes_are_put_back_when_the_encoder_fails() -> None:
     assert encoder.training
 
 
-def test_features_are_float32_constants_that_autograd_may_use(encoder: Pixels) -> None:
+def test_features_are_float32_constants_that_autograd_may_use() -> None:
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 8))
     full = extract_features(encoder, digit_set(TRAIN), size=8).features
     half = extract_features(encoder, digit_set(TRAIN), size=8, dtype=torch.bfloat16).features

@@ -63,7 +63,7 @@ def evaluate(
     size: int,
     protocol: Sequence[str] = ("knn", "linear"),
     branch: Literal["online", "target"] = "online",
-    batch_size: int = 512,
+    batch_size: int = 256,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     workers: int = 0,
