@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -103,9 +103,14 @@ def evaluate(
             raise unknown("protocol", name, PROTOCOLS)
     check_sets(train, tests)
     device = device_of(encoder) if device is None else torch.device(device)
-    bank = extract_features(
-        encoder, train, size=size, batch_size=batch_size, device=device, dtype=dtype, workers=workers
-    )
+    forward: dict[str, Any] = {
+        "size": size,
+        "batch_size": batch_size,
+        "device": device,
+        "dtype": dtype,
+        "workers": workers,
+    }
+    bank = extract_features(encoder, train, **forward)
     results: dict[str, object] = {"branch": branch}
     protocols: dict[str, str] = {}
     notes: list[str] = []
@@ -120,17 +125,7 @@ def evaluate(
         if test.labels is None:
             notes.append(f"evaluation set {name!r} has no labels: no accuracy on it")
             continue
-        batches = feature_batches(
-            encoder,
-            test,
-            size=size,
-            batch_size=batch_size,
-            device=device,
-            dtype=dtype,
-            mean=train.mean,
-            std=train.std,
-            workers=workers,
-        )
+        batches = feature_batches(encoder, test, mean=train.mean, std=train.std, **forward)
         sets[name] |= _accuracies(scorers, batches, _label_map(name, train, test), classes)
     scored = [s for s in sets.values() if len(s) > 1]
     if scored:
