@@ -24,8 +24,7 @@ from rankgap.errors import UserError, unknown
 Interpolation = Literal["bicubic", "bilinear"]
 _TRIES = 10  # crops tried before the central one is taken, as in torchvision
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: grey as PIL and YIQ define it
-_BLOCK = 2**23  # values handled at once on a CPU
-_DRAWS = 2 * _TRIES + 12  # uniforms per image
+_BLOCK = 2**19  # values handled at once on a CPU
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,83 +78,69 @@ class ViewConfig:
 
 
 class Parameters(NamedTuple):
-    """What is drawn for one view of each image; all (B,). Crops are in pixels of the original image."""
+    """What is drawn for V views of B images; all (V, B). Crops are in pixels of the original images.
+
+    Where an image is not jittered its three factors are 1 and its hue shift, in turns, is 0.
+    """
 
     top: Tensor
     left: Tensor
     height: Tensor
     width: Tensor
-    flip: Tensor
     brightness: Tensor
     contrast: Tensor
     saturation: Tensor
     hue: Tensor
+    sigma: Tensor
+    flip: Tensor
     grey: Tensor
     blur: Tensor
-    sigma: Tensor
     solarize: Tensor
 
 
-def draw(
-    config: ViewConfig, height: Tensor, width: Tensor, generator: torch.Generator | None = None
-) -> Parameters:
-    """Parameters of one view of each image, distributed as torchvision draws them one image at a time.
+def _ranges(config: ViewConfig) -> list[tuple[float, float]]:
+    """Least and greatest of each uniform number drawn: areas, log ratios, factors, hue, sigma, position."""
+    least, greatest = config.ratio
+    return [
+        *[config.scale] * _TRIES,
+        *[(math.log(least), math.log(greatest))] * _TRIES,
+        *[(max(0.0, 1 - strength), 1 + strength) for strength in config.jitter[:3]],
+        (-config.jitter[3], config.jitter[3]),
+        config.blur_sigma,
+        (0, 1),
+        (0, 1),
+    ]
 
-    `RandomResizedCrop` tries ten crops and takes the first that fits, else the largest central one that keeps the
-    ratio; here the ten tries of all images are drawn at once. Where an image is not jittered its factors are 1
-    and its hue shift is 0.
+
+def _chances(config: ViewConfig) -> list[float]:
+    return [config.jitter_p, config.flip, config.grey_p, config.blur_p, config.solarize_p]
+
+
+def _first_that_fits(
+    areas: Tensor, ratios: Tensor, ratio: Tensor, height: Tensor, width: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The size of each crop: the first of the tries that fits, else the largest central one of a ratio allowed.
 
     Args:
-        config: of the view.
-        height: float32 (B,), of the original images in pixels.
-        width: likewise.
-        generator: on the device of `height`; the default generator otherwise.
+        areas: (V, 10, B) tried, in pixels.
+        ratios: (V, 10, B) tried, width / height.
+        ratio: (V, 2, 1) least and greatest.
+        height: (B,) of the images.
+        width: (B,) of the images.
+
+    Returns:
+        height and width (V, B) of the crops, bool (V, B) whether a try fitted.
     """
-    u = torch.rand(_DRAWS, len(height), generator=generator, device=height.device)  # one draw: one kernel
-    singles = u[2 * _TRIES :].unbind()
-    on = singles[0] < config.jitter_p
-    factors = [
-        torch.where(on, _between(max(0.0, 1 - strength), 1 + strength, x), 1.0)
-        for strength, x in zip(config.jitter[:3], singles[1:4], strict=True)
-    ]
-    top, left, h, w = _draw_crop(config, height, width, u[:_TRIES], u[_TRIES : 2 * _TRIES], *singles[10:12])
-    return Parameters(
-        top,
-        left,
-        h,
-        w,
-        singles[4] < config.flip,
-        *factors,
-        torch.where(on, _between(-config.jitter[3], config.jitter[3], singles[5]), 0.0),
-        singles[6] < config.grey_p,
-        singles[7] < config.blur_p,
-        _between(*config.blur_sigma, singles[8]),
-        singles[9] < config.solarize_p,
-    )
-
-
-def _between(low: float, high: float, u: Tensor) -> Tensor:
-    return u * (high - low) + low
-
-
-def _draw_crop(
-    config: ViewConfig, height: Tensor, width: Tensor, areas: Tensor, ratios: Tensor, y: Tensor, x: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height and width of the crops from uniforms: areas and ratios (10, B), y and x (B,)."""
-    least, greatest = config.ratio
-    area = _between(*config.scale, areas) * (height * width)
-    ratio = _between(math.log(least), math.log(greatest), ratios).exp_()
-    widths, heights = (area * ratio).sqrt_().round_(), (area / ratio).sqrt_().round_()  # (10, B)
+    widths, heights = (areas * ratios).sqrt_().round_(), (areas / ratios).sqrt_().round_()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    found, first = fits.byte().max(0, keepdim=True)  # the first of equal maxima: the first that fits
-    central_width = torch.where(width > height * greatest, (height * greatest).round_(), width)
+    found, first = fits.byte().max(1, keepdim=True)  # of equal maxima, the first
+    least, greatest = ratio.unbind(1)  # (V, 1)
     central_height = torch.where(width < height * least, (width / least).round_(), height)
-    w = torch.where(found[0] > 0, widths.gather(0, first)[0], central_width)
-    h = torch.where(found[0] > 0, heights.gather(0, first)[0], central_height)
-    free_y, free_x = height - h, width - w
-    top = torch.where(found[0] > 0, torch.minimum((y * (free_y + 1)).floor_(), free_y), (free_y / 2).floor_())
-    left = torch.where(found[0] > 0, torch.minimum((x * (free_x + 1)).floor_(), free_x), (free_x / 2).floor_())
-    return top, left, h, w
+    central_width = torch.where(width > height * greatest, (height * greatest).round_(), width)
+    fitted = found[:, 0] > 0
+    h = torch.where(fitted, heights.gather(1, first)[:, 0], central_height)
+    w = torch.where(fitted, widths.gather(1, first)[:, 0], central_width)
+    return h, w, fitted
 
 
 def _bilinear(distance: Tensor) -> Tensor:
@@ -176,38 +161,53 @@ def _bicubic(distance: Tensor) -> Tensor:
 _KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": _bicubic, "bilinear": _bilinear}
 
 
-def axis_matrix(
-    start: Tensor, length: Tensor, stored: int, size: int, interpolation: Interpolation, flip: Tensor | None = None
-) -> Tensor:
-    """Crop, flip and resize along one axis, as matrices to multiply pixels with.
+class Taps(NamedTuple):
+    """A resampling of one axis: weights and int64 pixel indices, both (..., S, taps)."""
+
+    weights: Tensor
+    pixels: Tensor
+
+    def matrices(self, stored: int) -> Tensor:
+        """As matrices (..., S, stored) to multiply pixels with."""
+        zeros = self.weights.new_zeros(*self.weights.shape[:-1], stored)
+        return zeros.scatter_add_(-1, self.pixels, self.weights)
+
+
+def axis_taps(
+    start: Tensor,
+    length: Tensor,
+    stored: int,
+    size: int,
+    kernel: Callable[[Tensor], Tensor],
+    flip: Tensor | None = None,
+) -> Taps:
+    """Crop, flip and resize along one axis.
 
     Equal to torch's `interpolate(..., antialias=True)` of the crop: sample i lies at start + length (i + 1/2) / S,
-    the kernel is stretched by length / S where that shrinks, pixels outside the crop weigh nothing, and each row
-    sums to 1.
+    the kernel is stretched by length / S where that shrinks, pixels outside the crop weigh nothing, and weights
+    sum to 1.
 
     Args:
-        start: (B,) first pixel of the crop; need not be whole.
-        length: (B,) its length in pixels.
+        start: (...) first pixel of the crop; need not be whole.
+        length: (...) its length in pixels, at most `stored`.
         stored: pixels of the axis.
         size: samples to take, S.
-        interpolation: the kernel.
-        flip: bool (B,), which axes to reverse.
-
-    Returns:
-        (B, size, stored)
+        kernel: of (..., S, taps) distances; zero from 2 on.
+        flip: bool (...), which axes to reverse.
     """
-    sample = torch.arange(size, device=start.device, dtype=start.dtype).add_(0.5).expand(len(start), size)
+    start, length = start[..., None], length[..., None]
+    sample = torch.arange(0.5, size, device=start.device)
     if flip is not None:
-        sample = torch.where(flip[:, None], size - sample, sample)
-    pixel = torch.arange(stored, device=start.device, dtype=start.dtype)
-    step = (length / size)[:, None]
-    stretch = step.clamp(min=1)
-    centre = (start[:, None] + step * sample).div_(stretch)
-    weights = (centre[:, :, None] - ((pixel + 0.5) / stretch)[:, None, :]).abs_()
-    weights = _KERNELS[interpolation](weights)
-    inside = (pixel + 1 > start[:, None]) & (pixel < (start + length)[:, None])
-    weights.mul_(inside[:, None])
-    return weights.div_(weights.sum(-1, keepdim=True))
+        sample = torch.where(flip[..., None], size - sample, sample)
+    step = length / size
+    centre = torch.addcmul(start, step, sample).sub_(0.5)  # (..., S), where pixel j lies at j
+    taps = 2 * math.ceil(2 * max(1.0, stored / size))
+    first = centre.sub(taps / 2).floor_().add_(1)
+    pixels = first[..., None] + torch.arange(taps, device=start.device)
+    distances = (pixels - centre[..., None]).div_(step.clamp(min=1)[..., None]).abs_()
+    start, length = start[..., None], length[..., None]
+    weights = kernel(distances).mul_((pixels > start - 1) & (pixels < start + length))
+    return Taps(weights.div_(weights.sum(-1, keepdim=True)), pixels.clamp_(0, stored - 1).long())
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
@@ -229,17 +229,19 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.matmul(rows[:, None], across.view(b, c, h, -1))
 
 
-def _blur(images: Tensor, sigma: Tensor) -> Tensor:
-    kernel = blur_matrix(sigma, images.shape[-1])
-    return _separable(images, kernel, kernel)
+def _blur(views: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of (B, S, S, C) with sigma (B,) pixels."""
+    kernel = blur_matrix(sigma, views.shape[1])
+    return _separable(views.permute(0, 3, 1, 2), kernel, kernel).permute(0, 2, 3, 1)
 
 
-def _on_drawn(images: Tensor, drawn: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
-    """The operation on the images drawn. A CPU leaves the others out; elsewhere picking them would wait for it."""
-    if images.device.type == "cpu":
+def _change_drawn(views: Tensor, drawn: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
+    """The operation on the views drawn, in place. Off the CPU all are computed: picking some would wait for it."""
+    if views.device.type == "cpu":
         chosen = drawn.nonzero().squeeze(1)
-        return images.index_copy_(0, chosen, operation(images[chosen], *(p[chosen] for p in parameters)))
-    return torch.where(drawn[:, None, None, None], operation(images, *parameters), images)
+        views.index_copy_(0, chosen, operation(views[chosen], *(p[chosen] for p in parameters)))
+    else:
+        views.copy_(torch.where(drawn[:, None, None, None], operation(views, *parameters), views))
 
 
 def _colour_basis(channels: int) -> tuple[Tensor, Tensor]:
@@ -262,7 +264,7 @@ class Views(nn.Module):
     """Several random views of each image of a batch, normalised.
 
     A view is cropped, flipped and resized, jittered in colour, made grey, blurred and solarised, in this order and
-    with probabilities and parameters as in torchvision (`ViewConfig`, `draw`). Where the pixels differ from
+    with probabilities and parameters as in torchvision (`ViewConfig`). Where the pixels differ from
     torchvision's on PIL images (tests bound the mean difference):
 
     * the four jitters come in the order brightness, contrast, saturation, hue, where torchvision shuffles them. So
@@ -289,10 +291,13 @@ class Views(nn.Module):
         torch.Size([2, 4, 3, 32, 32])
     """
 
+    ranges: Tensor
+    chances: Tensor
+    ratio: Tensor
     luma: Tensor
     basis: Tensor
     gain: Tensor
-    shift: Tensor
+    black: Tensor
     low: Tensor
     high: Tensor
 
@@ -303,20 +308,67 @@ class Views(nn.Module):
         _check_normalisation(size, mean, std)
         self.configs, self.size = tuple(configs), size
         luma, basis = _colour_basis(len(mean))
-        scale = torch.tensor(std, dtype=torch.float64)[:, None]  # (C, 1)
-        black = -torch.tensor(mean, dtype=torch.float64)[:, None] / scale
-        white = black + 1 / scale
-        plane = torch.ones(size * size, dtype=torch.float64)
-        for name, constant in {
+        scale = torch.tensor(std, dtype=torch.float64)
+        black = -torch.tensor(mean, dtype=torch.float64) / scale
+        constants = {
+            "ranges": torch.tensor([_ranges(c) for c in configs]).mT[..., None],  # (V, 2, 27, 1)
+            "chances": torch.tensor([_chances(c) for c in configs])[..., None],  # (V, 5, 1)
+            "ratio": torch.tensor([c.ratio for c in configs])[..., None],  # (V, 2, 1)
             "luma": luma,
-            "basis": (basis / (255 * scale)).flatten(1),  # from [0, 255] to normalised values
-            "gain": 1 / (255 * scale.T),
-            "shift": black.T,
-            # As large as a view: clamping with bounds that broadcast within an image is ten times slower on a CPU.
-            "low": (black * plane).view(-1, size, size),
-            "high": (white * plane).view(-1, size, size),
-        }.items():
+            "basis": (basis / (255 * scale[:, None])).flatten(1),  # (3, C*C), from [0, 255] to normalised values
+            "gain": 1 / (255 * scale)[:, None],  # (C, 1)
+            "black": black[:, None],  # (C, 1)
+            # Bounds of a row of pixels: a CPU clamps ten times slower where bounds repeat within a row.
+            "low": black.repeat(size),  # (S*C,)
+            "high": (black + 1 / scale).repeat(size),
+        }
+        for name, constant in constants.items():
             self.register_buffer(name, constant.float(), persistent=False)
+
+    def draw(self, height: Tensor, width: Tensor, generator: torch.Generator | None = None) -> Parameters:
+        """Parameters of all views, distributed as torchvision's transforms draw them one image at a time.
+
+        `RandomResizedCrop` tries ten crops and takes the first that fits; here the ten of all images and views are
+        drawn at once.
+
+        Args:
+            height: float32 (B,), of the original images in pixels.
+            width: likewise.
+            generator: on the device of `height`; the default generator otherwise.
+        """
+        low, high = self.ranges.unbind(1)
+        numbers = low.shape[1]
+        shape = len(self.configs), numbers + self.chances.shape[1], len(height)
+        uniform = torch.rand(shape, generator=generator, device=height.device)
+        x = torch.addcmul(low, high - low, uniform[:, :numbers])
+        areas, ratios, (*factors, hue, sigma, y, z) = (
+            x[:, :_TRIES] * (height * width),
+            x[:, _TRIES : 2 * _TRIES].exp(),
+            x[:, 2 * _TRIES :].unbind(1),
+        )
+        jitter, flip, grey, blur, solarize = (uniform[:, numbers:] < self.chances).unbind(1)
+        h, w, fitted = _first_that_fits(areas, ratios, self.ratio, height, width)
+        top, left = (
+            torch.where(fitted, torch.minimum((u * (free + 1)).floor_(), free), (free / 2).floor_())
+            for u, free in ((y, height - h), (z, width - w))
+        )
+        brightness, contrast, saturation = (torch.where(jitter, factor, 1.0) for factor in factors)
+        hue = torch.where(jitter, hue, 0.0)
+        return Parameters(
+            top=top,
+            left=left,
+            height=h,
+            width=w,
+            brightness=brightness,
+            contrast=contrast,
+            saturation=saturation,
+            hue=hue,
+            sigma=sigma,
+            flip=flip,
+            grey=grey,
+            blur=blur,
+            solarize=solarize,
+        )
 
     def forward(
         self, images: Tensor, sizes: Tensor | None = None, generator: torch.Generator | None = None
@@ -339,41 +391,65 @@ class Views(nn.Module):
         b, c, h, w = images.shape
         height, width = _original_sizes(images, sizes)
         out = images.new_empty(len(self.configs), b, self.size, self.size, c, dtype=torch.float32)
-        drawn = [draw(config, height, width, generator) for config in self.configs]
-        # A CPU's caches and allocator want small blocks; an accelerator wants the whole batch.
-        block = b if images.device.type != "cpu" else max(1, _BLOCK // max(images[:1].numel(), out[0, :1].numel()))
+        # Small blocks stay in a CPU's caches, and its allocator keeps them; an accelerator wants the whole batch.
+        block = b if images.device.type != "cpu" else max(1, _BLOCK // max(c * h * w, out[0, 0].numel()))
         with torch.autocast(images.device.type, enabled=False):  # half precision would band the colours
-            for start in range(0, b, block):
-                part = slice(start, start + block)
-                pixels, y, x = images[part].float(), h / height[part], w / width[part]
-                for config, whole, view in zip(self.configs, drawn, out, strict=True):
-                    p = Parameters(*(parameter[part] for parameter in whole))
-                    rows = axis_matrix(p.top * y, p.height * y, h, self.size, config.interpolation)
-                    columns = axis_matrix(p.left * x, p.width * x, w, self.size, config.interpolation, p.flip)
-                    crops = _separable(pixels, rows, columns)
-                    view[part].copy_(self._recolour(crops, p, config).permute(0, 2, 3, 1))
+            p = self.draw(height, width, generator)
+            y, x = h / height, w / width  # stored pixels of an original one
+            rows = axis_taps(p.top * y, p.height * y, h, self.size, self._kernel)
+            columns = axis_taps(p.left * x, p.width * x, w, self.size, self._kernel, p.flip)
+            colours, lift = self._colours(p)
+            for part in (slice(start, start + block) for start in range(0, b, block)):
+                pixels = images[part].float()
+                for v, config in enumerate(self.configs):
+                    at = v, part
+                    self._render(
+                        out[at],
+                        pixels,
+                        Taps(rows.weights[at], rows.pixels[at]).matrices(h),
+                        Taps(columns.weights[at], columns.pixels[at]).matrices(w),
+                        colours[at],
+                        lift[at],
+                    )
+                    if config.blur_p > 0:
+                        _change_drawn(out[at], p.blur[at], _blur, p.sigma[at])
+                    if config.solarize_p > 0:
+                        _change_drawn(out[at], p.solarize[at], self._solarize)
         return out.permute(0, 1, 4, 2, 3)
 
-    def _recolour(self, crops: Tensor, p: Parameters, config: ViewConfig) -> Tensor:
-        """Crops (B, C, S, S) in [0, 255] -> jittered, blurred, solarised, normalised."""
+    def _kernel(self, distances: Tensor) -> Tensor:
+        """Each view's kernel on distances (V, ...)."""
+        kinds = {config.interpolation for config in self.configs}
+        if len(kinds) == 1:
+            return _KERNELS[kinds.pop()](distances)
+        return torch.stack([_KERNELS[c.interpolation](d) for c, d in zip(self.configs, distances, strict=True)])
+
+    def _colours(self, p: Parameters) -> tuple[Tensor, Tensor]:
+        """Matrices (V, B, C, C) from [0, 255] to normalised values, and the share (V, B) of mean grey to add."""
         gain = p.brightness * p.contrast
         chroma = gain * torch.where(p.grey, 0.0, p.saturation)
-        angle = 2 * math.pi * p.hue
-        mixture = torch.stack([gain, chroma * angle.cos(), chroma * angle.sin()], 1)
-        grey = p.brightness * (1 - p.contrast) * (crops.mean((2, 3)) @ self.luma)
-        view = torch.baddbmm(
-            torch.addcmul(self.shift, grey[:, None], self.gain)[:, :, None],
-            (mixture @ self.basis).view(-1, *2 * crops.shape[1:2]),
-            crops.flatten(2),
-        ).view_as(crops)
-        # Normalising keeps each channel's order and averages: what follows needs no way back to [0, 1].
+        angle = p.hue * (2 * math.pi)
+        mixture = torch.stack([gain, chroma * angle.cos(), chroma * angle.sin()], -1)  # (V, B, 3)
+        return (mixture @ self.basis).view(*gain.shape, *2 * self.luma.shape), p.brightness - gain
+
+    def _render(
+        self, view: Tensor, pixels: Tensor, rows: Tensor, columns: Tensor, colours: Tensor, lift: Tensor
+    ) -> None:
+        """Write rows @ colours(pixels @ columns^T), clamped, into the view (B, S, S, C)."""
+        b, c, h, w = pixels.shape
+        across = torch.bmm(pixels.view(b, c * h, w), columns.mT).view(b, c, h, -1)
+        mean = torch.bmm(across.mean(-1), rows.mean(1)[:, :, None])  # (B, C, 1), of the crop before its colours
+        shift = torch.addcmul(self.black, self.gain, (lift * (self.luma @ mean).squeeze(1))[:, None, None])
+        coloured = torch.baddbmm(shift, colours, across.flatten(2))  # (B, C, H*S)
+        view = view.view(b, self.size, -1)
+        # Rows come last, since they take the channels along in any layout.
+        torch.bmm(rows, coloured.mT.reshape(b, h, -1), out=view)
         view.clamp_(self.low, self.high)
-        if config.blur_p > 0:
-            view = _on_drawn(view, p.blur, _blur, p.sigma)
-        if config.solarize_p > 0:
-            middle = (self.low + self.high) / 2
-            view = _on_drawn(view, p.solarize, lambda v: middle - (v - middle).abs_())
-        return view
+
+    def _solarize(self, views: Tensor) -> Tensor:
+        """Normalised (B, S, S, C), with what is 0.5 or more inverted."""
+        middle = ((self.low + self.high) / 2).view(self.size, -1)
+        return middle - (views - middle).abs_()
 
 
 def eval_view(
@@ -403,9 +479,9 @@ def eval_view(
     side = torch.minimum(height, width)
     y, x = h / height, w / width
     with torch.autocast(images.device.type, enabled=False):
-        rows = axis_matrix(((height - side) / 2).floor_() * y, side * y, h, size, "bicubic")
-        columns = axis_matrix(((width - side) / 2).floor_() * x, side * x, w, size, "bicubic")
-        view = _separable(images.float(), rows, columns).div_(255).clamp_(0, 1)
+        rows = axis_taps(((height - side) / 2).floor_() * y, side * y, h, size, _bicubic)
+        columns = axis_taps(((width - side) / 2).floor_() * x, side * x, w, size, _bicubic)
+        view = _separable(images.float(), rows.matrices(h), columns.matrices(w)).div_(255).clamp_(0, 1)
         mean_, std_ = torch.tensor([mean, std], device=images.device)[:, :, None, None].unbind()
         return view.sub_(mean_).div_(std_)
 
