@@ -1,10 +1,7 @@
 """Random views of a batch of images, made on the images' device.
 
-Every step that is linear in space (crop, flip, resize, blur) is one small matrix per image and axis, and a view
-is two batched matrix products: rows (S, H) times image (H, W) times columns (W, S). Every step that is affine in
-colour is one C x C matrix and an offset per image, with the normalisation folded in. So a view costs three
-products, at any interpolation; `grid_sample` would read 16 neighbours of each bicubic pixel instead, and its
-pixels would reach outside the crop.
+Crop, flip and resize are two matrix products per image (`resampling`), colour jitter and normalisation one affine
+map per image (`colour`): a view costs three batched products.
 
 Shapes: V views, B images, C channels, (H, W) stored size of an image, S side of a view.
 """
@@ -19,11 +16,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rankgap.colour import colour_basis, mixture
 from rankgap.errors import UserError, unknown
+from rankgap.resampling import KERNELS, Taps, axis_taps, bicubic, blur_matrix, separable
 
 Interpolation = Literal["bicubic", "bilinear"]
 _TRIES = 10  # crops tried before the central one is taken, as in torchvision
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: grey as PIL and YIQ define it
 _BLOCK = 2**19  # values handled at once on a CPU
 
 
@@ -73,8 +71,8 @@ class ViewConfig:
             raise UserError(
                 f"jitter takes brightness, contrast, saturation >= 0 and hue in [0, 0.5], got {self.jitter}"
             )
-        if self.interpolation not in _KERNELS:
-            raise unknown("interpolation", self.interpolation, _KERNELS)
+        if self.interpolation not in KERNELS:
+            raise unknown("interpolation", self.interpolation, KERNELS)
 
 
 class Parameters(NamedTuple):
@@ -143,96 +141,10 @@ def _first_that_fits(
     return h, w, fitted
 
 
-def _bilinear(distance: Tensor) -> Tensor:
-    return distance.neg_().add_(1).relu_()
-
-
-def _bicubic(distance: Tensor) -> Tensor:
-    """Keys's kernel with a = -1/2 (as PIL, and as torch with antialias), times two: rows are normalised later.
-
-    In truncated powers q = max(2 - d, 0), p = max(1 - d, 0) it is q^2 (q - 1) / 2 + p^2 (1 - 2 p): no branches.
-    """
-    q = distance.neg_().add_(2).relu_()
-    below = q - 1
-    p = below.relu()
-    return q.square_().mul_(below).addcmul_(p.square(), p.mul(-4).add_(2))
-
-
-_KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": _bicubic, "bilinear": _bilinear}
-
-
-class Taps(NamedTuple):
-    """A resampling of one axis: weights and int64 pixel indices, both (..., S, taps)."""
-
-    weights: Tensor
-    pixels: Tensor
-
-    def matrices(self, stored: int) -> Tensor:
-        """As matrices (..., S, stored) to multiply pixels with."""
-        zeros = self.weights.new_zeros(*self.weights.shape[:-1], stored)
-        return zeros.scatter_add_(-1, self.pixels, self.weights)
-
-
-def axis_taps(
-    start: Tensor,
-    length: Tensor,
-    stored: int,
-    size: int,
-    kernel: Callable[[Tensor], Tensor],
-    flip: Tensor | None = None,
-) -> Taps:
-    """Crop, flip and resize along one axis.
-
-    Equal to torch's `interpolate(..., antialias=True)` of the crop: sample i lies at start + length (i + 1/2) / S,
-    the kernel is stretched by length / S where that shrinks, pixels outside the crop weigh nothing, and weights
-    sum to 1.
-
-    Args:
-        start: (...) first pixel of the crop; need not be whole.
-        length: (...) its length in pixels, at most `stored`.
-        stored: pixels of the axis.
-        size: samples to take, S.
-        kernel: of (..., S, taps) distances; zero from 2 on.
-        flip: bool (...), which axes to reverse.
-    """
-    start, length = start[..., None], length[..., None]
-    sample = torch.arange(0.5, size, device=start.device)
-    if flip is not None:
-        sample = torch.where(flip[..., None], size - sample, sample)
-    step = length / size
-    centre = torch.addcmul(start, step, sample).sub_(0.5)  # (..., S), where pixel j lies at j
-    taps = 2 * math.ceil(2 * max(1.0, stored / size))
-    first = centre.sub(taps / 2).floor_().add_(1)
-    pixels = first[..., None] + torch.arange(taps, device=start.device)
-    distances = (pixels - centre[..., None]).div_(step.clamp(min=1)[..., None]).abs_()
-    start, length = start[..., None], length[..., None]
-    weights = kernel(distances).mul_((pixels > start - 1) & (pixels < start + length))
-    return Taps(weights.div_(weights.sum(-1, keepdim=True)), pixels.clamp_(0, stored - 1).long())
-
-
-def blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Gaussian blur with reflected borders along one axis: (B, size, size) for sigma (B,) in pixels."""
-    i = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
-    rate = (-0.5 / sigma.square())[:, None, None]
-    direct, mirrored = i[:, None] - i, i[:, None] + i
-    weights = torch.exp(direct.square() * rate)
-    # The edge pixel itself is not repeated: pixel j is met again at -j and at 2 (S - 1) - j.
-    weights += torch.exp(mirrored.square() * rate) * (i > 0)
-    weights += torch.exp((mirrored - 2 * (size - 1)).square() * rate) * (i < size - 1)
-    return weights.div_(weights.sum(-1, keepdim=True))
-
-
-def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Rows (B, S, H) @ images (B, C, H, W) @ columns (B, S, W)^T -> (B, C, S, S)."""
-    b, c, h, w = images.shape
-    across = torch.bmm(images.reshape(b, c * h, w), columns.mT)  # (B, C*H, S)
-    return torch.matmul(rows[:, None], across.view(b, c, h, -1))
-
-
 def _blur(views: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of (B, S, S, C) with sigma (B,) pixels."""
     kernel = blur_matrix(sigma, views.shape[1])
-    return _separable(views.permute(0, 3, 1, 2), kernel, kernel).permute(0, 2, 3, 1)
+    return separable(views.permute(0, 3, 1, 2), kernel, kernel).permute(0, 2, 3, 1)
 
 
 def _change_drawn(views: Tensor, drawn: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
@@ -244,22 +156,6 @@ def _change_drawn(views: Tensor, drawn: Tensor, operation: Callable[..., Tensor]
         views.copy_(torch.where(drawn[:, None, None, None], operation(views, *parameters), views))
 
 
-def _colour_basis(channels: int) -> tuple[Tensor, Tensor]:
-    """Luma weights (C,) and the three matrices (3, C, C) that every colour matrix is a sum of, in float64.
-
-    For three channels: to grey, G = 1 luma^T; to chroma, I - G; a turn of a quarter in the chroma plane of YIQ.
-    Other channels have no chroma: their matrices are I, 0, 0, and luma is their mean.
-    """
-    identity = torch.eye(channels, dtype=torch.float64)
-    if channels != 3:
-        return identity.mean(0), torch.stack([identity, 0 * identity, 0 * identity])
-    yiq = torch.tensor([_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
-    # Hue grows from red to green, against the sense of (I, Q).
-    turn = torch.tensor([[0, 0, 0], [0, 0, 1], [0, -1, 0]], dtype=torch.float64)
-    grey = yiq[0].expand(3, 3)
-    return yiq[0], torch.stack([grey, identity - grey, torch.linalg.inv(yiq) @ turn @ yiq])
-
-
 class Views(nn.Module):
     """Several random views of each image of a batch, normalised.
 
@@ -267,9 +163,7 @@ class Views(nn.Module):
     with probabilities and parameters as in torchvision (`ViewConfig`). Where the pixels differ from
     torchvision's on PIL images (tests bound the mean difference):
 
-    * the four jitters come in the order brightness, contrast, saturation, hue, where torchvision shuffles them. So
-      all of them and grey are one affine map, x -> b c (G + s (cos t (I - G) + sin t Q)) x + (1 - c) b m, with
-      factors b, c, s, hue shift t, projection on grey G, quarter turn of chroma Q, and the crop's mean grey m;
+    * the four jitters come in the order brightness, contrast, saturation, hue, which torchvision shuffles;
     * hue is rotated in YIQ, where torchvision rotates in HSV: luma is kept in place of the largest channel;
     * values are clamped to [0, 1] once, after the last colour operation, and never rounded to integers.
 
@@ -307,7 +201,7 @@ class Views(nn.Module):
         super().__init__()
         _check_normalisation(size, mean, std)
         self.configs, self.size = tuple(configs), size
-        luma, basis = _colour_basis(len(mean))
+        luma, basis = colour_basis(len(mean))
         scale = torch.tensor(std, dtype=torch.float64)
         black = -torch.tensor(mean, dtype=torch.float64) / scale
         constants = {
@@ -398,9 +292,11 @@ class Views(nn.Module):
             y, x = h / height, w / width  # stored pixels of an original one
             rows = axis_taps(p.top * y, p.height * y, h, self.size, self._kernel)
             columns = axis_taps(p.left * x, p.width * x, w, self.size, self._kernel, p.flip)
-            colours, lift = self._colours(p)
+            colours = mixture(p.brightness, p.contrast, p.saturation, p.hue, p.grey) @ self.basis
+            colours = colours.view(-1, b, c, c)  # (V, B, C, C), from [0, 255] to normalised values
+            lift = p.brightness - p.brightness * p.contrast  # (V, B), share of the mean grey that contrast adds
             for part in (slice(start, start + block) for start in range(0, b, block)):
-                pixels = images[part].float()
+                pixels = images[part].to(torch.float32, memory_format=torch.contiguous_format)
                 for v, config in enumerate(self.configs):
                     at = v, part
                     self._render(
@@ -421,16 +317,8 @@ class Views(nn.Module):
         """Each view's kernel on distances (V, ...)."""
         kinds = {config.interpolation for config in self.configs}
         if len(kinds) == 1:
-            return _KERNELS[kinds.pop()](distances)
-        return torch.stack([_KERNELS[c.interpolation](d) for c, d in zip(self.configs, distances, strict=True)])
-
-    def _colours(self, p: Parameters) -> tuple[Tensor, Tensor]:
-        """Matrices (V, B, C, C) from [0, 255] to normalised values, and the share (V, B) of mean grey to add."""
-        gain = p.brightness * p.contrast
-        chroma = gain * torch.where(p.grey, 0.0, p.saturation)
-        angle = p.hue * (2 * math.pi)
-        mixture = torch.stack([gain, chroma * angle.cos(), chroma * angle.sin()], -1)  # (V, B, 3)
-        return (mixture @ self.basis).view(*gain.shape, *2 * self.luma.shape), p.brightness - gain
+            return KERNELS[kinds.pop()](distances)
+        return torch.stack([KERNELS[c.interpolation](d) for c, d in zip(self.configs, distances, strict=True)])
 
     def _render(
         self, view: Tensor, pixels: Tensor, rows: Tensor, columns: Tensor, colours: Tensor, lift: Tensor
@@ -479,9 +367,9 @@ def eval_view(
     side = torch.minimum(height, width)
     y, x = h / height, w / width
     with torch.autocast(images.device.type, enabled=False):
-        rows = axis_taps(((height - side) / 2).floor_() * y, side * y, h, size, _bicubic)
-        columns = axis_taps(((width - side) / 2).floor_() * x, side * x, w, size, _bicubic)
-        view = _separable(images.float(), rows.matrices(h), columns.matrices(w)).div_(255).clamp_(0, 1)
+        rows = axis_taps(((height - side) / 2).floor_() * y, side * y, h, size, bicubic)
+        columns = axis_taps(((width - side) / 2).floor_() * x, side * x, w, size, bicubic)
+        view = separable(images.float(), rows.matrices(h), columns.matrices(w)).div_(255).clamp_(0, 1)
         mean_, std_ = torch.tensor([mean, std], device=images.device)[:, :, None, None].unbind()
         return view.sub_(mean_).div_(std_)
 
