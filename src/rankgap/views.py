@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rankgap.colour import colour_basis, mixture
+from rankgap.colour import colour_basis, colour_matrices, luma_weights
 from rankgap.errors import UserError, unknown
 from rankgap.resampling import KERNELS, Taps, axis_taps, bicubic, blur_matrix, separable
 
@@ -164,7 +164,7 @@ class Views(nn.Module):
     torchvision's on PIL images (tests bound the mean difference):
 
     * the four jitters come in the order brightness, contrast, saturation, hue, which torchvision shuffles;
-    * hue is rotated in YIQ, where torchvision rotates in HSV: luma is kept in place of the largest channel;
+    * hue is a rotation of RGB about the grey axis, where torchvision shifts it in HSV (see `colour`);
     * values are clamped to [0, 1] once, after the last colour operation, and never rounded to integers.
 
     Images of other than three channels have no hue, saturation or grey: those three change nothing, and the mean
@@ -201,16 +201,15 @@ class Views(nn.Module):
         super().__init__()
         _check_normalisation(size, mean, std)
         self.configs, self.size = tuple(configs), size
-        luma, basis = colour_basis(len(mean))
         scale = torch.tensor(std, dtype=torch.float64)
         black = -torch.tensor(mean, dtype=torch.float64) / scale
         constants = {
             "ranges": torch.tensor([_ranges(c) for c in configs]).mT[..., None],  # (V, 2, 27, 1)
             "chances": torch.tensor([_chances(c) for c in configs])[..., None],  # (V, 5, 1)
             "ratio": torch.tensor([c.ratio for c in configs])[..., None],  # (V, 2, 1)
-            "luma": luma,
-            "basis": (basis / (255 * scale[:, None])).flatten(1),  # (3, C*C), from [0, 255] to normalised values
-            "gain": 1 / (255 * scale)[:, None],  # (C, 1)
+            "luma": luma_weights(len(mean)),
+            "basis": colour_basis(len(mean)),  # (4, C*C)
+            "gain": 1 / (255 * scale)[:, None],  # (C, 1), from [0, 255] to normalised values
             "black": black[:, None],  # (C, 1)
             # Bounds of a row of pixels: a CPU clamps ten times slower where bounds repeat within a row.
             "low": black.repeat(size),  # (S*C,)
@@ -292,9 +291,9 @@ class Views(nn.Module):
             y, x = h / height, w / width  # stored pixels of an original one
             rows = axis_taps(p.top * y, p.height * y, h, self.size, self._kernel)
             columns = axis_taps(p.left * x, p.width * x, w, self.size, self._kernel, p.flip)
-            colours = mixture(p.brightness, p.contrast, p.saturation, p.hue, p.grey) @ self.basis
-            colours = colours.view(-1, b, c, c)  # (V, B, C, C), from [0, 255] to normalised values
-            lift = p.brightness - p.brightness * p.contrast  # (V, B), share of the mean grey that contrast adds
+            gain = p.brightness * p.contrast
+            colours = colour_matrices(self.basis, self.luma, gain, p.saturation, p.hue, p.grey) * self.gain
+            lift = p.brightness - gain  # (V, B), share of the mean grey that contrast adds
             for part in (slice(start, start + block) for start in range(0, b, block)):
                 pixels = images[part].to(torch.float32, memory_format=torch.contiguous_format)
                 for v, config in enumerate(self.configs):
