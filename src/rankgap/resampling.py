@@ -38,68 +38,71 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"bicubic": bicubic, "bilinear"
 
 
 class Taps(NamedTuple):
-    """A resampling of one axis: weights and int64 pixel indices, both (..., S, taps)."""
+    """A resampling of one axis: weights and int64 pixel indices, both (..., taps, S)."""
 
     weights: Tensor
     pixels: Tensor
 
     def matrices(self, stored: int) -> Tensor:
-        """As matrices (..., S, stored) to multiply pixels with."""
-        zeros = self.weights.new_zeros(*self.weights.shape[:-1], stored)
-        return zeros.scatter_add_(-1, self.pixels, self.weights)
+        """As matrices (..., stored, S) to multiply pixels with from the right."""
+        zeros = self.weights.new_zeros(*self.weights.shape[:-2], stored, self.weights.shape[-1])
+        return zeros.scatter_add_(-2, self.pixels, self.weights)
 
 
-def axis_taps(
+def crop_taps(
     start: Tensor,
     length: Tensor,
-    stored: int,
+    stored: tuple[int, int],
     size: int,
     kernel: Callable[[Tensor], Tensor],
     flip: Tensor | None = None,
-) -> Taps:
-    """Crop, flip and resize along one axis.
+) -> tuple[Taps, Taps]:
+    """Crop, flip and resize, along the rows' axis and along the columns'.
 
     Equal to torch's `interpolate(..., antialias=True)` of the crop: sample i lies at start + length (i + 1/2) / S,
     the kernel is stretched by length / S where that shrinks, pixels outside the crop weigh nothing, and weights
     sum to 1.
 
     Args:
-        start: (...) first pixel of the crop; need not be whole.
-        length: (...) its length in pixels, at most `stored`.
-        stored: pixels of the axis.
-        size: samples to take, S.
-        kernel: of (..., S, taps) distances; zero from 2 on.
-        flip: bool (...), which axes to reverse.
+        start: (2, ...) top and left of the crops, in stored pixels; need not be whole.
+        length: (2, ...) their height and width, at most the stored ones.
+        stored: height and width of the stored images.
+        size: samples to take along each axis, S.
+        kernel: of distances (2, ..., taps, S); zero from 2 on.
+        flip: bool (...), which crops to mirror left to right.
     """
-    start, length = start[..., None], length[..., None]
     sample = torch.arange(0.5, size, device=start.device)
     if flip is not None:
-        sample = torch.where(flip[..., None], size - sample, sample)
+        mirrored = torch.where(flip[..., None], size - sample, sample)
+        sample = torch.stack([sample.expand_as(mirrored), mirrored])  # (2, ..., S)
+    start, length = start[..., None], length[..., None]
     step = length / size
-    centre = torch.addcmul(start, step, sample).sub_(0.5)  # (..., S), where pixel j lies at j
-    taps = 2 * math.ceil(2 * max(1.0, stored / size))
+    centre = torch.addcmul(start, step, sample).sub_(0.5)  # (2, ..., S), where pixel j lies at j
+    taps = 2 * math.ceil(2 * max(1.0, max(stored) / size))
     first = centre.sub(taps / 2).floor_().add_(1)
-    pixels = first[..., None] + torch.arange(taps, device=start.device)
-    distances = (pixels - centre[..., None]).div_(step.clamp(min=1)[..., None]).abs_()
+    pixels = first[..., None, :] + torch.arange(taps, device=start.device)[:, None]  # (2, ..., taps, S)
+    distances = (pixels - centre[..., None, :]).div_(step.clamp(min=1)[..., None]).abs_()
     start, length = start[..., None], length[..., None]
     weights = kernel(distances).mul_((pixels > start - 1) & (pixels < start + length))
-    return Taps(weights.div_(weights.sum(-1, keepdim=True)), pixels.clamp_(0, stored - 1).long())
+    weights.div_(weights.sum(-2, keepdim=True))
+    rows, columns = (Taps(w, p.clamp_(0, n - 1).long()) for w, p, n in zip(weights, pixels, stored, strict=True))
+    return rows, columns
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     """Gaussian blur with reflected borders along one axis: (B, size, size) for sigma (B,) in pixels."""
-    i = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
-    rate = (-0.5 / sigma.square())[:, None, None]
-    direct, mirrored = i[:, None] - i, i[:, None] + i
-    weights = torch.exp(direct.square() * rate)
+    distance = torch.arange(2 * size - 1, device=sigma.device, dtype=sigma.dtype)
+    g = torch.exp(-0.5 * (distance / sigma[:, None]).square_())  # (B, 2S-1), of distances 0 to 2 (S - 1)
+    # Windows share memory: row i of g.unfold(1, S, 1) is g[i : i + S].
+    weights = torch.cat([g[:, 1:size].flip(1), g[:, :size]], 1).unfold(1, size, 1).flip(1)  # g[|i - j|]
     # The edge pixel itself is not repeated: pixel j is met again at -j and at 2 (S - 1) - j.
-    weights += torch.exp(mirrored.square() * rate) * (i > 0)
-    weights += torch.exp((mirrored - 2 * (size - 1)).square() * rate) * (i < size - 1)
+    weights[..., 1:] += g.unfold(1, size, 1)[..., 1:]
+    weights[..., :-1] += g.flip(1).unfold(1, size, 1)[..., :-1]
     return weights.div_(weights.sum(-1, keepdim=True))
 
 
 def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Rows (B, S, H) @ images (B, C, H, W) @ columns (B, S, W)^T -> (B, C, S, S)."""
+    """Rows (B, H, S)^T @ images (B, C, H, W) @ columns (B, W, S) -> (B, C, S, S)."""
     b, c, h, w = images.shape
-    across = torch.bmm(images.reshape(b, c * h, w), columns.mT)  # (B, C*H, S)
-    return torch.matmul(rows[:, None], across.view(b, c, h, -1))
+    across = torch.bmm(images.reshape(b, c * h, w), columns)  # (B, C*H, S)
+    return torch.matmul(rows.mT[:, None], across.view(b, c, h, -1))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rankgap.colour import colour_basis, colour_matrices, luma_weights
 from rankgap.errors import UserError, unknown
-from rankgap.resampling import KERNELS, Taps, axis_taps, bicubic, blur_matrix, separable
+from rankgap.resampling import KERNELS, Taps, bicubic, blur_matrix, crop_taps, separable
 
 Interpolation = Literal["bicubic", "bilinear"]
 _TRIES = 10  # crops tried before the central one is taken, as in torchvision
@@ -143,15 +143,19 @@ def _first_that_fits(
 
 def _blur(views: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of (B, S, S, C) with sigma (B,) pixels."""
-    kernel = blur_matrix(sigma, views.shape[1])
-    return separable(views.permute(0, 3, 1, 2), kernel, kernel).permute(0, 2, 3, 1)
+    b, size = views.shape[:2]
+    kernel = blur_matrix(sigma, size)
+    for _ in range(2):  # along the rows' axis, then with the axes swapped along the other, and back
+        views = torch.bmm(kernel, views.reshape(b, size, -1)).view_as(views).transpose(1, 2)
+    return views
 
 
 def _change_drawn(views: Tensor, drawn: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
     """The operation on the views drawn, in place. Off the CPU all are computed: picking some would wait for it."""
     if views.device.type == "cpu":
         chosen = drawn.nonzero().squeeze(1)
-        views.index_copy_(0, chosen, operation(views[chosen], *(p[chosen] for p in parameters)))
+        changed = operation(views[chosen], *(p[chosen] for p in parameters))
+        views.index_copy_(0, chosen, changed.contiguous())
     else:
         views.copy_(torch.where(drawn[:, None, None, None], operation(views, *parameters), views))
 
@@ -248,19 +252,7 @@ class Views(nn.Module):
         brightness, contrast, saturation = (torch.where(jitter, factor, 1.0) for factor in factors)
         hue = torch.where(jitter, hue, 0.0)
         return Parameters(
-            top=top,
-            left=left,
-            height=h,
-            width=w,
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            hue=hue,
-            sigma=sigma,
-            flip=flip,
-            grey=grey,
-            blur=blur,
-            solarize=solarize,
+            top, left, h, w, brightness, contrast, saturation, hue, sigma, flip, grey, blur, solarize
         )
 
     def forward(
@@ -288,9 +280,9 @@ class Views(nn.Module):
         block = b if images.device.type != "cpu" else max(1, _BLOCK // max(c * h * w, out[0, 0].numel()))
         with torch.autocast(images.device.type, enabled=False):  # half precision would band the colours
             p = self.draw(height, width, generator)
-            y, x = h / height, w / width  # stored pixels of an original one
-            rows = axis_taps(p.top * y, p.height * y, h, self.size, self._kernel)
-            columns = axis_taps(p.left * x, p.width * x, w, self.size, self._kernel, p.flip)
+            scale = torch.stack([h / height, w / width])[:, None]  # (2, 1, B), stored pixels of an original one
+            corner, extent = torch.stack([p.top, p.left]) * scale, torch.stack([p.height, p.width]) * scale
+            rows, columns = crop_taps(corner, extent, (h, w), self.size, self._kernel, p.flip)
             gain = p.brightness * p.contrast
             colours = colour_matrices(self.basis, self.luma, gain, p.saturation, p.hue, p.grey) * self.gain
             lift = p.brightness - gain  # (V, B), share of the mean grey that contrast adds
@@ -313,24 +305,25 @@ class Views(nn.Module):
         return out.permute(0, 1, 4, 2, 3)
 
     def _kernel(self, distances: Tensor) -> Tensor:
-        """Each view's kernel on distances (V, ...)."""
+        """Each view's kernel on distances (2, V, ...)."""
         kinds = {config.interpolation for config in self.configs}
         if len(kinds) == 1:
             return KERNELS[kinds.pop()](distances)
-        return torch.stack([KERNELS[c.interpolation](d) for c, d in zip(self.configs, distances, strict=True)])
+        each = zip(self.configs, distances.unbind(1), strict=True)
+        return torch.stack([KERNELS[config.interpolation](d) for config, d in each], 1)
 
     def _render(
         self, view: Tensor, pixels: Tensor, rows: Tensor, columns: Tensor, colours: Tensor, lift: Tensor
     ) -> None:
-        """Write rows @ colours(pixels @ columns^T), clamped, into the view (B, S, S, C)."""
+        """Write rows^T @ colours(pixels @ columns), clamped, into the view (B, S, S, C)."""
         b, c, h, w = pixels.shape
-        across = torch.bmm(pixels.view(b, c * h, w), columns.mT).view(b, c, h, -1)
-        mean = torch.bmm(across.mean(-1), rows.mean(1)[:, :, None])  # (B, C, 1), of the crop before its colours
+        across = torch.bmm(pixels.view(b, c * h, w), columns).view(b, c, h, -1)
+        mean = torch.bmm(across.mean(-1), rows.mean(2, keepdim=True))  # (B, C, 1), of the crop before its colours
         shift = torch.addcmul(self.black, self.gain, (lift * (self.luma @ mean).squeeze(1))[:, None, None])
         coloured = torch.baddbmm(shift, colours, across.flatten(2))  # (B, C, H*S)
         view = view.view(b, self.size, -1)
         # Rows come last, since they take the channels along in any layout.
-        torch.bmm(rows, coloured.mT.reshape(b, h, -1), out=view)
+        torch.bmm(rows.mT, coloured.mT.reshape(b, h, -1), out=view)
         view.clamp_(self.low, self.high)
 
     def _solarize(self, views: Tensor) -> Tensor:
@@ -364,10 +357,10 @@ def eval_view(
     h, w = images.shape[-2:]
     height, width = _original_sizes(images, sizes)
     side = torch.minimum(height, width)
-    y, x = h / height, w / width
+    corner = torch.stack([(height - side) / 2, (width - side) / 2]).floor_()
+    scale = torch.stack([h / height, w / width])
     with torch.autocast(images.device.type, enabled=False):
-        rows = axis_taps(((height - side) / 2).floor_() * y, side * y, h, size, bicubic)
-        columns = axis_taps(((width - side) / 2).floor_() * x, side * x, w, size, bicubic)
+        rows, columns = crop_taps(corner * scale, side * scale, (h, w), size, bicubic)
         view = separable(images.float(), rows.matrices(h), columns.matrices(w)).div_(255).clamp_(0, 1)
         mean_, std_ = torch.tensor([mean, std], device=images.device)[:, :, None, None].unbind()
         return view.sub_(mean_).div_(std_)
