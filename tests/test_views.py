@@ -189,18 +189,20 @@ def test_a_crop_of_the_whole_image_is_the_image(interpolation: str) -> None:
     torch.testing.assert_close(mirrored, images.flip(-1) / 255, atol=2e-7, rtol=0)
 
 
-def test_crops_of_a_squashed_image_are_drawn_in_its_original_pixels() -> None:
+@pytest.mark.parametrize("transposed", [False, True])
+def test_crops_of_a_squashed_image_are_drawn_in_its_original_pixels(transposed: bool) -> None:
     ramp = torch.arange(64).mul(3).to(torch.uint8)  # 3 levels an original pixel, 6 a stored one
     stored = ramp.view(1, 1, 1, 32, 2).float().mean(-1).to(torch.uint8).expand(200, 1, 32, 32)
-    sizes = torch.tensor([[40, 64]]).expand(200, 2)
+    size = (64, 40) if transposed else (40, 64)
     views = _views(16, channels=1, **PLAIN, interpolation="bilinear")
-    p = _parameters(views, [(40, 64)] * 200, 2)
-    rows = views(stored, sizes, _generator(2))[0][:, 0]
-    sample = (torch.arange(16) + 0.5) / 16
-    expected = 3 * (p.left[:, None] + p.width[:, None] * sample - 0.5)
+    p = _parameters(views, [size] * 200, 2)
+    out = views(stored.mT if transposed else stored, torch.tensor([size] * 200), _generator(2))[0][:, 0]
+    start, length, other = (p.top, p.height, p.width) if transposed else (p.left, p.width, p.height)
+    expected = 3 * (start[:, None] + length[:, None] * (torch.arange(16) + 0.5) / 16 - 0.5)
+    rows = out.mT if transposed else out
     assert (rows * 255 - expected[:, None]).abs()[..., 1:-1].max() < 3  # less than one pixel
-    assert (p.height <= 40).all()
-    assert p.width.max() > 40
+    assert (other <= 40).all()
+    assert length.max() > 40
 
 
 def test_the_evaluation_view_of_an_image_of_its_size_is_the_normalised_image() -> None:
@@ -341,6 +343,12 @@ def test_solarisation_is_torchvisions_on_the_images_drawn_and_leaves_the_others(
     for view, image, drawn in zip(ours, images, p.solarize, strict=True):
         expected = tv.solarize(image, 128) if drawn else image
         torch.testing.assert_close(view, expected / 255, atol=1e-6, rtol=0)
+
+
+def test_a_batch_of_which_no_image_is_drawn_is_left_as_it_is() -> None:
+    images = _noise(4, 3, 16, 16)
+    ours, _ = _jittered(images, blur_p=1e-9, solarize_p=1e-9)
+    torch.testing.assert_close(ours, images / 255, atol=1e-6, rtol=0)
 
 
 # The contract

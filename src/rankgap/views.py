@@ -143,10 +143,9 @@ def _first_that_fits(
 
 def _blur(views: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of (B, S, S, C) with sigma (B,) pixels."""
-    b, size = views.shape[:2]
-    kernel = blur_matrix(sigma, size)
+    kernel = blur_matrix(sigma, views.shape[1])
     for _ in range(2):  # along the rows' axis, then with the axes swapped along the other, and back
-        views = torch.bmm(kernel, views.reshape(b, size, -1)).view_as(views).transpose(1, 2)
+        views = torch.bmm(kernel, views.flatten(2)).view_as(views).transpose(1, 2)
     return views
 
 
@@ -321,7 +320,7 @@ class Views(nn.Module):
         mean = torch.bmm(across.mean(-1), rows.mean(2, keepdim=True))  # (B, C, 1), of the crop before its colours
         shift = torch.addcmul(self.black, self.gain, (lift * (self.luma @ mean).squeeze(1))[:, None, None])
         coloured = torch.baddbmm(shift, colours, across.flatten(2))  # (B, C, H*S)
-        view = view.view(b, self.size, -1)
+        view = view.flatten(2)
         # Rows come last, since they take the channels along in any layout.
         torch.bmm(rows.mT, coloured.mT.reshape(b, h, -1), out=view)
         view.clamp_(self.low, self.high)
