@@ -1,0 +1,204 @@
+"""Spectral filters: a gain on a batch's singular values, on the online or on the target branch.
+
+Z has the thin SVD U diag(s) V^T. A filter with gain g gives F_g(Z) = U diag(s g(x)) V^T (RDM, section 5), with
+x = s / sqrt(N) so that a gain means the same at every batch size.
+
+Shapes: N rows of all ranks, D columns, R = min(N, D), `...` leading batch dimensions (views), each filtered alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rankgap.errors import UserError, unknown
+from rankgap.spectra import check_batch, gather_rows, gram_basis
+
+Side = Literal["online", "target"]
+Scale = Literal["rms", "raw"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """A gain g on singular values x > 0.
+
+    Args:
+        name: how the user writes it.
+        function: g, elementwise; the null space never reaches it.
+        is_low_pass: g is non-decreasing (lowers the effective rank: it belongs on the online branch).
+        is_high_pass: g is non-increasing (raises it where x g(x) is non-decreasing: it belongs on the target).
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    is_low_pass: bool
+    is_high_pass: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """g(x), elementwise."""
+        return self.function(x)
+
+
+def _log(x: Tensor) -> Tensor:
+    return x.log().clamp_min(0)  # below 1 the authors' |ln x| rises again: a high-pass
+
+
+def _log1p2(x: Tensor) -> Tensor:
+    return x.square().log1p()
+
+
+GAINS: dict[str, Gain] = {
+    "log": Gain("log", _log, is_low_pass=True, is_high_pass=False),
+    "log1p": Gain("log1p", torch.log1p, is_low_pass=True, is_high_pass=False),
+    "log1p2": Gain("log1p2", _log1p2, is_low_pass=True, is_high_pass=False),
+}
+
+
+def parse_gain(spec: str) -> Gain:
+    """A gain by name: `power:p` is x^p, `log` is max(ln x, 0), `log1p` is ln(1 + x), `log1p2` is ln(1 + x^2).
+
+    The RDM paper's range: online p in {0.3 .. 2} and the three logs; target p in {-0.3, -0.5, -0.7, -1}, where
+    -1 makes all non-zero singular values equal (whitening).
+
+    Raises:
+        UserError: an unknown name, with the nearest one there is, or an exponent that is not a finite number.
+
+    Example:
+        >>> parse_gain("power:0.5")(torch.tensor([4.0, 1.0]))
+        tensor([2., 1.])
+    """
+    if spec in GAINS:
+        return GAINS[spec]
+    name, _, exponent = spec.partition(":")
+    if name != "power":
+        raise unknown("gain", spec, [*GAINS, "power:p"])
+    try:
+        p = float(exponent)
+    except ValueError:
+        p = math.nan
+    if not math.isfinite(p):
+        raise UserError(f"gain {spec!r}: expected power:p with a finite number p, such as power:0.5 or power:-0.5")
+    return Gain(f"power:{p:g}", partial(torch.pow, exponent=p), is_low_pass=p >= 0, is_high_pass=p <= 0)
+
+
+class _HeldMap(torch.autograd.Function):
+    """P = Z W with W held constant, for fewer rows than columns: W (D x D) is never formed.
+
+    W = V diag(g) V^T = Zc^T K Zc with K = U diag(g / s^2) U^T, so dL/dZ = (dL/dP) W = ((dL/dP) Zc^T) K Zc. Forward
+    takes U diag(g) U^T Zc: one product less than Z Zc^T K Zc, and in float32 its error grows with s_1 / s_i where
+    that one's grows with the square.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, rows: Tensor, value: Tensor, k: Tensor) -> Tensor:
+        """`z` (..., N', D) this rank's rows, `rows` Zc (..., N, D), `value` (..., N', N), `k` (..., N, N)."""
+        ctx.save_for_backward(rows, k)
+        return value @ rows
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        """Multiply the gradient by W."""
+        rows, k = ctx.saved_tensors
+        with torch.autocast(rows.device.type, enabled=False):  # a caller may go backward inside autocast
+            return grads[0] @ rows.mT @ k @ rows, None, None, None
+
+
+def spectral_filter(z: Tensor, gain: str | Gain, *, branch: Side = "online", scale: Scale = "rms") -> Tensor:
+    """F_g(Z) = U diag(s g(x)) V^T: the batch's singular values times a gain (RDM, section 5).
+
+    Gradient. Online, the filter is a linear predictor that is held constant: P = Z W, W = V diag(g(x)) V^T,
+    dL/dZ = (dL/dP) W. Target: none at all.
+
+    Null space. Directions with s_i <= tol s_1 get gain 0, tol as in `spectra.rank_tolerance`: a batch-normed
+    batch's columns sum to zero, so that a null direction is the normal case, and a negative power of what
+    rounding leaves there would drown the rest.
+
+    Precision. The Gram matrix of the smaller side is built and decomposed in float64, the other products run in
+    float32 (float64 for a float64 input), with autocast off; allowing TF32 lowers them to three digits.
+
+    Under `torch.distributed` the basis is that of all ranks' rows, N counts them all, and it acts on the local
+    rows: every rank calls it, with the same shape.
+
+    Args:
+        z: (..., N, D), any float dtype.
+        gain: a `Gain` or its name, see `parse_gain`.
+        branch: whose gradient rule applies.
+        scale: "rms", x = s / sqrt(N); "raw", x = s, as the authors wrote it (it depends on the batch size).
+
+    Returns:
+        (..., N, D); float32, since half precision would overflow (power:2), or float64 for a float64 input.
+
+    Raises:
+        UserError: `z` is not a (..., N, D) of numbers, or gain, branch or scale is unknown.
+        NonFiniteError: `z` has a NaN or an infinity.
+        RuntimeError: the decomposition did not converge, nor after a jitter.
+
+    Example:
+        >>> spectral_filter(torch.diag(torch.tensor([4.0, 1.0])), "power:1", scale="raw")
+        tensor([[16.,  0.],
+                [ 0.,  1.]])
+    """
+    gain = parse_gain(gain) if isinstance(gain, str) else gain
+    if branch not in get_args(Side):
+        raise unknown("branch", branch, get_args(Side))
+    if scale not in get_args(Scale):
+        raise unknown("scale", scale, get_args(Scale))
+    check_batch(z, "spectral_filter")
+    if branch == "target":
+        z = z.detach()
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        rows = gather_rows(z)  # (..., N, D)
+        n, d = rows.shape[-2:]
+        s, vectors, keep = gram_basis(rows, "spectral_filter")
+        s = torch.where(keep, s, 1.0)
+        g = torch.where(keep, gain(s / math.sqrt(n) if scale == "rms" else s), 0.0).unsqueeze(-2)
+        if d < n:
+            return z @ (vectors * g @ vectors.mT).to(z.dtype)
+        local = vectors if n == z.shape[-2] else vectors.narrow(-2, dist.get_rank() * z.shape[-2], z.shape[-2])
+        value = (local * g @ vectors.mT).to(z.dtype)  # (..., N', N)
+        if branch == "target":
+            return value @ rows
+        k = (vectors * (g / s.square().unsqueeze(-2)) @ vectors.mT).to(z.dtype)
+        return _HeldMap.apply(z, rows, value, k)  # type: ignore[no-any-return]
+
+
+class SpectralFilter(nn.Module):
+    """`spectral_filter` as a map of a branch: (..., N, D) -> (..., N, D), no parameters, no state.
+
+    Args:
+        gain: its name: `power:p`, `log`, `log1p` or `log1p2`.
+        branch: "online" (a linear predictor held constant) or "target" (no gradient).
+        scale: what the gain acts on: "rms", s / sqrt(N), or "raw", s.
+
+    Raises:
+        UserError: gain, branch or scale is unknown.
+
+    Example:
+        >>> SpectralFilter("power:-0.5", branch="target")
+        SpectralFilter(power:-0.5, branch=target, scale=rms)
+    """
+
+    def __init__(self, gain: str, branch: Side = "online", scale: Scale = "rms") -> None:
+        super().__init__()
+        self.gain = parse_gain(gain)
+        if branch not in get_args(Side):
+            raise unknown("branch", branch, get_args(Side))
+        if scale not in get_args(Scale):
+            raise unknown("scale", scale, get_args(Scale))
+        self.branch, self.scale = branch, scale
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Filter a batch, each leading dimension (view) alone."""
+        return spectral_filter(z, self.gain, branch=self.branch, scale=self.scale)
+
+    def extra_repr(self) -> str:
+        """Gain, branch and scale."""
+        return f"{self.gain.name}, branch={self.branch}, scale={self.scale}"

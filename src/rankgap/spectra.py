@@ -1,0 +1,367 @@
+"""Spectra of a batch: effective rank and its relatives.
+
+Z is a batch of outputs, rows are samples. Its thin SVD is Z = U diag(s) V^T with s_1 >= s_2 >= ... >= 0. All of
+it comes from the smaller Gram matrix (Z Z^T or Z^T Z) in float64, with autocast off. Squaring halves the digits:
+singular values below 6e-8 s_1 cannot be told from rounding and are given as 0. Nothing here carries a gradient.
+
+Shapes: N rows (samples), D columns (features), R = min(N, D), `...` leading batch dimensions.
+Every decomposition waits for a GPU: torch reads its status on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rankgap.errors import NonFiniteError, UserError, unknown
+
+Convention = Literal["correlation", "features"]
+_Solution = TypeVar("_Solution")
+
+_EPS64 = torch.finfo(torch.float64).eps
+_GRAM_NOISE = 16 * _EPS64  # eigenvalues of a float64 Gram matrix err by up to 6 eps l_1 (seen at 2048 x 2048)
+_NotConverged: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+_TIE = 1e-6  # gains closer than this, relatively, count as equal
+
+
+class Basis(NamedTuple):
+    """What the smaller Gram matrix knows of Z.
+
+    Args:
+        s: singular values (..., R), float64, descending.
+        vectors: (..., R, R) float64, columns beside `s`: left ones (U) where N <= D, right ones (V) else.
+        keep: (..., R) bool, False in the null space (see `rank_tolerance`).
+    """
+
+    s: Tensor
+    vectors: Tensor
+    keep: Tensor
+
+
+def rank_tolerance(n: int, d: int, dtype: torch.dtype) -> float:
+    """The relative singular value at and below which a direction counts as null: s_i <= tol s_1.
+
+    max(N, D) eps, as `torch.linalg.matrix_rank` has it, with eps of the dtype that Z came in. Two bounds: eps of
+    float32 where Z came in half precision (with its own eps, 0.008 for bfloat16, nothing would be left from
+    D = 128 on), and for float64 what a Gram matrix resolves, sqrt(max(N, D) eps).
+
+    Args:
+        n: rows.
+        d: columns.
+        dtype: of the input, before it was cast.
+
+    Example:
+        >>> round(rank_tolerance(256, 2048, torch.float32), 6)
+        0.000244
+    """
+    eps = min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    return max(max(n, d) * eps, math.sqrt(max(n, d) * _EPS64))
+
+
+def gather_rows(z: Tensor) -> Tensor:
+    """The rows of all ranks, without gradient: (..., N, D) -> (..., world x N, D), in the order of ranks.
+
+    Every rank calls it, with the same shape. Without `torch.distributed`, or in a world of one, it is `z` itself
+    (detached).
+    """
+    z = z.detach()
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return z
+    parts = [torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, z.contiguous())
+    return torch.cat(parts, dim=-2)
+
+
+def check_batch(z: Tensor, name: str) -> None:
+    """Raise `UserError` unless `z` is a non-empty floating-point (..., N, D)."""
+    if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
+        raise UserError(
+            f"{name} wants a non-empty floating-point tensor (..., N, D), rows are samples; "
+            f"got {str(z.dtype).removeprefix('torch.')} of shape {tuple(z.shape)}"
+        )
+
+
+def _solved(solve: Callable[[Tensor], _Solution], z: Tensor, step: str) -> _Solution:
+    """`solve` of the smaller Gram matrix of float64 `z`, once more with jitter where it does not converge."""
+    with torch.autocast(z.device.type, enabled=False):
+        gram = z @ z.mT if z.shape[-2] <= z.shape[-1] else z.mT @ z
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    if not diagonal.sum().isfinite():  # LAPACK takes NaN without complaint, and may answer with finite numbers
+        raise NonFiniteError(f"{step}: the input is not finite")
+    try:
+        return solve(gram)
+    except _NotConverged:
+        shift = gram.shape[-1] * _EPS64 * diagonal.mean(-1, keepdim=True)
+    try:
+        return solve(gram + torch.diag_embed(shift.expand_as(diagonal)))
+    except _NotConverged as error:
+        raise RuntimeError(
+            f"{step}: the eigen-decomposition of a {gram.shape[-1]} x {gram.shape[-1]} Gram matrix did not "
+            "converge, with jitter neither"
+        ) from error
+
+
+def gram_basis(z: Tensor, step: str) -> Basis:
+    """Singular values and the shorter side's singular vectors of `z` (..., N, D).
+
+    Args:
+        z: any float dtype; computed in float64.
+        step: what it is for; names the step in an error.
+
+    Raises:
+        NonFiniteError: `z` has a NaN or an infinity.
+        RuntimeError: the decomposition did not converge, nor after a jitter.
+    """
+    eigenvalues, vectors = _solved(torch.linalg.eigh, z.detach().double(), step)
+    s = eigenvalues.clamp_min(0).sqrt().flip(-1)
+    keep = s > rank_tolerance(z.shape[-2], z.shape[-1], z.dtype) * s[..., :1]
+    return Basis(s, vectors.flip(-1), keep)
+
+
+def singular_values(z: Tensor, *, center: bool = False) -> Tensor:
+    """Singular values, descending: (..., N, D) -> (..., min(N, D)), float64.
+
+    Those below 6e-8 s_1 are 0: a Gram matrix in float64 holds no more.
+
+    Args:
+        z: any float dtype; shape and values are not checked (see `effective_rank`).
+        center: take the mean row away first.
+
+    Raises:
+        NonFiniteError: `z` has a NaN or an infinity.
+        RuntimeError: the decomposition did not converge, nor after a jitter.
+    """
+    z = z.detach().double()
+    if center:
+        z = z - z.mean(-2, keepdim=True)
+    eigenvalues = _solved(torch.linalg.eigvalsh, z, "singular values").flip(-1)
+    return torch.where(eigenvalues > _GRAM_NOISE * eigenvalues[..., :1], eigenvalues, 0.0).sqrt()
+
+
+def effective_rank_of(s: Tensor, of: Convention = "correlation") -> Tensor:
+    """Effective rank of a spectrum: exp(-sum_i p_i ln p_i), 0 ln 0 = 0 (Roy & Vetterli 2007, eq. 4).
+
+    It neither checks nor waits for a GPU: an all-zero spectrum gives NaN.
+
+    Args:
+        s: singular values (..., R), in any order.
+        of: "correlation", p_i = s_i^2 / sum_j s_j^2, the eigenvalues of Z^T Z / N (RDM); or "features",
+            p_i = s_i / sum_j s_j (Roy & Vetterli).
+
+    Returns:
+        (...), in the dtype of `s`; between 1 and R.
+
+    Raises:
+        UserError: an unknown convention.
+
+    Example:
+        >>> s = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+        >>> print(f"{effective_rank_of(s):.6f} {effective_rank_of(s, 'features'):.6f}")
+        2.940198 3.596115
+    """
+    if of not in get_args(Convention):
+        raise unknown("convention", of, get_args(Convention))
+    p = s.square() if of == "correlation" else s
+    p = p / p.sum(-1, keepdim=True)
+    return _exp_entropy(p)
+
+
+def _exp_entropy(p: Tensor) -> Tensor:
+    entropy: Tensor = torch.special.entr(p).sum(-1)
+    return entropy.exp()
+
+
+def _checked_spectrum(z: Tensor, name: str, *, center: bool = False) -> Tensor:
+    """`singular_values` for the user's own tensors: what has no rank is an error."""
+    check_batch(z, name)
+    if not z.isfinite().all():
+        raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
+    s = singular_values(z, center=center)
+    rounding = max(z.shape[-2:]) * _EPS64 * z.detach().double().flatten(-2).norm(dim=-1)  # what centring leaves
+    if (s[..., 0] <= rounding).any():
+        what = "all rows are equal, nothing is left after centring" if center else "all values are zero"
+        raise UserError(f"{name}: {what}, so no rank is defined")
+    return s
+
+
+def effective_rank(z: Tensor, of: Convention = "correlation", center: bool = False) -> Tensor:
+    """Effective rank of a batch: the exponential of its spectrum's entropy, in [1, min(N, D)].
+
+    exp(-sum_i p_i ln p_i) with p as in `effective_rank_of`. The default is the RDM paper's, of the uncentred
+    correlation matrix Z^T Z / N; the two conventions differ a lot and must not be compared with one another.
+    Rows are those given: under `torch.distributed`, `gather_rows` first.
+
+    The checks wait for a GPU; in a hot loop use `singular_values` and `effective_rank_of`.
+
+    Args:
+        z: (..., N, D), any float dtype.
+        of: "correlation" or "features".
+        center: take the mean row away first.
+
+    Returns:
+        (...), 0-d for a matrix; float64, no gradient.
+
+    Raises:
+        UserError: not a (..., N, D) of numbers, non-finite, all zero, or an unknown convention.
+
+    Example:
+        >>> round(float(effective_rank(torch.eye(5))), 6)
+        5.0
+    """
+    return effective_rank_of(_checked_spectrum(z, "effective_rank", center=center), of)
+
+
+def rank_difference(
+    online: Tensor, target: Tensor, of: Convention = "correlation", center: bool = False
+) -> Tensor:
+    """erank(target) - erank(online): above 0 dimensions grow, at or below 0 they collapse (RDM, section 4).
+
+    Args:
+        online: (..., N, D).
+        target: (..., N', D'), the same leading dimensions.
+        of: as in `effective_rank`.
+        center: as in `effective_rank`.
+
+    Returns:
+        (...), float64, no gradient.
+
+    Raises:
+        UserError: as `effective_rank`.
+    """
+    return effective_rank(target, of, center) - effective_rank(online, of, center)
+
+
+def rankme(z: Tensor) -> Tensor:
+    """RankMe: exp(-sum_i p_i ln p_i), p_i = s_i / sum_j s_j + 1e-7 (Garrido et al. 2023, eq. 1 and 2).
+
+    As published: uncentred, and p is not normalised again, so that it may pass min(N, D) a little. The paper
+    takes 25,600 samples.
+
+    Args:
+        z: (..., N, D), any float dtype.
+
+    Returns:
+        (...), float64, no gradient.
+
+    Raises:
+        UserError: as `effective_rank`.
+    """
+    s = _checked_spectrum(z, "rankme")
+    return _exp_entropy(s / s.sum(-1, keepdim=True) + 1e-7)
+
+
+def mean_energy(z: Tensor) -> Tensor:
+    """The share of the energy |Z|_F^2 that lies in the mean row, N |mean|^2 / |Z|_F^2, in [0, 1].
+
+    Near 1 the uncentred top direction is the mean, and little is left for the others to rank by. It neither
+    checks nor waits for a GPU: all zero gives NaN.
+
+    Args:
+        z: (..., N, D), any float dtype.
+
+    Returns:
+        (...), float64, no gradient.
+    """
+    z = z.detach().double()
+    return z.shape[-2] * z.mean(-2).square().sum(-1) / z.square().sum((-2, -1))
+
+
+def _pair(online: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both in float64, with the target's singular values and right vectors (D, R) outside its null space."""
+    for z in (online, target):
+        check_batch(z, name)
+    if online.shape != target.shape or online.ndim != 2:
+        raise UserError(
+            f"{name} wants two batches of one shape (N, D), got {tuple(online.shape)} and {tuple(target.shape)}"
+        )
+    if not online.isfinite().all():
+        raise NonFiniteError(f"{name}: the online batch is not finite")
+    s, vectors, keep = gram_basis(target, name)
+    s, vectors = s[keep], vectors[:, keep]
+    p, t = online.detach().double(), target.detach().double()
+    return p, t, s, t.mT @ vectors / s if len(t) <= t.shape[1] else vectors
+
+
+def eigenspace_alignment(online: Tensor, target: Tensor, top: int = 512) -> Tensor:
+    """How far the target's eigenvectors are the online branch's too: a_i = |cos(C_p v_i, v_i)|, in [0, 1].
+
+    v_i are the eigenvectors of C_t = T^T T / N by falling eigenvalue, C_p = P^T P / N (RDM, section 4.2, which
+    averages over the top 512). 1: v_i is an eigenvector of C_p. 0 where the online branch has no energy.
+
+    Args:
+        online: P (N, D).
+        target: T (N, D).
+        top: eigenvectors at most.
+
+    Returns:
+        (R,) float64, R the smaller of `top` and the target's numerical rank (in its null space the eigenvectors
+        are arbitrary); no gradient.
+
+    Raises:
+        UserError: the batches are not two (N, D) of one shape.
+        NonFiniteError: either has a NaN or an infinity.
+    """
+    p, _, _, v = _pair(online, target, "eigenspace_alignment")
+    image = p.mT @ (p @ v[:, :top])  # (D, R)
+    return torch.cosine_similarity(image, v[:, :top], dim=0, eps=torch.finfo(torch.float64).tiny).abs()
+
+
+def measured_filter(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The gain that the online branch shows on the target's directions: g_i = |P v_i| / |T v_i| against s_i.
+
+    v_i are the target's right singular vectors and s_i = |T v_i|. It shows a predictor, Sinkhorn's codes or
+    centring as the spectral filter that they amount to; `low_pass_score` says of which kind.
+
+    Args:
+        online: P (N, D).
+        target: T (N, D).
+
+    Returns:
+        s (R,) descending and g (R,), float64, R the target's numerical rank; no gradient.
+
+    Raises:
+        UserError: the batches are not two (N, D) of one shape.
+        NonFiniteError: either has a NaN or an infinity.
+
+    Example:
+        >>> target = torch.diag(torch.tensor([4.0, 2.0, 1.0]))
+        >>> s, g = measured_filter(target @ target / 4, target)
+        >>> g
+        tensor([1.0000, 0.5000, 0.2500], dtype=torch.float64)
+        >>> low_pass_score(s, g)
+        tensor(1., dtype=torch.float64)
+    """
+    p, t, s, v = _pair(online, target, "measured_filter")
+    return s, (p @ v).norm(dim=0) / (t @ v).norm(dim=0)
+
+
+def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
+    """Weighted rank correlation of log g with log s: 1 is low-pass, -1 high-pass, 0 neither.
+
+    Kendall's correlation over the pairs that are not tied (Goodman & Kruskal's gamma), each pair weighted by its
+    target energies s_i^2 s_j^2: of two directions drawn by energy, how much more often the stronger has the
+    larger gain than the smaller one. Ranks do not see the logarithm. Gains within 1e-6 of one another are tied;
+    where all are (the identity), the score is 0.
+
+    Args:
+        s: singular values of the target (R,).
+        g: measured gains (R,).
+
+    Returns:
+        0-d, in [-1, 1], float64. Memory is R^2.
+    """
+    s, g = s.double(), g.double()
+    rises = torch.sign(s[:, None] - s)
+    larger = torch.where(
+        (g[:, None] - g).abs() > _TIE * torch.maximum(g[:, None], g), torch.sign(g[:, None] - g), 0.0
+    )
+    energy = (s / s.norm()).square()
+    weight = energy[:, None] * energy
+    agreement = weight * rises * larger
+    total: Tensor = agreement.abs().sum()
+    return agreement.sum() / total.clamp_min(torch.finfo(torch.float64).tiny)
