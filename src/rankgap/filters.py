@@ -91,23 +91,23 @@ def parse_gain(spec: str) -> Gain:
 class _HeldMap(torch.autograd.Function):
     """P = Z W with W held constant, for fewer rows than columns: W (D x D) is never formed.
 
-    W = V diag(g) V^T = Zc^T K Zc with K = U diag(g / s^2) U^T, so dL/dZ = (dL/dP) W = ((dL/dP) Zc^T) K Zc. Forward
-    takes U diag(g) U^T Zc: one product less than Z Zc^T K Zc, and in float32 its error grows with s_1 / s_i where
-    that one's grows with the square.
+    With V = Zc^T U / s, W = V diag(g) V^T gives dL/dZ = (dL/dP) W = ((dL/dP) Zc^T) U diag(g / s^2) U^T Zc. Forward
+    takes U diag(g) U^T Zc, which is one large product less than Z W written so. The factors stay apart: rounded
+    to float32, U diag(g / s^2) U^T would err by (s_1 / s_i)^2 where they err by s_1 / s_i.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, rows: Tensor, value: Tensor, k: Tensor) -> Tensor:
-        """`z` (..., N', D) this rank's rows, `rows` Zc (..., N, D), `value` (..., N', N), `k` (..., N, N)."""
-        ctx.save_for_backward(rows, k)
-        return value @ rows
+    def forward(ctx: Any, z: Tensor, rows: Tensor, u: Tensor, g: Tensor, s: Tensor, first: int) -> Tensor:
+        """`z` (..., N', D): this rank's rows, from `first` on, of `rows` Zc (..., N, D); `g`, `s` (..., 1, N)."""
+        ctx.save_for_backward(rows, u / s, u * (g / s))
+        return (u.narrow(-2, first, z.shape[-2]) * g @ u.mT) @ rows
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Multiply the gradient by W."""
-        rows, k = ctx.saved_tensors
+        rows, left, right = ctx.saved_tensors
         with torch.autocast(rows.device.type, enabled=False):  # a caller may go backward inside autocast
-            return grads[0] @ rows.mT @ k @ rows, None, None, None
+            return grads[0] @ rows.mT @ left @ right.mT @ rows, None, None, None, None, None
 
 
 def spectral_filter(z: Tensor, gain: str | Gain, *, branch: Side = "online", scale: Scale = "rms") -> Tensor:
@@ -159,15 +159,12 @@ def spectral_filter(z: Tensor, gain: str | Gain, *, branch: Side = "online", sca
         n, d = rows.shape[-2:]
         s, vectors, keep = gram_basis(rows, "spectral_filter")
         s = torch.where(keep, s, 1.0)
-        g = torch.where(keep, gain(s / math.sqrt(n) if scale == "rms" else s), 0.0).unsqueeze(-2)
+        g = torch.where(keep, gain(s / math.sqrt(n) if scale == "rms" else s), 0.0)
+        s, g, vectors = s.unsqueeze(-2).to(z.dtype), g.unsqueeze(-2).to(z.dtype), vectors.to(z.dtype)
         if d < n:
-            return z @ (vectors * g @ vectors.mT).to(z.dtype)
-        local = vectors if n == z.shape[-2] else vectors.narrow(-2, dist.get_rank() * z.shape[-2], z.shape[-2])
-        value = (local * g @ vectors.mT).to(z.dtype)  # (..., N', N)
-        if branch == "target":
-            return value @ rows
-        k = (vectors * (g / s.square().unsqueeze(-2)) @ vectors.mT).to(z.dtype)
-        return _HeldMap.apply(z, rows, value, k)  # type: ignore[no-any-return]
+            return z @ (vectors * g @ vectors.mT)
+        first = 0 if n == z.shape[-2] else dist.get_rank() * z.shape[-2]
+        return _HeldMap.apply(z, rows, vectors, g, s, first)  # type: ignore[no-any-return]
 
 
 class SpectralFilter(nn.Module):
