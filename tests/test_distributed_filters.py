@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.testing import assert_close
+
+from rankgap.filters import Side, spectral_filter
+from rankgap.spectra import effective_rank, gather_rows
+
+WORLD = 2
+# More rows than columns in all but not on a rank; fewer; more on both; two views.
+SHAPES = [(16, 12), (8, 30), (40, 6), (2, 8, 30)]
+
+
+def batch(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def loss_of(p: Tensor, partner: Tensor) -> Tensor:
+    return (torch.nn.functional.normalize(p, dim=-1) * partner).sum(-1).mean()
+
+
+def compare(rank: int, shape: tuple[int, ...], branch: Side) -> None:
+    """This rank's part of a joint batch, filtered with the others, is that part of the filtered joint batch."""
+    z, partner, weight = batch(shape, 0), batch(shape, 1), batch((shape[-1], shape[-1]), 2)
+    rows = shape[-2] // WORLD
+    mine = slice(rank * rows, (rank + 1) * rows)
+    assert_close(gather_rows(z[..., mine, :]), z)
+    assert_close(effective_rank(gather_rows(z[..., mine, :])), effective_rank(z))
+
+    joint_weight, local_weight = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    with_joint = reference(z @ joint_weight, branch)
+    with_local = spectral_filter(z[..., mine, :] @ local_weight, "log1p", branch=branch)
+    assert_close(with_local, with_joint[..., mine, :], rtol=1e-9, atol=1e-9)
+    if branch == "target":
+        assert not with_local.requires_grad
+        return
+    (joint,) = torch.autograd.grad(loss_of(with_joint, partner), joint_weight)
+    (local,) = torch.autograd.grad(loss_of(with_local, partner[..., mine, :]), local_weight)
+    dist.all_reduce(local)
+    assert_close(local / WORLD, joint, rtol=1e-9, atol=1e-9)
+
+
+def reference(z: Tensor, branch: Side) -> Tensor:
+    """The definition, by SVD, in one process."""
+    u, s, vt = torch.linalg.svd(z.detach(), full_matrices=False)
+    g = torch.log1p(s / z.shape[-2] ** 0.5).unsqueeze(-2)
+    p: Tensor = u * (s.unsqueeze(-2) * g) @ vt if branch == "target" else z @ (vt.mT * g @ vt)
+    return p
+
+
+def on_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    try:
+        branches: tuple[Side, ...] = ("online", "target")
+        for shape in SHAPES:
+            for branch in branches:
+                compare(rank, shape, branch)
+        Path(folder, f"done-{rank}").touch()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed")
+def test_two_processes_equal_one_with_the_joint_batch(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(on_rank, args=(str(tmp_path),), nprocs=WORLD)  # type: ignore[attr-defined, no-untyped-call]
+    assert sorted(p.name for p in tmp_path.glob("done-*")) == ["done-0", "done-1"]
