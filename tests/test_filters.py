@@ -251,6 +251,13 @@ def test_a_batch_normed_null_direction_gets_no_gradient() -> None:
     assert (gradient.double() @ null.T).norm() / gradient.norm() < 1e-4
 
 
+@pytest.mark.parametrize(("p", "most"), [(-0.5, 1e-4), (-1.0, 1.01 / 64)])
+def test_a_null_direction_that_bfloat16_rounded_gets_no_more_than_its_share(p: float, most: float) -> None:
+    rounded = batch_normed(64, 96).bfloat16()
+    assert mean_energy(rounded) < 1e-5
+    assert mean_energy(spectral_filter(rounded, f"power:{p}", branch="target")) < most
+
+
 def test_a_dead_batch_stays_dead() -> None:
     for shape in ((4, 9), (9, 4)):
         p, gradient, _ = filtered_with_gradient(torch.zeros(shape), "power:-1")

@@ -1,6 +1,6 @@
 """Spectral filters: a gain on a batch's singular values, on the online or on the target branch.
 
-Z has the thin SVD U diag(s) V^T. A filter with gain g gives F_g(Z) = U diag(s g(x)) V^T (RDM, section 5), with
+Z has the thin SVD U diag(s) V^T. A filter with gain g gives F_g(Z) = U diag(s g(x)) V^T (Zhuo et al. 2023, RDM), with
 x = s / sqrt(N) so that a gain means the same at every batch size.
 
 Shapes: N rows of all ranks, D columns, R = min(N, D), `...` leading batch dimensions (views), each filtered alone.
@@ -111,7 +111,7 @@ class _HeldMap(torch.autograd.Function):
 
 
 def spectral_filter(z: Tensor, gain: str | Gain, *, branch: Side = "online", scale: Scale = "rms") -> Tensor:
-    """F_g(Z) = U diag(s g(x)) V^T: the batch's singular values times a gain (RDM, section 5).
+    """F_g(Z) = U diag(s g(x)) V^T: the batch's singular values times a gain (RDM).
 
     Gradient. Online, the filter is a linear predictor that is held constant: P = Z W, W = V diag(g(x)) V^T,
     dL/dZ = (dL/dP) W. Target: none at all.

@@ -1,8 +1,9 @@
 """Spectra of a batch: effective rank and its relatives.
 
 Z is a batch of outputs, rows are samples. Its thin SVD is Z = U diag(s) V^T with s_1 >= s_2 >= ... >= 0. All of
-it comes from the smaller Gram matrix (Z Z^T or Z^T Z) in float64, with autocast off. Squaring halves the digits:
-singular values below 6e-8 s_1 cannot be told from rounding and are given as 0. Nothing here carries a gradient.
+it comes from the smaller Gram matrix (Z Z^T or Z^T Z) in float64, which autocast leaves alone. Squaring halves
+the digits: singular values below 6e-8 s_1 cannot be told from rounding and are given as 0. Nothing here carries
+a gradient.
 
 Shapes: N rows (samples), D columns (features), R = min(N, D), `...` leading batch dimensions.
 Every decomposition waits for a GPU: torch reads its status on the host.
@@ -48,7 +49,9 @@ def rank_tolerance(n: int, d: int, dtype: torch.dtype) -> float:
 
     max(N, D) eps, as `torch.linalg.matrix_rank` has it, with eps of the dtype that Z came in. Two bounds: eps of
     float32 where Z came in half precision (with its own eps, 0.008 for bfloat16, nothing would be left from
-    D = 128 on), and for float64 what a Gram matrix resolves, sqrt(max(N, D) eps).
+    D = 128 on), and for float64 what a Gram matrix resolves, sqrt(max(N, D) eps). So a batch-normed batch that was
+    rounded to bfloat16 keeps its null direction, at some 5e-4 s_1: harmless, even whitening gives it no more than
+    the 1 / R of the energy that each direction gets.
 
     Args:
         n: rows.
@@ -103,8 +106,7 @@ def _lower_gram(z: Tensor) -> Tensor:
 
 def _solved(solve: Callable[[Tensor], _Solution], z: Tensor, step: str) -> _Solution:
     """`solve` of the smaller Gram matrix of float64 `z`, once more with jitter where it does not converge."""
-    with torch.autocast(z.device.type, enabled=False):
-        gram = _lower_gram(z)
+    gram = _lower_gram(z)
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     if not diagonal.sum().isfinite():  # LAPACK takes NaN without complaint, and may answer with finite numbers
         raise NonFiniteError(f"{step}: the input is not finite")
@@ -159,7 +161,7 @@ def singular_values(z: Tensor, *, center: bool = False) -> Tensor:
 
 
 def effective_rank_of(s: Tensor, of: Convention = "correlation") -> Tensor:
-    """Effective rank of a spectrum: exp(-sum_i p_i ln p_i), 0 ln 0 = 0 (Roy & Vetterli 2007, eq. 4).
+    """Effective rank of a spectrum: exp(-sum_i p_i ln p_i), 0 ln 0 = 0 (Roy & Vetterli 2007).
 
     It neither checks nor waits for a GPU: an all-zero spectrum gives NaN.
 
@@ -235,7 +237,7 @@ def effective_rank(z: Tensor, of: Convention = "correlation", center: bool = Fal
 def rank_difference(
     online: Tensor, target: Tensor, of: Convention = "correlation", center: bool = False
 ) -> Tensor:
-    """erank(target) - erank(online): above 0 dimensions grow, at or below 0 they collapse (RDM, section 4).
+    """erank(target) - erank(online): above 0 dimensions grow, at or below 0 they collapse (RDM).
 
     Args:
         online: (..., N, D).
@@ -253,7 +255,7 @@ def rank_difference(
 
 
 def rankme(z: Tensor) -> Tensor:
-    """RankMe: exp(-sum_i p_i ln p_i), p_i = s_i / sum_j s_j + 1e-7 (Garrido et al. 2023, eq. 1 and 2).
+    """RankMe: exp(-sum_i p_i ln p_i), p_i = s_i / sum_j s_j + 1e-7 (Garrido et al. 2023).
 
     As published: uncentred, and p is not normalised again, so that it may pass min(N, D) a little. The paper
     takes 25,600 samples.
@@ -306,7 +308,7 @@ def _pair(online: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor, Te
 def eigenspace_alignment(online: Tensor, target: Tensor, top: int = 512) -> Tensor:
     """How far the target's eigenvectors are the online branch's too: a_i = |cos(C_p v_i, v_i)|, in [0, 1].
 
-    v_i are the eigenvectors of C_t = T^T T / N by falling eigenvalue, C_p = P^T P / N (RDM, section 4.2, which
+    v_i are the eigenvectors of C_t = T^T T / N by falling eigenvalue, C_p = P^T P / N (RDM, which
     averages over the top 512). 1: v_i is an eigenvector of C_p. 0 where the online branch has no energy.
 
     Args:
