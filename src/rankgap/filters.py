@@ -1,7 +1,7 @@
 """Spectral filters: a gain on a batch's singular values, on the online or on the target branch.
 
-Z has the thin SVD U diag(s) V^T. A filter with gain g gives F_g(Z) = U diag(s g(x)) V^T (Zhuo et al. 2023, RDM), with
-x = s / sqrt(N) so that a gain means the same at every batch size.
+Z has the thin SVD U diag(s) V^T. A filter with gain g gives F_g(Z) = U diag(s g(x)) V^T (RDM: Zhuo et al. 2023),
+with x = s / sqrt(N) so that a gain means the same at every batch size.
 
 Shapes: N rows of all ranks, D columns, R = min(N, D), `...` leading batch dimensions (views), each filtered alone.
 """
