@@ -1,0 +1,96 @@
+"""A set of uint8 images that gives batches by index."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rankgap.data.encoded import EncodedImages
+
+
+class Batch(NamedTuple):
+    """B images, from whatever set.
+
+    Attributes:
+        images: (B, C, S, S) uint8, squashed to the stored square.
+        sizes: (B, 2) int32, height and width of the originals; None where the stored size is the original one.
+        labels: (B,) int64, or None.
+    """
+
+    images: Tensor
+    sizes: Tensor | None
+    labels: Tensor | None
+
+
+class ImageSet:
+    """N images in memory, or decoded as batches ask for them.
+
+    Args:
+        name: what messages call it.
+        images: (N, C, S, S) uint8, or where the images lie.
+        labels: (N,) int64, or None.
+        mean: per channel, of values in [0, 1].
+        std: likewise; population standard deviation.
+        sizes: (N, 2) int32, original height and width of `images` in memory where they differ from S.
+        classes: names of the labels.
+        notes: how it was read, a sentence each, for the user.
+
+    Example:
+        >>> from rankgap.data import load_data
+        >>> train, test = load_data("digits")
+        >>> train
+        ImageSet('digits', 1442 images, 1 x 8 x 8, 10 classes)
+        >>> train.batch([0, 5]).images.shape
+        torch.Size([2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        name: str,
+        images: Tensor | EncodedImages,
+        labels: Tensor | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        sizes: Tensor | None = None,
+        classes: Sequence[str] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.name, self.images, self.labels, self.sizes = name, images, labels, sizes
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.classes = None if classes is None else list(classes)
+        self.notes = list(notes)
+        self.channels: int = images.shape[1] if isinstance(images, Tensor) else images.channels
+        self.size: int = images.shape[2] if isinstance(images, Tensor) else images.size
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the images lie decoded in memory, so that batches need no worker processes."""
+        return isinstance(self.images, Tensor)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        labels = "no labels" if self.labels is None else f"{len(self.classes or ()) or 'unnamed'} classes"
+        shape = f"{self.channels} x {self.size} x {self.size}"
+        return f"{type(self).__name__}({self.name!r}, {len(self)} images, {shape}, {labels})"
+
+    def batch(self, indices: Sequence[int] | Tensor) -> Batch:
+        """Some of the images, in the order asked for.
+
+        Args:
+            indices: B positions in [0, N).
+
+        Raises:
+            UserError: an image that is decoded now is broken, or has other channels; the message names it.
+        """
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        labels = None if self.labels is None else self.labels[index]
+        if isinstance(self.images, Tensor):
+            return Batch(self.images[index], None if self.sizes is None else self.sizes[index], labels)
+        images, sizes = self.images.read(index)
+        return Batch(images, sizes, labels)

@@ -1,0 +1,126 @@
+"""What a data spec names: encoded or decoded images, their labels, and how they were read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rankgap.data.encoded import Arrays, Encoded
+from rankgap.errors import UserError, unknown
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+KNOWN = ("digits", "cifar10", "cifar100", "folder:DIR", "hf:NAME_OR_DIR")
+
+# Per-channel mean and deviation of the training images, as the published recipes use them.
+_CIFAR: dict[str, Statistics] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The images of one split.
+
+    Args:
+        images: where they lie.
+        labels: (N,) int64, or None.
+        classes: names of the labels, or None.
+    """
+
+    images: Encoded
+    labels: Tensor | None = None
+    classes: list[str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A data set before it is decoded.
+
+    Args:
+        name: the spec.
+        train: the training images.
+        test: the test images, if there are any.
+        notes: how it was read, a sentence each.
+        statistics: known per-channel mean and deviation.
+    """
+
+    name: str
+    train: Split
+    test: Split | None
+    notes: list[str] = field(default_factory=list)
+    statistics: Statistics | None = None
+
+
+def open_source(spec: str) -> Source:
+    """Find what a spec names, without decoding it.
+
+    Raises:
+        UserError: there is no such data, or it cannot be reached.
+    """
+    kind, colon, rest = spec.partition(":")
+    if kind == "folder" and rest:
+        from rankgap.data.folders import open_folder
+
+        return open_folder(rest)
+    if kind == "hf" and rest:
+        from rankgap.data.hub import open_hub
+
+        return open_hub(rest)
+    if spec == "digits":
+        return _digits()
+    if spec in _CIFAR:
+        return _cifar(spec)
+    if not colon and Path(spec).is_dir():
+        raise UserError(f"{spec} is a folder: write folder:{spec} for image files, hf:{spec} for Parquet")
+    raise unknown("data set", spec, KNOWN)
+
+
+def _digits() -> Source:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.from_numpy(np.rint(data.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    labels = torch.from_numpy(data.target.astype(np.int64))
+    # Stratified, and the same in all versions: of each digit, in the set's own order, each fifth is a test image.
+    place = torch.zeros(len(labels), dtype=torch.int64)
+    for digit in range(10):
+        rows = torch.nonzero(labels == digit).squeeze(1)
+        place[rows] = torch.arange(len(rows))
+    test = place % 5 == 4
+    classes = [str(name) for name in data.target_names]
+    return Source(
+        "digits",
+        Split(Arrays("digits train", images[~test]), labels[~test], classes),
+        Split(Arrays("digits test", images[test]), labels[test], classes),
+        [f"digits: {int((~test).sum())} training and {int(test.sum())} test images (each fifth of its digit)"],
+    )
+
+
+def data_root() -> Path:
+    """Where downloads are kept: $RANKGAP_DATA, or ~/.cache/rankgap."""
+    return Path(os.environ.get("RANKGAP_DATA") or "~/.cache/rankgap").expanduser()
+
+
+def _cifar(name: str) -> Source:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    root = data_root()
+    splits = []
+    for train in (True, False):
+        try:
+            found = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](root, train=train, download=True)
+        except (OSError, RuntimeError) as error:  # no network, no room, a file that is not the published one
+            raise UserError(
+                f"{name} is not in {root} and cannot be downloaded ({error}); put {CIFAR10.filename} there "
+                f"or another folder's name in RANKGAP_DATA".replace("cifar-10-", f"cifar-{name[5:]}-")
+            ) from error
+        images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
+        label = f"{name} {'train' if train else 'test'}"
+        splits.append(Split(Arrays(label, images), torch.tensor(found.targets), list(found.classes)))
+    return Source(name, splits[0], splits[1], statistics=_CIFAR[name])
