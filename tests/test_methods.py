@@ -69,7 +69,7 @@ def test_a_few_steps_of_descent_lower_the_loss_of_a_fixed_batch(method: str) -> 
         loss.backward()
         optimizer.step()
         model.update_teacher(clock)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
 
 

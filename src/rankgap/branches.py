@@ -164,7 +164,9 @@ class DualBranch(nn.Module):
             if self.teacher is not None:
                 z = self.teacher(views)[1]
             target = self.target_map(z.detach() if self.stop_gradient else z)
-        return Outputs(self.alignment(online, target), online, target, features)
+        with torch.autocast(online.device.type, enabled=False):  # a loss in bfloat16 has two digits
+            loss = self.alignment(online, target)
+        return Outputs(loss, online, target, features)
 
     def encoder(self, which: str = "online") -> nn.Module:
         """The encoder of the "online" or of the "target" branch (the same one where weights are shared)."""

@@ -207,8 +207,9 @@ class SelfSupervised(L.LightningModule):
         """Whether this step's ranks are read: every `rank_every` steps, and at the last."""
         return self.step % self.rank_every == 0 or self.step == self.work.steps - 1
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Move the teacher, read the ranks where they are due, and go on."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The optimiser's step, then what follows one: move the teacher, read the ranks where due, go on."""
+        super().optimizer_step(*args, **kwargs)
         self.model.update_teacher(self.clock)
         if self._outputs is not None:
             self.check_finite()

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
+import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -117,18 +117,18 @@ class Arrays:
         return f"{self.label}, image {index}"
 
 
-def in_parts(function: Callable[[range], _T], count: int) -> Iterator[_T]:
-    """The function's results over consecutive parts of range(count), in order, computed by all cores' threads.
+def in_parts(function: Callable[[range], _T], count: int, *, threads: bool = True) -> Iterator[_T]:
+    """The function's results over consecutive parts of range(count), in order, by a thread on each core.
 
     Pillow decodes without Python's lock. A worker process of a `DataLoader` works alone: its siblings have the
     other cores.
     """
     parts = [range(start, min(start + _PART, count)) for start in range(0, count, _PART)]
-    if len(parts) < 2 or get_worker_info() is not None:
+    if not threads or len(parts) < 2 or get_worker_info() is not None:
         yield from map(function, parts)
         return
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        yield from threads.map(function, parts)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(function, parts)
 
 
 def header_of(source: Encoded, index: int) -> Header:
@@ -144,7 +144,7 @@ def header_of(source: Encoded, index: int) -> Header:
         raise UserError(f"{source.name(index)} cannot be read: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedImages:
     """Images of a source, decoded when they are asked for.
 
@@ -155,6 +155,8 @@ class EncodedImages:
         channels: C.
         convert: convert to `channels`; else an image with other channels is an error.
         example: name of an image with `channels`, for that error.
+        threads: decode in threads. At 32 px they take twice the time, waiting for Python's lock; from about
+            128 px on they pay.
     """
 
     source: Encoded
@@ -163,6 +165,7 @@ class EncodedImages:
     channels: int
     convert: bool
     example: str
+    threads: bool
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -227,6 +230,6 @@ class EncodedImages:
                 images[k] = pixels.transpose(2, 0, 1)
                 sizes[k] = header.height, header.width
 
-        for _ in in_parts(fill, len(rows)):
+        for _ in in_parts(fill, len(rows), threads=self.threads):
             pass
         return torch.from_numpy(images), torch.from_numpy(sizes)

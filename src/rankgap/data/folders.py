@@ -7,16 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
+import pyarrow as pa  # type: ignore[import-untyped]
 import torch
 
 from rankgap.data.encoded import Files
 from rankgap.data.sources import Source, Split
 from rankgap.errors import UserError
 
-SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .avif .jp2 .tif .tiff .tga .ppm .pgm .pbm .pnm .npy".split()
-)
+_FORMATS = "jpg jpeg jpe jfif png bmp gif webp avif jp2 tif tiff tga ppm pgm pbm pnm npy"
+SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
 

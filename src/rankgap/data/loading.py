@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rankgap.data.decoding import Header
+from rankgap.data.decoding import Header, ImageError, convert
 from rankgap.data.encoded import Arrays, Encoded, EncodedImages, header_of
 from rankgap.data.image_set import ImageSet
-from rankgap.data.sources import Source, Split, Statistics, open_source
+from rankgap.data.sources import Split, Statistics, open_source
 from rankgap.errors import UserError
+
+Index = npt.NDArray[np.int64]
 
 IN_MEMORY = 2 * 2**30
 _HEADERS = 1_000  # looked at before the stored size is chosen
@@ -50,26 +53,39 @@ def load_data(
         UserError: no such data, no images, a broken image (named), or mixed channel counts (one of each named).
     """
     source = open_source(spec)
-    rows = np.arange(len(source.train.images))
-    if limit is not None:
-        if limit < 1:
-            raise UserError(f"--limit must be at least 1, got {limit}")
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randperm(len(rows), generator=generator)[:limit].numpy()
+    rows = _chosen(len(source.train.images), limit, seed)
     notes = list(source.notes)
-    if isinstance(source.train.images, Arrays):
-        train, test = _stored_arrays(source, rows, channels)
-    else:
-        images = layout(source.train.images, rows, size, channels)
-        train, test = _stored(source, images, memory, notes)
-    mean, std = source.statistics if source.statistics and train.channels == 3 else statistics(train.images)
+    plan = None
+    if not isinstance(source.train.images, Arrays):
+        plan = layout(source.train.images, rows, size, channels)
+    images, sizes = _store(source.train.images, rows, plan, channels, memory)
+    found = images.shape[1] if isinstance(images, Tensor) else images.channels
+    mean, std = source.statistics if source.statistics and found == 3 else statistics(images)
     if min(std) < 1 / 255:
         notes.append(f"{spec}: a channel is constant; it is only centred")
         std = tuple(s if s >= 1 / 255 else 1.0 for s in std)
-    for part in (train, test):
-        if part is not None:
-            part.mean, part.std, part.notes = mean, std, notes
-    return train, test
+    splits = [_image_set(spec, source.train, rows, images, sizes, (mean, std))]
+    if source.test is not None:
+        rows = np.arange(len(source.test.images))
+        images, sizes = _store(source.test.images, rows, plan, channels, memory)
+        splits.append(_image_set(f"{spec} (test)", source.test, rows, images, sizes, (mean, std)))
+    for split in splits:
+        if not split.in_memory:
+            notes.append(
+                f"{split.name}: {len(split)} images of {split.channels} x {split.size} x {split.size} exceed "
+                f"{memory / 2**30:.3g} GiB: each batch is decoded when it is needed"
+            )
+        split.notes = notes
+    return splits[0], splits[1] if len(splits) > 1 else None
+
+
+def _chosen(count: int, limit: int | None, seed: int) -> Index:
+    if limit is None:
+        return np.arange(count)
+    if limit < 1:
+        raise UserError(f"--limit must be at least 1, got {limit}")
+    order: Index = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).numpy()
+    return order[:limit]
 
 
 def stored_size(headers: Sequence[Header], size: int | None) -> int:
@@ -89,13 +105,13 @@ def stored_size(headers: Sequence[Header], size: int | None) -> int:
     return min(longest, round((size or 224) * 8 / 7))
 
 
-def spread(count: int, most: int) -> npt.NDArray[np.int64]:
+def spread(count: int, most: int) -> Index:
     """Up to `most` of the positions [0, count), evenly spread."""
     picked = min(count, most)
     return np.arange(picked) * count // max(picked, 1)
 
 
-def layout(images: Encoded, rows: npt.NDArray[np.int64], size: int | None, channels: int | None) -> EncodedImages:
+def layout(images: Encoded, rows: Index, size: int | None, channels: int | None) -> EncodedImages:
     """How images are to be stored, from the headers of up to 1,000 of them.
 
     Raises:
@@ -104,74 +120,54 @@ def layout(images: Encoded, rows: npt.NDArray[np.int64], size: int | None, chann
     seen = rows[spread(len(rows), _HEADERS)]
     headers = [header_of(images, int(row)) for row in seen]
     found = EncodedImages(
-        images,
-        rows,
+        source=images,
+        rows=rows,
         size=stored_size(headers, size),
         channels=channels or headers[0].channels,
         convert=channels is not None,
         example=images.name(int(seen[0])),
+        threads=max(max(h.height, h.width) for h in headers) > 96,
     )
     for row, header in zip(seen, headers, strict=True):
         found.check(int(row), header.channels)
     return found
 
 
-def _stored(
-    source: Source, images: EncodedImages, memory: int, notes: list[str]
-) -> tuple[ImageSet, ImageSet | None]:
-    train = _stored_split(source.name, source.train, images, memory, notes)
-    if source.test is None:
-        return train, None
-    rows = np.arange(len(source.test.images))
-    tests = EncodedImages(
-        source.test.images, rows, images.size, images.channels, convert=images.convert, example=images.example
-    )
-    return train, _stored_split(f"{source.name} (test)", source.test, tests, memory, notes)
-
-
-def _stored_split(name: str, split: Split, images: EncodedImages, memory: int, notes: list[str]) -> ImageSet:
-    labels = None if split.labels is None else split.labels[torch.from_numpy(images.rows)]
+def _store(
+    source: Encoded, rows: Index, plan: EncodedImages | None, channels: int | None, memory: int
+) -> tuple[Tensor | EncodedImages, Tensor | None]:
+    """The rows' images, decoded if they fit into memory, and the originals' sizes where they differ."""
+    if isinstance(source, Arrays):
+        return _converted(source.images[torch.from_numpy(rows)], channels), None
+    assert plan is not None
+    images = replace(plan, source=source, rows=rows)
     if images.nbytes > memory:
         images.check_headers()
-        notes.append(
-            f"{name}: {len(images)} images of {images.channels} x {images.size} x {images.size} exceed "
-            f"{memory / 2**30:.3g} GiB: each batch is decoded when it is needed"
-        )
-        return ImageSet(name, images, labels, (), (), classes=split.classes)
+        return images, None
     pixels, sizes = images.read(range(len(images)))
-    same = bool((sizes == images.size).all())
-    return ImageSet(name, pixels, labels, (), (), sizes=None if same else sizes, classes=split.classes)
+    return pixels, None if bool((sizes == images.size).all()) else sizes
 
 
-def _stored_arrays(
-    source: Source, rows: npt.NDArray[np.int64], channels: int | None
-) -> tuple[ImageSet, ImageSet | None]:
-    sets = []
-    for split, which in ((source.train, torch.from_numpy(rows)), (source.test, slice(None))):
-        assert split is not None
-        assert isinstance(split.images, Arrays)
-        assert split.labels is not None
-        pixels = convert_channels(split.images.images[which], channels)
-        name = source.name if split is source.train else f"{source.name} (test)"
-        sets.append(ImageSet(name, pixels, split.labels[which], (), (), classes=split.classes))
-    return sets[0], sets[1]
-
-
-def convert_channels(images: Tensor, channels: int | None) -> Tensor:
-    """(N, C, H, W) uint8 to the asked number of channels: grey repeated, or the luma of ITU-R 601.
-
-    Raises:
-        UserError: there is no such conversion.
-    """
-    found = images.shape[1]
-    if channels in (None, found):
+def _converted(images: Tensor, channels: int | None) -> Tensor:
+    if channels is None or channels == images.shape[1]:
         return images
-    if (found, channels) == (1, 3):
-        return images.expand(-1, 3, -1, -1).contiguous()
-    if (found, channels) == (3, 1):
-        weights = torch.tensor([0.299, 0.587, 0.114])
-        return torch.einsum("nchw,c->nhw", images.float(), weights).round_().byte().unsqueeze(1)
-    raise UserError(f"{found} channels cannot be converted to {channels}, only to 1 or 3")
+    try:
+        pixels = convert(images.permute(0, 2, 3, 1).numpy(), channels)
+    except ImageError as error:
+        raise UserError(str(error)) from error
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _image_set(
+    name: str,
+    split: Split,
+    rows: Index,
+    images: Tensor | EncodedImages,
+    sizes: Tensor | None,
+    moments: Statistics,
+) -> ImageSet:
+    labels = None if split.labels is None else split.labels[torch.from_numpy(rows)]
+    return ImageSet(name, images, labels, *moments, sizes=sizes, classes=split.classes)
 
 
 def statistics(images: Tensor | EncodedImages) -> Statistics:
@@ -183,7 +179,8 @@ def statistics(images: Tensor | EncodedImages) -> Statistics:
     channels = images.shape[1] if isinstance(images, Tensor) else images.channels
     moments = torch.zeros(2, channels, dtype=torch.int64)
     pixels = 0
-    for part in rows.split(256):
+    for start in range(0, len(rows), 256):
+        part = rows[start : start + 256]
         values = images[part] if isinstance(images, Tensor) else images.read(part)[0]
         moments += channel_moments(values)
         pixels += values.numel() // channels

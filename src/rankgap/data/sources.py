@@ -108,7 +108,7 @@ def data_root() -> Path:
 
 
 def _cifar(name: str) -> Source:
-    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untyped]
 
     root = data_root()
     splits = []

@@ -1,0 +1,171 @@
+"""A look at images before training: what is there, what is broken, what training would refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from rankgap.data.decoding import Header, ImageError, convert, decode, read_header
+from rankgap.data.encoded import Encoded, EncodedImages, in_parts
+from rankgap.data.image_set import Batch, ImageSet
+from rankgap.data.loading import HEADERS, channel_moments, from_moments, spread, stored_size
+from rankgap.data.sources import Split, open_source
+from rankgap.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An image that cannot be read.
+
+    Attributes:
+        name: its path, or its row.
+        reason: why.
+    """
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspection:
+    """What a data set holds; every image of both splits was decoded once.
+
+    Attributes:
+        name: the spec.
+        notes: how it was read, a sentence each.
+        problems: what training would refuse, with the remedy; empty where it can start.
+        train: training images, broken ones included.
+        test: test images, likewise; None without a test set.
+        broken: those that cannot be read, of both splits.
+        sizes: (height, width) of the originals, in pixels -> how many, the most frequent first.
+        channels: channels -> how many images.
+        formats: file format -> how many images.
+        classes: class -> training images; None without labels.
+        duplicates: training images whose bytes another, earlier one has too.
+        leaked: test images whose bytes a training image has too.
+        mean: per channel, of values in [0, 1], of the readable training images as stored.
+        std: likewise, population standard deviation.
+        images: the readable training images, decoded when asked for; mixed grey and colour are all converted to 3.
+    """
+
+    name: str
+    notes: tuple[str, ...]
+    problems: tuple[str, ...]
+    train: int
+    test: int | None
+    broken: tuple[Broken, ...]
+    sizes: dict[tuple[int, int], int]
+    channels: dict[int, int]
+    formats: dict[str, int]
+    classes: dict[str, int] | None
+    duplicates: int
+    leaked: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    images: ImageSet
+
+    def side(self, axis: int) -> tuple[int, float, int]:
+        """Least, median and greatest height (axis 0) or width (axis 1) of the originals, in pixels."""
+        sides = np.repeat([s[axis] for s in self.sizes], list(self.sizes.values()))
+        return int(sides.min()), float(np.median(sides)), int(sides.max())
+
+    def sample(self, count: int, seed: int = 0) -> Batch:
+        """Up to `count` readable training images, drawn by the seed."""
+        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
+        return self.images.batch(order[:count])
+
+
+@dataclass(slots=True)
+class _Found:
+    """What a part of a split holds, or all of it."""
+
+    rows: list[int] = field(default_factory=list)
+    broken: list[Broken] = field(default_factory=list)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    channels: Counter[int] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    digests: list[bytes] = field(default_factory=list)
+    moments: Tensor | int = 0
+    pixels: int = 0
+
+    def add(self, other: _Found) -> None:
+        self.rows += other.rows
+        self.broken += other.broken
+        self.sizes += other.sizes
+        self.channels += other.channels
+        self.formats += other.formats
+        self.digests += other.digests
+        self.moments = self.moments + other.moments
+        self.pixels += other.pixels
+
+
+def inspect(spec: str, *, size: int | None = None, channels: int | None = None) -> Inspection:
+    """Look at every image that a spec names.
+
+    Args:
+        spec: as for `load_data`.
+        size: side of the views to be drawn, in pixels.
+        channels: convert all images to this many channels (1 or 3).
+
+    Raises:
+        UserError: no such data, or not one image of it can be read.
+
+    Example:
+        >>> report = inspect("digits")
+        >>> report.train, report.channels, report.sizes, report.broken, report.problems
+        (1442, {1: 1797}, {(8, 8): 1797}, (), ())
+    """
+    source = open_source(spec)
+    splits = [source.train] if source.test is None else [source.train, source.test]
+    headers = _headers(source.train.images)
+    if not headers:
+        raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
+    counts = Counter(h.channels for h in headers)
+    aim = channels or (3 if set(counts) == {1, 3} else counts.most_common(1)[0][0])
+    stored = stored_size(headers, size)
+    threads = max(max(h.height, h.width) for h in headers) > 96
+    found = [_inspect_split(split.images, stored, aim, threads) for split in splits]
+    train = found[0]
+    if not train.rows:
+        raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
+    assert isinstance(train.moments, Tensor)
+    mean, std = source.statistics if source.statistics and aim == 3 else from_moments(train.moments, train.pixels)
+    both = _Found()
+    for part in found:
+        both.add(part)
+    images = EncodedImages(
+        source=source.train.images,
+        rows=np.array(train.rows),
+        size=stored,
+        channels=aim,
+        convert=True,
+        example="",
+        threads=threads,
+    )
+    labels = None if source.train.labels is None else source.train.labels[torch.tensor(train.rows)]
+    classes = source.train.classes
+    return Inspection(
+        name=spec,
+        notes=tuple(source.notes),
+        problems=_problems(both, channels),
+        train=len(source.train.images),
+        test=None if source.test is None else len(source.test.images),
+        broken=tuple(both.broken),
+        sizes=dict(both.sizes.most_common()),
+        channels=dict(both.channels.most_common()),
+        formats=dict(both.formats.most_common()),
+        classes=_class_counts(source.train),
+        duplicates=len(train.digests) - len(set(train.digests)),
+        leaked=sum(d in set(train.digests) for d in found[-1].digests) if len(found) > 1 else 0,
+        mean=mean,
+        std=std,
+        images=ImageSet(spec, images, labels, mean, std, classes=classes, notes=source.notes),
+    )
