@@ -20,7 +20,7 @@ import torch
 import rankgap
 from rankgap.console import Progress
 from rankgap.experiment import TrainConfig, train
-from rankgap.report.figures import MiniRow, mini_figure
+from rankgap.report.figures import ResultRow, mini_figure
 from rankgap.runs import RunFolder
 
 HERE = Path(__file__).parent
@@ -119,7 +119,7 @@ def machine() -> str:
 def write(rows: dict[str, list[Finished]], config: TrainConfig) -> None:
     """Write table, figure and raw results beside this file."""
     text = (HERE / "ABOUT.md").read_text()
-    protocol = next(iter(rows.values()))[0].results.get("protocols", {})
+    protocol = next(iter(rows.values()))[0].results.get("protocol", {})
     lines = [f"- {name}: {said}\n" for name, said in protocol.items()]
     (HERE / "README.md").write_text(
         f"{text}\nMachine: {machine()}.\n\n{table(rows)}\n![kNN, linear and ranks of each row](mini.png)\n\n"
@@ -127,7 +127,7 @@ def write(rows: dict[str, list[Finished]], config: TrainConfig) -> None:
     )
     mini_figure(
         [
-            MiniRow(
+            ResultRow(
                 title,
                 [run.results["knn"] for run in runs],
                 [run.results["linear"] for run in runs],

@@ -114,7 +114,7 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
     console.print(results_table(results, caption=CONVENTION))
     said: dict[str, None] = {}
     for row in results.values():
-        for line in [*dict(row.get("protocols", {})).values(), *row.get("notes", [])]:
+        for line in [*dict(row.get("protocol", {})).values(), *row.get("notes", [])]:
             said[line] = None
         for name, scores in dict(row.get("sets", {})).items():
             if name != "test":
