@@ -119,8 +119,9 @@ def test_every_kind_of_state_survives_an_interruption(method: str, tmp_path: Pat
     assert train(tmp_path / "whole", *flags) == 0
     from lightning.pytorch import Callback
 
-    from rankgap.experiment import InterruptedRunError, TrainConfig
-    from rankgap.experiment import train as run_config
+    from rankgap.config import TrainConfig
+    from rankgap.fitting import InterruptedRunError
+    from rankgap.fitting import train as run_config
 
     class Interrupt(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -143,7 +144,18 @@ def test_every_kind_of_state_survives_an_interruption(method: str, tmp_path: Pat
 
 def test_ctrl_c_from_a_terminal_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "rankgap.cli", "train", "--epochs", "500", "--batch-size", "64", "--out", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "rankgap.cli",
+        "train",
+        "--epochs",
+        "500",
+        "--batch-size",
+        "64",
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     limit = time.monotonic() + 120
     while not (out / "checkpoints" / "last.ckpt").exists() and time.monotonic() < limit:
@@ -222,7 +234,9 @@ def test_bad_flags_get_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_bad_images_are_named_by_their_path(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bad_images_are_named_by_their_path(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     data, out = f"folder:{folder}", str(tmp_path / "run")
     (folder / "day0" / "torn.png").write_bytes((folder / "day0" / "camera" / "0.png").read_bytes()[:60])
     assert "torn.png" in fails(capsys, "train", "--data", data, "--out", out)

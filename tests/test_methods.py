@@ -45,7 +45,9 @@ def test_every_row_trains_a_step_and_reaches_every_online_parameter(method: str)
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("online", "target"), [("power:0.5", None), (None, "power:-0.5"), ("log1p", "power:-0.3")])
+@pytest.mark.parametrize(
+    ("online", "target"), [("power:0.5", None), (None, "power:-0.5"), ("log1p", "power:-0.3")]
+)
 def test_any_filter_goes_on_any_row(method: str, online: str | None, target: str | None) -> None:
     model = small(method, online, target)
     out = model(images())
@@ -84,18 +86,18 @@ def test_a_filter_stands_before_the_prototypes() -> None:
     assert design("swav", online="log1p").online == ("log1p", "assignment")
     assert design("dino", target="power:-0.5").target == ("power:-0.5", "centred_assignment")
     model = small("dino", "power:0.5")
-    assert [type(m) for m in model.online_map] == [SpectralFilter, Assignment]
+    assert [type(m) for m in model.online_map.children()] == [SpectralFilter, Assignment]
 
 
 def test_a_predictor_sees_one_view_at_a_time() -> None:
-    assert isinstance(small("simsiam").online_map[0], PerView)
+    assert isinstance(next(small("simsiam").online_map.children()), PerView)
 
 
 def test_swav_shares_its_prototypes_and_dino_averages_them() -> None:
     swav, dino = small("swav"), small("dino")
-    assert swav.target_map[0].prototypes is swav.branch.prototypes
+    assert swav.target_map.get_submodule("0.prototypes") is swav.branch.prototypes
     assert dino.teacher is not None
-    assert dino.target_map[0].prototypes is dino.teacher.prototypes
+    assert dino.target_map.get_submodule("0.prototypes") is dino.teacher.prototypes
     assert dino.teacher.prototypes is not dino.branch.prototypes
 
 

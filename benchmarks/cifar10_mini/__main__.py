@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 import rankgap
+from rankgap.config import TrainConfig, file_name
 from rankgap.console import Progress
-from rankgap.experiment import TrainConfig, train
+from rankgap.fitting import train
 from rankgap.report.figures import ResultRow, mini_figure
-from rankgap.runs import RunFolder
 
 HERE = Path(__file__).parent
 DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
@@ -112,8 +112,11 @@ def machine() -> str:
     if info.is_file():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return f"{cpu}, {device}; Python {platform.python_version()}, torch {torch.__version__}, rankgap {rankgap.__version__}"
+    device = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    )
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, rankgap {rankgap.__version__}"
+    return f"{cpu}, {device}; {versions}"
 
 
 def write(rows: dict[str, list[Finished]], config: TrainConfig) -> None:
@@ -175,7 +178,7 @@ def main() -> None:
                 backbone="resnet_tiny",
                 seed=seed,
             )
-            config.out = str(given.out / f"{config.title.replace(' ', '-').replace(':', '')}-seed{seed}")
+            config.out = str(given.out / file_name(f"{config.title}-seed{seed}"))
             rows.setdefault(config.title, []).append(run_one(config))
             write(rows, config)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import timm
+import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
 
@@ -50,32 +52,47 @@ def resnet_tiny(channels: int) -> ResNet:
     return small_image_stem(network, channels)
 
 
-def build_encoder(name: str, *, channels: int = 3, size: int = 32, pretrained: bool = False) -> Encoder:
-    """An encoder by name.
+def check_backbone(name: str) -> None:
+    """Raise `UserError`, with the nearest names there are, unless `build_encoder` knows the name."""
+    if name != "resnet_tiny" and not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)
+        raise unknown("backbone", name, ["resnet_tiny", "resnet18", "resnet50", "vit_tiny_patch16_224", *near])
+
+
+def build_encoder(name: str, *, channels: int = 3, size: int = 32) -> Encoder:
+    """An encoder by name, with random weights.
 
     Args:
         name: `resnet_tiny` or any timm model.
         channels: channels of an image.
         size: side of a view in pixels; ResNets get the small-image stem below 64.
-        pretrained: start from timm's published weights (downloaded).
 
     Raises:
         UserError: timm has no such model, or it does not take images of this size.
     """
+    check_backbone(name)
     if name == "resnet_tiny":
         return Encoder(resnet_tiny(channels), 128)
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)
-        raise unknown("backbone", name, ["resnet_tiny", "resnet18", "resnet50", "vit_tiny_patch16_224", *near])
-    options = {"pretrained": pretrained, "in_chans": channels, "num_classes": 0}
-    if "vit" in name:
-        options["img_size"] = size
     try:
-        network = timm.create_model(name, **options)
-    except (ValueError, AssertionError, TypeError) as error:
+        network = _create(name, channels, size).eval()
+        if isinstance(network, ResNet) and size < SMALL_IMAGE and isinstance(network.conv1, nn.Conv2d):
+            network = small_image_stem(network, channels)
+        with torch.no_grad():  # timm's own word for the width is not that of the output in every model
+            features = network(torch.zeros(1, channels, size, size))
+    except (ValueError, AssertionError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"backbone {name!r} does not take {channels}-channel images of {size} px: {error}"
+            f"backbone {name} does not take {channels}-channel images of {size} px: {error}"
         ) from error
-    if isinstance(network, ResNet) and size < SMALL_IMAGE and isinstance(network.conv1, nn.Conv2d):
-        network = small_image_stem(network, channels)
-    return Encoder(network, network.num_features)
+    if features.ndim != 2:
+        raise UserError(f"backbone {name} gives {tuple(features.shape)} for an image, not one vector")
+    return Encoder(network.train(), features.shape[1])
+
+
+def _create(name: str, channels: int, size: int) -> nn.Module:
+    options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
+    network: nn.Module
+    try:  # transformers must know the size, convolutional networks do not take it
+        network = timm.create_model(name, img_size=size, **options)
+    except TypeError:
+        network = timm.create_model(name, **options)
+    return network

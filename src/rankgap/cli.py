@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import sys
 import traceback
@@ -56,9 +55,9 @@ def demo(out: str = "runs/demo", seed: int = 0) -> None:
 
 def train(**flags: Any) -> None:
     """Train an encoder, log the ranks of both branches, and evaluate it."""
+    from rankgap.config import TrainConfig
     from rankgap.console import Progress, announce, show_results
-    from rankgap.experiment import TrainConfig
-    from rankgap.experiment import train as run
+    from rankgap.fitting import train as run
 
     config = TrainConfig(**flags)
     results = run(config, callbacks=[Progress(config.title)], announce=announce)
@@ -66,30 +65,30 @@ def train(**flags: Any) -> None:
     print(f"run folder: {config.folder.path}")
 
 
-def evaluate(run: str, protocol: str = "knn,linear", branch: Literal["online", "target"] = "online") -> None:
-    """Evaluate a run again, from its last checkpoint.
+def evaluate(
+    run: str,
+    protocol: str = "knn,linear",
+    branch: Literal["online", "target"] = "online",
+    eval: list[str] = [],  # noqa: B006 (a flag's default, never changed)
+) -> None:
+    """Evaluate a run again, from its last checkpoint; results.json takes the numbers in.
 
     Args:
         run: the run folder.
-        protocol: knn, linear, linear_sgd, joined by commas.
+        protocol: knn, linear, linear_sgd, joined by commas; none for the label-free ranks alone.
         branch: whose encoder: the online one, or the target's (the EMA teacher, where there is one).
+        eval: evaluation sets beside the data's own, as NAME=DATA; by default those of the run.
     """
     from rankgap.console import show_results
-    from rankgap.experiment import evaluate_model, protocols, restore
+    from rankgap.experiment import evaluate_model, restore
     from rankgap.runs import RunFolder
 
-    protocols(protocol)
-    experiment, model = restore(run)
-    config = dataclasses.replace(experiment.config, protocol=protocol)
-    found = evaluate_model(dataclasses.replace(experiment, config=config), model, branch=branch)
+    changes = {"protocol": protocol} | ({"eval": eval} if eval else {})
+    experiment, model = restore(run, **changes)
+    found = evaluate_model(experiment, model, branch=branch)
     folder = RunFolder(Path(run))
-    results = folder.results()
-    if branch == "online":
-        results |= found
-    else:
-        results["target_branch"] = found
-    folder.write_results(results)
-    show_results({f"{config.title} ({branch})": {**folder.results(), **found}})
+    folder.write_results(folder.results() | (found if branch == "online" else {"target_branch": found}))
+    show_results({f"{experiment.config.title} ({branch})": folder.results() | found})
 
 
 def compare(runs: list[str]) -> None:
@@ -130,15 +129,20 @@ def inspect_data(
     Args:
         data: as --data of train.
         method: whose views to draw.
-        size: side of a view in pixels; by default the images' own side up to 96, else 224.
+        size: side of a view in pixels; by default the images' own up to 96 px, else at most 224.
         channels: convert all images to this many channels (1 or 3).
         out: the contact sheet's file.
         seed: of the sample and its views.
     """
+    from rankgap.config import TrainConfig
     from rankgap.console import show_inspection
-    from rankgap.inspection import inspect_views
+    from rankgap.experiment import dry_run
+    from rankgap.report import contact_sheet
 
-    show_inspection(*inspect_views(data, method, size=size, channels=channels, out=Path(out), seed=seed))
+    config = TrainConfig(data=data, method=method, size=size, channels=channels, seed=seed)
+    found, batch, views = dry_run(config)
+    contact_sheet(batch.images, views, out)
+    show_inspection(found, views.shape[-1], Path(out))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -166,7 +170,7 @@ def _parser() -> ArgumentParser:
         summary = (inspect.getdoc(command) or "").partition("\n")[0]
         sub = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
         if name == "train":
-            from rankgap.experiment import TrainConfig
+            from rankgap.config import TrainConfig
 
             sub.add_argument("--config", action="config", help="a YAML file that gives any of these flags")
             _add_flags(sub, TrainConfig)
@@ -201,10 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     flags = Namespace(parsed[name]).as_dict()
     for extra in ("config", "print_config"):
         flags.pop(extra, None)
-    from rankgap.experiment import InterruptedRunError
-
     try:
+        from rankgap.fitting import InterruptedRunError
+
         COMMANDS[name](**flags)
+    except KeyboardInterrupt:
+        return _fail("interrupted", EXIT_INTERRUPTED)
     except (UserError, NonFiniteError, InterruptedRunError) as error:
         if debug:
             traceback.print_exc()

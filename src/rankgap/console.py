@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from rankgap.data import Inspection
 from rankgap.experiment import Experiment
 from rankgap.methods import METHODS
 from rankgap.training import SelfSupervised
@@ -69,8 +72,9 @@ def announce(experiment: Experiment) -> None:
         f"[bold]{config.title}[/bold] on {config.data}: {work.images:,} images, {work.epochs} epochs of "
         f"{work.steps_per_epoch} steps, {experiment.backbone}, views of {experiment.size} px"
     )
-    for note in [*experiment.train.notes, *experiment.notes]:
-        console.print(f"  [dim]preset:[/dim] {note}", highlight=False)
+    for kind, notes in (("data", experiment.train.notes), ("preset", experiment.notes)):
+        for note in notes:
+            console.print(f"  [dim]{kind}:[/dim] {note}", highlight=False)
     for warning in experiment.warnings:
         console.print(f"  [yellow]warning:[/yellow] {warning}", highlight=False)
 
@@ -85,7 +89,7 @@ def _number(value: Any) -> str:
 
 def results_table(results: Mapping[str, Mapping[str, Any]], *, caption: str | None = None) -> Table:
     """A table of runs: accuracy in percent, effective ranks of the last batch."""
-    table = Table(caption=caption, caption_justify="left")
+    table = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("method")
     columns = {
         "kNN %": ("knn", _percent),
@@ -97,7 +101,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, caption: str | No
         "images/s": ("images_per_second", lambda v: "-" if v is None else f"{v:,.0f}"),
     }
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
     for name, row in results.items():
         table.add_row(name, *(show(row.get(key)) for key, show in columns.values()))
     return table
@@ -105,7 +109,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, caption: str | No
 
 CONVENTION = (
     "erank: exp of the entropy of the eigenvalues of the uncentred correlation of one batch "
-    "(online view 1, target view 2); of features: the same for encoder features of the test set."
+    "(online view 1, target view 2); erank features: the same of the training images' encoder features."
 )
 
 
@@ -122,6 +126,52 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
                 console.print(f"{name}: {numbers}")
     for line in said:
         console.print(f"[dim]{line}[/dim]", highlight=False)
+
+
+def _counts(counts: Mapping[Any, int], show: Callable[[Any], str] = str, most: int = 6) -> str:
+    """The most frequent of some values and how often each occurs."""
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    text = ", ".join(f"{show(value)}: {count:,}" for value, count in ordered[:most])
+    return text + (f", and {len(ordered) - most} others" if len(ordered) > most else "")
+
+
+def show_inspection(found: Inspection, size: int, picture: Path) -> None:
+    """Print what a data set holds, what is broken, and what training would refuse.
+
+    Args:
+        found: the inspection.
+        size: side of a view in pixels.
+        picture: where the contact sheet is.
+    """
+    table = Table(title=found.name, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    (low_h, mid_h, high_h), (low_w, mid_w, high_w) = found.side(0), found.side(1)
+    rows = {
+        "images": f"{found.train:,} to train on" + ("" if found.test is None else f", {found.test:,} to test"),
+        "height, px": f"{low_h} least, {mid_h:g} median, {high_h} greatest",
+        "width, px": f"{low_w} least, {mid_w:g} median, {high_w} greatest",
+        "height x width": _counts(found.sizes, lambda side: f"{side[0]} x {side[1]}", most=4),
+        "views": f"{size} x {size}, from images stored at {found.images.size} x {found.images.size}",
+        "channels": _counts(found.channels),
+        "formats": _counts(found.formats),
+        "classes": "no labels" if found.classes is None else _counts(found.classes),
+        "mean, per channel": " ".join(f"{m:.4f}" for m in found.mean) + "  (of values in [0, 1])",
+        "deviation": " ".join(f"{s:.4f}" for s in found.std),
+        "duplicates": f"{found.duplicates:,} training images"
+        + ("" if found.test is None else f"; {found.leaked:,} test images are in the training set"),
+        "broken": f"{len(found.broken):,}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    for note in found.notes:
+        console.print(f"[dim]{note}[/dim]", highlight=False)
+    for broken in found.broken:
+        console.print(f"[red]broken:[/red] {escape(broken.name)}: {escape(broken.reason)}", highlight=False)
+    for problem in found.problems:
+        console.print(f"[yellow]training would stop:[/yellow] {problem}", highlight=False)
+    console.print(f"views beside their images: {picture}", highlight=False, soft_wrap=True)
 
 
 def show_methods() -> None:
@@ -148,7 +198,7 @@ def show_demo(found: tuple[Mapping[str, Mapping[str, Any]], Path]) -> None:
     """Print the demo's table, where its picture is, and what to look at."""
     results, picture = found
     console.print(results_table(results, caption=CONVENTION))
-    console.print(f"picture: {picture}")
+    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
     console.print(
         "Look at the rank difference: where the target's rank stays above the online one's, dimensions grow "
         "and kNN is high; symsimsiam has none, and keeps the fewest dimensions."

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
+from rankgap.config import TrainConfig, file_name
 from rankgap.console import Progress
-from rankgap.experiment import TrainConfig, train
+from rankgap.fitting import train
 from rankgap.report.figures import RankTrace, ranks_figure
 from rankgap.runs import RunFolder
 
-DESIGNS = (
-    {"method": "symsimsiam"},
-    {"method": "simsiam"},
-    {"method": "byol"},
-    {"method": "swav"},
-    {"method": "dino"},
-    {"method": "simsiam", "online": "power:1"},
-    {"method": "simsiam", "target": "power:-0.5"},
-)
+DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
+    ("symsimsiam", None, None),
+    ("simsiam", None, None),
+    ("byol", None, None),
+    ("swav", None, None),
+    ("dino", None, None),
+    ("simsiam", "power:1", None),
+    ("simsiam", None, "power:-0.5"),
+)  # method, online, target
 
 
 def trace(folder: RunFolder, name: str) -> RankTrace:
@@ -43,10 +43,18 @@ def run_demo(out: Path, seed: int, *, epochs: int = 40) -> tuple[dict[str, dict[
     """
     results: dict[str, dict[str, Any]] = {}
     traces: list[RankTrace] = []
-    for design in DESIGNS:
-        config = TrainConfig(data="digits", batch_size=128, epochs=epochs, seed=seed, **design)
-        config = dataclasses.replace(config, out=str(out / config.title.replace(" ", "-").replace(":", "")))
-        config.overwrite = True
+    for method, online, target in DESIGNS:
+        config = TrainConfig(
+            method=method,
+            online=online,
+            target=target,
+            data="digits",
+            batch_size=128,
+            epochs=epochs,
+            seed=seed,
+            overwrite=True,
+        )
+        config.out = str(out / file_name(config.title))
         results[config.title] = train(config, callbacks=[Progress(config.title)])
         traces.append(trace(config.folder, config.title))
     picture = out / "ranks.png"

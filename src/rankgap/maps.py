@@ -7,8 +7,9 @@ as a batch of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -81,7 +82,7 @@ def mlp(
     """
     if len(dims) < 2:
         raise UserError(f"an MLP needs an input and an output width, got {list(dims)}")
-    activations = {"relu": lambda: nn.ReLU(inplace=True), "gelu": nn.GELU}
+    activations: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}
     layers: list[nn.Module] = []
     for width_in, width in pairwise(dims[:-1]):
         layers.append(nn.Linear(width_in, width, bias=not norm))
@@ -150,7 +151,8 @@ class Assignment(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(V, B, D) -> probabilities (V, B, K), float32."""
-        return (self.prototypes(z).float() / self.temperature).softmax(dim=-1)
+        probabilities: Tensor = (self.prototypes(z).float() / self.temperature).softmax(dim=-1)
+        return probabilities
 
 
 def world_sum(x: Tensor) -> Tensor:
@@ -267,7 +269,7 @@ class CentredAssignment(Scheduled):
     def forward(self, z: Tensor) -> Tensor:
         """(V, B, D) -> probabilities (V, B, K), float32."""
         scores = self.prototypes(z).float()
-        probabilities = ((scores - self.centre) / self.temperature).softmax(dim=-1)
+        probabilities: Tensor = ((scores - self.centre) / self.temperature).softmax(dim=-1)
         if self.training:
             total = world_sum(torch.cat([scores.sum(dim=(0, 1)), scores.new_tensor([scores[..., 0].numel()])]))
             self.centre.lerp_(total[:-1] / total[-1], 1 - self.momentum)

@@ -53,21 +53,24 @@ class RunFolder:
         """One row for each reading of the ranks."""
         return self.path / "metrics.csv"
 
-    def create(self, *, overwrite: bool) -> None:
-        """Make an empty folder.
+    def check_free(self, *, overwrite: bool) -> None:
+        """Refuse a folder that holds something, before any work is done for it.
 
         Raises:
-            UserError: it exists and holds something, and `overwrite` is not set, or it holds no run.
+            UserError: it holds something, and `overwrite` is not set, or it holds no run.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            if not overwrite:
-                raise UserError(
-                    f"{self.path} exists: choose another --out, go on with --resume, or --overwrite it"
-                )
-            if not (self.path / "config.yaml").is_file():
-                raise UserError(f"{self.path} holds no run, so it is not overwritten; choose another --out")
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not overwrite:
+            raise UserError(f"{self.path} exists: choose another --out, go on with --resume, or --overwrite it")
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(f"{self.path} holds no run, so it is not overwritten; choose another --out")
+
+    def create(self) -> None:
+        """Make the folder anew; what it held is gone (`check_free` comes first)."""
+        if self.path.exists():
             shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `config.yaml`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from timm.optim import Lars
+from timm.optim.lars import Lars
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -180,8 +180,8 @@ class SelfSupervised(L.LightningModule):
         """Warn of what looks like a larger batch and is none."""
         if (passes := self.trainer.accumulate_grad_batches) > 1:
             warnings.warn(
-                f"accumulating {passes} gradients is not a batch {passes} times as large: spectra, codes, centres and "
-                f"batch norms still see {self.work.batch_size} images",
+                f"accumulating {passes} gradients is not a batch {passes} times as large: spectra, codes, centres "
+                f"and batch norms still see {self.work.batch_size} images",
                 stacklevel=1,
             )
 
@@ -246,11 +246,18 @@ class SelfSupervised(L.LightningModule):
         values = torch.stack([v.double() for v in row.values()]).tolist()  # one transfer
         return dict(zip(row, values, strict=True))
 
-    def check_finite(self) -> None:
-        """Stop where a loss was not finite.
+    def check_finite(self, *, weights: bool = False) -> None:
+        """Stop where a loss was not finite, or where the weights are not.
+
+        Args:
+            weights: look at the weights too: a finite loss may have a gradient that is not.
 
         Raises:
             NonFiniteError: names the first step at which it happened.
         """
         if (step := int(self.first_bad)) >= 0:
             raise NonFiniteError(f"the loss is not finite at step {step}")
+        if weights:
+            norms = torch._foreach_norm([p.detach() for p in self.model.parameters()])
+            if not torch.stack(norms).isfinite().all():
+                raise NonFiniteError("the weights are not finite")

@@ -1,6 +1,7 @@
 """Where images come from: `load_data` reads them, `inspect` looks at them first."""
 
 from rankgap.data.image_set import Batch, ImageSet
+from rankgap.data.inspection import Broken, Inspection, inspect
 from rankgap.data.loading import load_data
 
-__all__ = ["Batch", "ImageSet", "load_data"]
+__all__ = ["Batch", "Broken", "ImageSet", "Inspection", "inspect", "load_data"]

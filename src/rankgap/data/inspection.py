@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -169,3 +167,77 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         std=std,
         images=ImageSet(spec, images, labels, mean, std, classes=classes, notes=source.notes),
     )
+
+
+def _headers(images: Encoded) -> list[Header]:
+    """Headers of up to `HEADERS` images, evenly spread; those that cannot be read are passed over."""
+    found = []
+    for row in spread(len(images), HEADERS):
+        try:
+            with images.open(int(row)) as file:
+                found.append(read_header(file))
+        except (ImageError, OSError):
+            continue
+    return found
+
+
+def _first_reason(images: Encoded) -> str:
+    """Why the first image cannot be read."""
+    try:
+        with images.open(0) as file:
+            decode(file, 8)
+    except (ImageError, OSError) as error:
+        return f"{images.name(0)}: {error}"
+    return f"{images.name(0)} can be decoded, but not its header"
+
+
+def _inspect_split(images: Encoded, size: int, channels: int, threads: bool) -> _Found:
+    def look(part: range) -> _Found:
+        found, pixels = _Found(), []
+        for row in part:
+            try:
+                with images.open(row) as file:
+                    content = file.read()
+                values, header = decode(io.BytesIO(content), size)
+            except (ImageError, OSError) as error:
+                found.broken.append(Broken(images.name(row), str(error)))
+                continue
+            found.digests.append(hashlib.blake2b(content, digest_size=16).digest())
+            found.sizes[header.height, header.width] += 1
+            found.channels[header.channels] += 1
+            found.formats[header.format] += 1
+            try:
+                pixels.append(convert(values, channels))
+            except ImageError:  # its channel count is among the problems
+                continue
+            found.rows.append(row)
+        if pixels:
+            found.moments = channel_moments(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
+            found.pixels = len(pixels) * size**2
+        return found
+
+    whole = _Found()
+    for part in in_parts(look, len(images), threads=threads):
+        whole.add(part)
+    return whole
+
+
+def _problems(found: _Found, channels: int | None) -> tuple[str, ...]:
+    problems = []
+    if found.broken:
+        problems.append(f"{len(found.broken)} images cannot be read: remove them, training stops at the first")
+    wanted = {channels} if channels else set()
+    if foreign := sorted(set(found.channels) - wanted - {1, 3}):
+        if len(found.channels) > 1 or channels:
+            counts = ", ".join(f"{found.channels[c]} of {c}" for c in foreign)
+            problems.append(f"images with channels that cannot be converted ({counts}): remove them")
+    elif channels is None and len(found.channels) > 1:
+        problems.append("mixed channel counts: --channels 3 (or 1) converts all of them")
+    return tuple(problems)
+
+
+def _class_counts(split: Split) -> dict[str, int] | None:
+    if split.labels is None:
+        return None
+    counts = torch.bincount(split.labels, minlength=len(split.classes or ())).tolist()
+    return dict(zip(split.classes or map(str, range(len(counts))), counts, strict=True))

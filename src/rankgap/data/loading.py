@@ -19,7 +19,7 @@ from rankgap.errors import UserError
 Index = npt.NDArray[np.int64]
 
 IN_MEMORY = 2 * 2**30
-_HEADERS = 1_000  # looked at before the stored size is chosen
+HEADERS = 1_000  # looked at before the stored size is chosen
 _STATISTICS = 10_000  # images that mean and deviation are taken from
 
 
@@ -117,7 +117,7 @@ def layout(images: Encoded, rows: Index, size: int | None, channels: int | None)
     Raises:
         UserError: a header that cannot be read, or mixed channel counts.
     """
-    seen = rows[spread(len(rows), _HEADERS)]
+    seen = rows[spread(len(rows), HEADERS)]
     headers = [header_of(images, int(row)) for row in seen]
     found = EncodedImages(
         source=images,

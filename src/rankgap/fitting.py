@@ -1,0 +1,263 @@
+"""Fitting an experiment: the trainer, checkpoints, interruption and resumption, and the results at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import rankgap
+from rankgap.config import TrainConfig, device, flag, protocols, resolve_precision
+from rankgap.errors import NonFiniteError, UserError
+from rankgap.experiment import Experiment, evaluate_model, load_weights, prepare, resolved
+from rankgap.runs import MetricsFile, RunFolder
+from rankgap.training import SelfSupervised, TrainingData
+
+_FREE = {"out", "resume", "overwrite", "workers", "accelerator", "protocol", "eval"}  # may change on resumption
+_REPORTED = {
+    "loss",
+    "erank_online",
+    "erank_target",
+    "rank_difference",
+    "erank_online_features",
+    "erank_target_features",
+}
+
+
+class InterruptedRunError(Exception):
+    """Training was interrupted, and can go on."""
+
+
+def _resumed(config: TrainConfig) -> TrainConfig:
+    """The configuration a run was started with; what the user says anew must agree with it."""
+    where = f"{config.folder.path}/config.yaml"
+    saved = TrainConfig.from_dict(config.folder.config()["run"], where)
+    default = TrainConfig()
+    kept: dict[str, Any] = {}
+    for name in (f.name for f in dataclasses.fields(TrainConfig)):
+        new, old = getattr(config, name), getattr(saved, name)
+        if new == getattr(default, name):
+            continue
+        if name not in _FREE and new != old:
+            raise UserError(
+                f"{config.folder.path} was started with {flag(name)} {old}, not {new}: leave it out to resume"
+            )
+        kept[name] = new
+    return dataclasses.replace(saved, **kept | {"out": str(config.folder.path), "resume": True})
+
+
+class _Checkpoints(L.Callback):
+    """Writes `last.ckpt` after each epoch, and keeps the clock of the wall."""
+
+    def __init__(self, folder: RunFolder, seconds: float) -> None:
+        self.folder, self.seconds = folder, seconds
+        self._started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, SelfSupervised)
+        if pl_module.step % pl_module.work.steps_per_epoch == 0:
+            self.save(trainer, pl_module)
+
+    def elapsed(self) -> float:
+        """Seconds of training, earlier parts of the run counted in."""
+        return self.seconds + time.perf_counter() - self._started
+
+    def save(self, trainer: L.Trainer, module: SelfSupervised) -> None:
+        """Write a checkpoint, unless the weights are spoilt."""
+        module.check_finite(weights=True)
+        if trainer.is_global_zero:
+            cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+            self.folder.save_checkpoint(
+                {
+                    "rankgap": rankgap.__version__,
+                    "step": module.step,
+                    "seconds": self.elapsed(),
+                    "model": module.model.state_dict(),
+                    "optimizer": trainer.optimizers[0].state_dict(),
+                    "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+                }
+            )
+
+
+class _Restore(L.Callback):
+    """Puts a checkpoint's optimiser and random state back once the trainer has made the optimiser."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.optimizers[0].load_state_dict(self.state["optimizer"])
+        torch.set_rng_state(self.state["random"]["cpu"])
+        if torch.cuda.is_available() and self.state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(self.state["random"]["cuda"])
+
+
+class _Interruption(L.Callback):
+    """Ends training after the step that runs, once it is asked to."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        trainer.should_stop = trainer.should_stop or self.asked
+
+
+@contextmanager
+def _stops_on_interrupt() -> Iterator[_Interruption]:
+    """Ctrl-C ends training after the step that runs; a second one ends it at once."""
+    interruption = _Interruption()
+    if threading.current_thread() is not threading.main_thread():
+        yield interruption
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        interruption.asked = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield interruption
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _known_warnings_silenced() -> Iterator[None]:
+    """Without the warnings of Lightning that are meant for other loops than ours."""
+    with warnings.catch_warnings():
+        # Sets in memory are fed by index: a worker process would only copy them.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # Lightning 2.6 asks torch 2.14 by a name that torch has deprecated.
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+        yield
+
+
+def train(
+    config: TrainConfig,
+    *,
+    callbacks: Sequence[L.Callback] = (),
+    announce: Callable[[Experiment], None] = lambda experiment: None,
+) -> dict[str, Any]:
+    """Train and evaluate a run, and fill its folder.
+
+    Args:
+        config: what to train.
+        callbacks: further Lightning callbacks (a progress bar).
+        announce: called once with what was chosen, before the first step.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        UserError: the configuration cannot be.
+        NonFiniteError: training met what is not finite; the message names step and last good checkpoint.
+        InterruptedRunError: Ctrl-C; the run can be resumed.
+    """
+    folder, state = config.folder, None
+    first_process = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    if config.resume:
+        config = _resumed(config)
+        state = folder.load_checkpoint()
+    elif first_process:
+        folder.check_free(overwrite=config.overwrite)
+    experiment = prepare(config)
+    if first_process:
+        if state is None:
+            folder.create()
+            folder.write_config(resolved(experiment))
+        announce(experiment)
+    module = SelfSupervised(
+        experiment.model(),
+        experiment.views(),
+        experiment.recipe.optimizer,
+        experiment.work,
+        seed=config.seed,
+        rank_every=config.rank_every,
+    )
+    if state is not None:
+        load_weights(module.model, state["model"], folder.checkpoint)
+        module.step = state["step"]
+    checkpoints = _Checkpoints(folder, state["seconds"] if state else 0.0)
+    if module.step < experiment.work.steps:
+        _fit(experiment, module, checkpoints, [*([_Restore(state)] if state else []), *callbacks])
+    images = module.step * config.batch_size
+    results = _last_reading(folder) | {
+        "seconds": checkpoints.seconds,
+        "images_per_second": images / checkpoints.seconds,
+        "views_per_second": len(experiment.recipe.views) * images / checkpoints.seconds,
+    }
+    if first_process:
+        if protocols(config.protocol):
+            results |= evaluate_model(experiment, module.model)
+        folder.write_results(results)
+    return results
+
+
+def _fit(
+    experiment: Experiment, module: SelfSupervised, checkpoints: _Checkpoints, callbacks: Sequence[L.Callback]
+) -> None:
+    config, folder, where = experiment.config, checkpoints.folder, device(experiment.config.accelerator)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    with _stops_on_interrupt() as interruption, _known_warnings_silenced():
+        trainer = L.Trainer(
+            max_steps=experiment.work.steps - module.step,
+            max_epochs=-1,
+            accelerator=where.type,
+            devices=config.devices,
+            strategy="ddp" if config.devices > 1 else "auto",
+            precision=resolve_precision(config.precision, where),
+            logger=[
+                MetricsFile(folder.metrics_file, step=module.step),
+                TensorBoardLogger(folder.path, name=None, version="tensorboard"),
+            ],
+            callbacks=[*callbacks, interruption, checkpoints],
+            log_every_n_steps=1,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+            sync_batchnorm=config.devices > 1 and where.type == "cuda",
+        )
+        data = TrainingData(experiment.train, experiment.work, seed=config.seed, workers=experiment.workers)
+        try:
+            trainer.fit(module, datamodule=data)
+            if module.step < experiment.work.steps:
+                checkpoints.save(trainer, module)
+        except NonFiniteError as error:
+            kept = (
+                f"the last good checkpoint is {folder.checkpoint} (step {folder.load_checkpoint()['step']})"
+                if folder.checkpoint.is_file()
+                else "there is no checkpoint yet"
+            )
+            raise NonFiniteError(
+                f"training stopped at step {module.step}: {error}; {kept}. Lower --lr, or train with "
+                "--precision 32-true"
+            ) from error
+    checkpoints.seconds = checkpoints.elapsed()
+    if module.step < experiment.work.steps:
+        raise InterruptedRunError(
+            f"interrupted at step {module.step} of {experiment.work.steps}; "
+            f"go on with: rankgap train --out {folder.path} --resume"
+        )
+
+
+def _last_reading(folder: RunFolder) -> dict[str, float]:
+    """The last row of the metrics, by the names that results.json uses."""
+    metrics = folder.metrics()
+    return {name: values[-1] for name, values in metrics.items() if name in _REPORTED and values}
