@@ -44,11 +44,19 @@ def small_image_stem(network: ResNet, channels: int) -> ResNet:
 
 def resnet_tiny(channels: int) -> ResNet:
     """Four stages of one basic block, width 16 to 128, 0.3 million parameters: it trains on a CPU in minutes."""
-    network = ResNet(BasicBlock, (1, 1, 1, 1), in_chans=channels, num_classes=0, channels=(16, 32, 64, 128))
+    # Residual branches that start at zero (timm's default) have barely opened when a short run ends.
+    network = ResNet(
+        BasicBlock,
+        (1, 1, 1, 1),
+        in_chans=channels,
+        num_classes=0,
+        channels=(16, 32, 64, 128),
+        zero_init_last=False,
+    )
     # timm's stem is 64 wide whatever the stages are: at full resolution that is most of the work.
     network.bn1 = nn.BatchNorm2d(16)
     network.layer1[0] = BasicBlock(16, 16)
-    network.init_weights(zero_init_last=True)
+    network.init_weights(zero_init_last=False)
     return small_image_stem(network, channels)
 
 

@@ -78,9 +78,9 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
         width = max(256, 2 * work.features)
         projector = tuple(min(width, d) for d in heads.projector)
         if projector != heads.projector:
-            heads = dataclasses.replace(
-                heads, projector=projector, predictor=tuple(min(width, d) for d in heads.predictor)
-            )
+            # A bottleneck stays one: hidden widths keep their share of the projector's output.
+            predictor = tuple(min(width, d * projector[-1] // heads.projector[-1]) for d in heads.predictor)
+            heads = dataclasses.replace(heads, projector=projector, predictor=predictor)
             notes.append(f"projector {'-'.join(map(str, projector))}: the encoder is only {work.features} wide")
     uses_prototypes = {"assignment", "sinkhorn", "centred_assignment"} & {*method.online, *method.target}
     if uses_prototypes:
