@@ -18,7 +18,11 @@ import torch
 import yaml
 from PIL import Image
 
+import rankgap
 from rankgap.cli import main
+from rankgap.demo import DESIGNS, run_demo
+from rankgap.evaluate import extract_features
+from rankgap.experiment import restore
 from rankgap.methods import METHODS
 
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "2", "--protocol", "knn"]
@@ -86,6 +90,24 @@ def test_evaluate_repeats_the_number_of_training(run: Path, capsys: pytest.Captu
     assert main(["evaluate", str(run), "--protocol", "knn"]) == 0
     assert results(run)["knn"] == before["knn"]
     assert "kNN" in capsys.readouterr().out
+
+
+def test_the_encoder_one_keeps_gives_the_features_that_were_scored(run: Path) -> None:
+    experiment, model = restore(run)
+    expected = extract_features(model.encoder(), experiment.train, size=experiment.size).features[:10]
+    encoder = rankgap.load_encoder(run)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(experiment.train.batch(range(10)).images), expected)
+    assert not encoder.training
+
+
+def test_the_target_s_encoder_is_evaluated_beside_the_online_one(run: Path) -> None:
+    before = results(run)
+    assert main(["evaluate", str(run), "--protocol", "knn", "--branch", "target", "--eval", "more=digits"]) == 0
+    after = results(run)
+    assert after["target_branch"]["branch"] == "target"
+    assert after["target_branch"]["sets"].keys() == {"test", "more"}
+    assert {k: v for k, v in after.items() if k != "target_branch"} == before
 
 
 def test_compare_shows_every_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +244,13 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--protocol", "ridge"], "knn, linear"),
         (["--settings", "heads.prototype=3"], "did you mean 'heads.prototypes'"),
         (["--eval", "digits"], "NAME=DATA"),
+        (["--eval", "test=digits"], "another set"),
+        (["--eval", "more=cifra"], "cifar10"),
+        (["--accelerator", "gpx"], "did you mean 'gpu'"),
+        (["--settings", "lr"], "KEY=VALUE"),
+        (["--resume", "--overwrite"], "choose one"),
+        (["--resume"], "no config.yaml"),
+        (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--epochs", "0"], "at least 1"),
         (["--epochs", "many"], "many"),
         (["--epoch", "3"], "--epoch"),
@@ -299,6 +328,45 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(
     assert "at step" in error
     assert "checkpoint" in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_checkpoint_is_never_kept_with_spoilt_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last update of an epoch spoils the weights, and no loss has seen them yet."""
+    from rankgap.branches import DualBranch
+
+    update = DualBranch.update_teacher
+
+    def spoil(self: DualBranch, clock: Any) -> None:
+        update(self, clock)
+        if clock.step == 7:
+            next(self.branch.parameters()).data.fill_(float("nan"))
+
+    monkeypatch.setattr(DualBranch, "update_teacher", spoil)
+    out = tmp_path / "run"
+    assert train(out) == 3
+    assert "last.ckpt (step 4)" in capsys.readouterr().err
+    state = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(t.isfinite().all() for t in state["model"].values())
+
+
+def test_the_demo_trains_its_seven_designs_and_draws_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rankgap.console import show_demo
+
+    found, figure = run_demo(tmp_path / "demo", seed=0, epochs=1)
+    assert len(found) == len(DESIGNS) == 7
+    assert all(0 < r["knn"] <= 1 and r["rank_difference"] is not None for r in found.values())
+    with Image.open(figure) as image:
+        assert image.width > 600
+    show_demo((found, figure))
+    out = capsys.readouterr().out
+    assert str(figure) in out
+    assert "rank difference" in " ".join(out.split())
+    again, _ = run_demo(tmp_path / "demo", seed=0, epochs=1)
+    assert {k: r["knn"] for k, r in again.items()} == {k: r["knn"] for k, r in found.items()}
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

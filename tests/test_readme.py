@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import rankgap
+from rankgap.config import TrainConfig
+from rankgap.fitting import train
+from rankgap.methods import METHODS
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_readme_s_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(TrainConfig(data="digits", limit=64, epochs=1, batch_size=32, protocol="none", out="runs/photos"))
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    names = {"images": images, **dict(METHODS)}
+    before = dict(METHODS)
+    try:
+        for block in BLOCKS:
+            exec(compile(block, "README.md", "exec"), names)
+    finally:
+        METHODS.clear()
+        METHODS.update(before)
+    assert len(BLOCKS) >= 3
+
+
+def test_the_readme_begins_with_the_two_commands_and_shows_every_row() -> None:
+    assert README.index("make demo") < README.index("make test") < README.index("## ")
+    assert all(f"`{name}`" in README for name in METHODS)
+
+
+def test_every_public_name_exists() -> None:
+    assert set(rankgap.__all__) <= set(dir(rankgap))
+    assert all(getattr(rankgap, name) is not None for name in rankgap.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        rankgap.nothing  # noqa: B018
