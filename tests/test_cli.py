@@ -72,7 +72,7 @@ def test_train_fills_the_run_folder(run: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["run"]["method"] == "simsiam"
     assert config["recipe"]["heads"]["projector"] == [256, 256, 256]
-    assert config["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(config["versions"]["torch"])
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["step"] == 8
@@ -364,7 +364,7 @@ def test_the_demo_trains_its_seven_designs_and_draws_them(
     show_demo((found, figure))
     out = capsys.readouterr().out
     assert str(figure) in out
-    assert "rank difference" in " ".join(out.split())
+    assert all(word in out for word in ("difference", "kNN", "linear", "Look at the rank difference"))
     again, _ = run_demo(tmp_path / "demo", seed=0, epochs=1)
     assert {k: r["knn"] for k, r in again.items()} == {k: r["knn"] for k, r in found.items()}
 

@@ -89,8 +89,15 @@ def _number(value: Any) -> str:
 
 def results_table(results: Mapping[str, Mapping[str, Any]], *, caption: str | None = None) -> Table:
     """A table of runs: accuracy in percent, effective ranks of the last batch."""
-    table = Table(caption=caption, caption_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("method")
+    table = Table(
+        caption=caption,
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        padding=(0, 1),
+    )
+    table.add_column("method", overflow="fold")
     columns = {
         "kNN %": ("knn", _percent),
         "linear %": ("linear", _percent),
@@ -101,7 +108,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, caption: str | No
         "images/s": ("images_per_second", lambda v: "-" if v is None else f"{v:,.0f}"),
     }
     for column in columns:
-        table.add_column(column, justify="right", min_width=max(map(len, column.split())))
+        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
     for name, row in results.items():
         table.add_row(name, *(show(row.get(key)) for key, show in columns.values()))
     return table

@@ -168,6 +168,7 @@ def train(
         NonFiniteError: training met what is not finite; the message names step and last good checkpoint.
         InterruptedRunError: Ctrl-C; the run can be resumed.
     """
+    config.check()
     folder, state = config.folder, None
     first_process = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if config.resume:
