@@ -6,8 +6,9 @@ import inspect
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import docstring_parser
@@ -19,10 +20,27 @@ from rankgap.errors import NonFiniteError, UserError
 EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = 2, 3, 130
 
 
-def _add_flags(parser: ArgumentParser, target: Callable[..., Any], positional: Sequence[str] = ()) -> None:
+# Headings of `rankgap train --help`, by the field of the configuration that each begins with.
+_HEADINGS = {
+    "method": "the design",
+    "data": "the images",
+    "backbone": "training",
+    "rank_every": "measuring",
+    "seed": "the machine",
+    "out": "the run folder",
+}
+
+
+def _add_flags(
+    parser: ArgumentParser,
+    target: Callable[..., Any],
+    positional: Sequence[str] = (),
+    headings: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """One flag for each parameter of a function or field of a dataclass; its help is the docstring's."""
     docs = {p.arg_name: p.description for p in docstring_parser.parse(inspect.getdoc(target) or "").params}
     hints = typing.get_type_hints(target)
+    place: Any = parser
     for name, parameter in inspect.signature(target).parameters.items():
         kind, default = hints[name], parameter.default
         if default is not parameter.empty and type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
@@ -37,7 +55,9 @@ def _add_flags(parser: ArgumentParser, target: Callable[..., Any], positional: S
             options |= {"type": kind}
         if name not in positional and kind is not bool:
             options["default"] = default
-        parser.add_argument(flag, **options)
+        if name in headings:
+            place = parser.add_argument_group(headings[name])
+        place.add_argument(flag, **options)
 
 
 def demo(out: str = "runs/demo", seed: int = 0) -> None:
@@ -57,12 +77,14 @@ def train(**flags: Any) -> None:
     """Train an encoder, log the ranks of both branches, and evaluate it."""
     from rankgap.config import TrainConfig
     from rankgap.console import Progress, announce, show_results
+    from rankgap.fitting import is_first_process
     from rankgap.fitting import train as run
 
     config = TrainConfig(**flags)
     results = run(config, callbacks=[Progress(config.title)], announce=announce)
-    show_results({config.title: results})
-    print(f"run folder: {config.folder.path}")
+    if is_first_process():
+        show_results({config.title: results})
+        print(f"run folder: {config.folder.path}")
 
 
 def evaluate(
@@ -173,7 +195,7 @@ def _parser() -> ArgumentParser:
             from rankgap.config import TrainConfig
 
             sub.add_argument("--config", action="config", help="a YAML file that gives any of these flags")
-            _add_flags(sub, TrainConfig)
+            _add_flags(sub, TrainConfig, headings=_HEADINGS)
         else:
             _add_flags(sub, command, _POSITIONAL.get(name, ()))
         commands.add_subcommand(name, sub, help=summary)

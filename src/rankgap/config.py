@@ -17,7 +17,7 @@ from rankgap.methods import title
 from rankgap.runs import RunFolder
 
 Autocast = Literal["bf16-mixed", "16-mixed", "32-true"]
-Precision = Literal["auto"] | Autocast
+Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class TrainConfig:
             needed), or hf:NAME_OR_DIR (a Hub name, or a folder of Parquet).
         eval: further test sets, as NAME=DATA.
         limit: train on the first N images of a seeded shuffle.
-        size: side of a view in pixels; by default the images' own side up to 96, else 224.
+        size: side of a view in pixels; by default the images' own up to 96 px, else at most 224.
         channels: convert all images to this many channels (1 or 3); by default they must agree.
         backbone: resnet_tiny, or any timm name; by default resnet_tiny on a CPU and resnet18 elsewhere.
         epochs: passes over the images.

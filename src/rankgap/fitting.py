@@ -40,6 +40,11 @@ class InterruptedRunError(Exception):
     """Training was interrupted, and can go on."""
 
 
+def is_first_process() -> bool:
+    """Whether this process speaks and writes for a run (the others of a distributed run only compute)."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+
 def _resumed(config: TrainConfig) -> TrainConfig:
     """The configuration a run was started with; what the user says anew must agree with it."""
     where = f"{config.folder.path}/config.yaml"
@@ -170,14 +175,13 @@ def train(
     """
     config.check()
     folder, state = config.folder, None
-    first_process = int(os.environ.get("LOCAL_RANK", "0")) == 0
     if config.resume:
         config = _resumed(config)
         state = folder.load_checkpoint()
-    elif first_process:
+    elif is_first_process():
         folder.check_free(overwrite=config.overwrite)
     experiment = prepare(config)
-    if first_process:
+    if is_first_process():
         if state is None:
             folder.create()
             folder.write_config(resolved(experiment))
@@ -202,7 +206,7 @@ def train(
         "images_per_second": images / checkpoints.seconds,
         "views_per_second": len(experiment.recipe.views) * images / checkpoints.seconds,
     }
-    if first_process:
+    if is_first_process():
         if protocols(config.protocol):
             results |= evaluate_model(experiment, module.model)
         folder.write_results(results)
