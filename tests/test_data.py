@@ -276,6 +276,24 @@ def test_parquet_that_is_none_or_has_no_images_is_named(tmp_path: Path) -> None:
         load_data(f"hf:{tmp_path}")
 
 
+def test_large_parquet_goes_through_the_cache_of_datasets_to_the_same_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The road that data sets of the Hub take too, here on local files."""
+    import datasets
+
+    monkeypatch.setattr("rankgap.data.hub._IN_MEMORY", 0)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [encoded(pixels(seed=i)) for i in range(3)]
+    parquet(tmp_path / "set" / "train.parquet", rows[:2], [0, 1], ["cat", "dog"])
+    parquet(tmp_path / "set" / "test.parquet", rows[2:], [1], ["cat", "dog"])
+    train, test = load_data(f"hf:{tmp_path / 'set'}")
+    assert test is not None
+    assert train.classes == ["cat", "dog"]
+    assert torch.equal(test.batch([0]).images[0], chw(pixels(seed=2)))
+    assert torch.equal(train.batch([1]).images[0], chw(pixels(seed=1)))
+
+
 # CIFAR, as torchvision keeps it
 
 

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 import rankgap
 from rankgap.config import TrainConfig, file_name
 from rankgap.console import Progress
+from rankgap.experiment import evaluate_model, prepare
 from rankgap.fitting import train
 from rankgap.report.figures import ResultRow, mini_figure
 
@@ -40,7 +42,7 @@ DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
     ("simsiam", None, "power:-0.5"),
     ("simsiam", None, "power:-1"),
 )
-SYMMETRIC = {"siamese", "symsimsiam"}
+BASELINE = "simsiam"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,16 @@ def run_one(config: TrainConfig) -> Finished:
     return Finished(config.title, config.seed, folder.results(), folder.metrics())
 
 
+def untrained_scores(config: TrainConfig) -> dict[str, Any]:
+    """What the encoder scores before it has learned anything: the floor of the table."""
+    file = Path(f"{config.folder.path}-untrained.json")
+    if not file.is_file():
+        experiment = prepare(config)
+        file.write_text(json.dumps(evaluate_model(experiment, experiment.model())))
+    scores: dict[str, Any] = json.loads(file.read_text())
+    return scores
+
+
 def spread(values: list[float], digits: int = 1) -> str:
     """Mean and standard deviation over seeds."""
     if len(values) < 2:
@@ -75,12 +87,22 @@ def spread(values: list[float], digits: int = 1) -> str:
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def table(rows: dict[str, list[Finished]]) -> str:
+def gain(runs: list[Finished], baseline: list[Finished]) -> str:
+    """KNN points over the baseline, seed by seed: the mean and its 95% interval (Student's t)."""
+    scores = {run.seed: 100 * run.results["knn"] for run in baseline}
+    differences = np.array([100 * run.results["knn"] - scores[run.seed] for run in runs if run.seed in scores])
+    if len(differences) < 2 or not differences.any():
+        return "-"
+    half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+    return f"{differences.mean():+.1f} ± {half:.1f}"
+
+
+def table(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]]) -> str:
     """The Markdown table: accuracy in percent, effective ranks of the last batch's correlation."""
     head = (
-        "| row | seeds | kNN % | linear % | erank online | erank target | rank difference | "
+        "| row | seeds | kNN % | kNN over SimSiam | linear % | erank online | erank target | rank difference | "
         "smallest difference after epoch 1 | erank of features | s / run |\n"
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
     )
 
     def line(title: str, runs: list[Finished]) -> str:
@@ -92,6 +114,7 @@ def table(rows: dict[str, list[Finished]]) -> str:
             title,
             str(len(runs)),
             spread(over("knn", 100)),
+            gain(runs, rows.get(BASELINE, [])),
             spread(over("linear", 100)),
             spread(over("erank_online")),
             spread(over("erank_target")),
@@ -102,7 +125,9 @@ def table(rows: dict[str, list[Finished]]) -> str:
         ]
         return "| " + " | ".join(cells) + " |\n"
 
-    return head + "".join(line(title, runs) for title, runs in rows.items())
+    floor = [spread([100 * scores[key] for scores in untrained]) for key in ("knn", "linear")]
+    last = f"| (untrained encoder) | {len(untrained)} | {floor[0]} |  | {floor[1]} |  |  |  |  |  |  |\n"
+    return head + "".join(line(title, runs) for title, runs in rows.items()) + last
 
 
 def machine() -> str:
@@ -119,14 +144,14 @@ def machine() -> str:
     return f"{cpu}, {device}; {versions}"
 
 
-def write(rows: dict[str, list[Finished]], config: TrainConfig) -> None:
+def write(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]]) -> None:
     """Write table, figure and raw results beside this file."""
     text = (HERE / "ABOUT.md").read_text()
     protocol = next(iter(rows.values()))[0].results.get("protocol", {})
     lines = [f"- {name}: {said}\n" for name, said in protocol.items()]
     (HERE / "README.md").write_text(
-        f"{text}\nMachine: {machine()}.\n\n{table(rows)}\n![kNN, linear and ranks of each row](mini.png)\n\n"
-        f"Protocols:\n\n{''.join(lines)}"
+        f"{text}\nMachine: {machine()}.\n\n{table(rows, untrained)}\n"
+        f"![kNN, linear and ranks of each row](mini.png)\n\nProtocols:\n\n{''.join(lines)}"
     )
     mini_figure(
         [
@@ -166,6 +191,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="epochs of a run (default: %(default)s)")
     given = parser.parse_args()
     rows: dict[str, list[Finished]] = {}
+    untrained: list[dict[str, Any]] = []
     for seed in map(int, given.seeds.split(",")):
         for method, online, target in DESIGNS:
             config = TrainConfig(
@@ -179,8 +205,10 @@ def main() -> None:
                 seed=seed,
             )
             config.out = str(given.out / file_name(f"{config.title}-seed{seed}"))
+            if (method, online, target) == (BASELINE, None, None):
+                untrained.append(untrained_scores(config))
             rows.setdefault(config.title, []).append(run_one(config))
-            write(rows, config)
+            write(rows, untrained)
 
 
 if __name__ == "__main__":

@@ -130,10 +130,11 @@ class Prototypes(Scheduled):
         self.frozen = clock.epoch < self.freeze_epochs
 
     def forward(self, z: Tensor) -> Tensor:
-        """(..., D) -> cosines (..., K)."""
+        """(..., D) -> cosines (..., K), float32: temperatures magnify what bfloat16 would round away."""
         # A zero gradient rather than none: distributed training expects one of every parameter.
         weight = self.weight.detach() + 0 * self.weight if self.frozen else self.weight
-        return F.linear(F.normalize(z, dim=-1), F.normalize(weight, dim=1))
+        with torch.autocast(z.device.type, enabled=False):
+            return F.linear(F.normalize(z.float(), dim=-1), F.normalize(weight, dim=1))
 
 
 class Assignment(nn.Module):

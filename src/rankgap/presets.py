@@ -14,6 +14,8 @@ from rankgap.recipes import Recipe
 
 SMALL_IMAGES = 100_000
 SMALL_BATCH = 256
+Jitter = tuple[float, float, float, float]
+MILD_JITTER: Jitter = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
 LONG = 20_000  # optimiser steps; from here on the published schedules fit as they are
 
 
@@ -51,6 +53,11 @@ class Work:
         return self.images <= SMALL_IMAGES and self.batch_size <= SMALL_BATCH and self.steps < LONG
 
 
+def _milder(jitter: Jitter) -> Jitter:
+    brightness, contrast, saturation, hue = map(min, jitter, MILD_JITTER)
+    return brightness, contrast, saturation, hue
+
+
 def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]]:
     """A published recipe, made fit for a short run of a small network.
 
@@ -82,6 +89,12 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
             predictor = tuple(min(width, d * projector[-1] // heads.projector[-1]) for d in heads.predictor)
             heads = dataclasses.replace(heads, projector=projector, predictor=predictor)
             notes.append(f"projector {'-'.join(map(str, projector))}: the encoder is only {work.features} wide")
+    if not heads.projector_norm:
+        heads = dataclasses.replace(heads, projector_norm=True)
+        notes.append("batch norm in the projector: without it a short run stays at the mean of its embeddings")
+    views = tuple(dataclasses.replace(v, jitter=_milder(v.jitter)) for v in recipe.views)
+    if views != recipe.views:
+        notes.append(f"colour jitter {MILD_JITTER} at most: under a stronger one a short run assigns uniformly")
     uses_prototypes = {"assignment", "sinkhorn", "centred_assignment"} & {*method.online, *method.target}
     if uses_prototypes:
         count = min(heads.prototypes, max(work.batch_size, 32))
@@ -101,7 +114,7 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
         notes.append(
             f"EMA momentum {slowest:.4f}: the teacher averages over at most a quarter of the run at first"
         )
-    return dataclasses.replace(recipe, heads=heads, optimizer=optimizer), notes
+    return dataclasses.replace(recipe, heads=heads, optimizer=optimizer, views=views), notes
 
 
 def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
