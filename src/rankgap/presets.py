@@ -70,12 +70,14 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
         The recipe, and one sentence for each thing changed.
     """
     heads, optimizer, notes = recipe.heads, recipe.optimizer, []
+    uses_prototypes = {"assignment", "sinkhorn", "centred_assignment"} & {*method.online, *method.target}
     if optimizer.name != "sgd" or optimizer.lr > 0.1:
+        lr = 0.2 if uses_prototypes else 0.06  # near uniform assignment the gradient is small
         optimizer = dataclasses.replace(
-            optimizer, name="sgd", lr=0.06, weight_decay=5e-4, final_lr=0.0, decay_all=False
+            optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False
         )
         notes.append(
-            f"SGD, lr 0.06 per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's"
+            f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's"
         )
     warmup = min(optimizer.warmup_epochs, 0.1 * work.epochs if work.epochs >= 50 else 0)
     if warmup != optimizer.warmup_epochs:
@@ -95,7 +97,6 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
     views = tuple(dataclasses.replace(v, jitter=_milder(v.jitter)) for v in recipe.views)
     if views != recipe.views:
         notes.append(f"colour jitter {MILD_JITTER} at most: under a stronger one a short run assigns uniformly")
-    uses_prototypes = {"assignment", "sinkhorn", "centred_assignment"} & {*method.online, *method.target}
     if uses_prototypes:
         count = min(heads.prototypes, max(work.batch_size, 32))
         freeze = min(heads.freeze_epochs, max(1.0, 0.01 * work.epochs))

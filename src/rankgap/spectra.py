@@ -104,9 +104,18 @@ def _lower_gram(z: Tensor) -> Tensor:
     return gram
 
 
-def _solved(solve: Callable[[Tensor], _Solution], z: Tensor, step: str) -> _Solution:
-    """`solve` of the smaller Gram matrix of float64 `z`, once more with jitter where it does not converge."""
-    gram = _lower_gram(z)
+def solve_gram(solve: Callable[[Tensor], _Solution], gram: Tensor, step: str) -> _Solution:
+    """`solve` of a float64 Gram matrix, of which the lower triangle counts; once more with jitter if need be.
+
+    Args:
+        solve: `torch.linalg.eigh` or `eigvalsh`.
+        gram: (..., R, R).
+        step: what it is for; names the step in an error.
+
+    Raises:
+        NonFiniteError: the matrix has a NaN or an infinity on its diagonal.
+        RuntimeError: the decomposition did not converge, nor after a jitter.
+    """
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     if not diagonal.sum().isfinite():  # LAPACK takes NaN without complaint, and may answer with finite numbers
         raise NonFiniteError(f"{step}: the input is not finite")
@@ -134,7 +143,7 @@ def gram_basis(z: Tensor, step: str) -> Basis:
         NonFiniteError: `z` has a NaN or an infinity.
         RuntimeError: the decomposition did not converge, nor after a jitter.
     """
-    eigenvalues, vectors = _solved(torch.linalg.eigh, z.detach().double(), step)
+    eigenvalues, vectors = solve_gram(torch.linalg.eigh, _lower_gram(z.detach().double()), step)
     s = eigenvalues.clamp_min(0).sqrt().flip(-1)
     keep = s > rank_tolerance(z.shape[-2], z.shape[-1], z.dtype) * s[..., :1]
     return Basis(s, vectors.flip(-1), keep)
@@ -156,8 +165,13 @@ def singular_values(z: Tensor, *, center: bool = False) -> Tensor:
     z = z.detach().double()
     if center:
         z = z - z.mean(-2, keepdim=True)
-    eigenvalues = _solved(torch.linalg.eigvalsh, z, "singular values").flip(-1)
-    return torch.where(eigenvalues > _GRAM_NOISE * eigenvalues[..., :1], eigenvalues, 0.0).sqrt()
+    eigenvalues = solve_gram(torch.linalg.eigvalsh, _lower_gram(z), "singular values").flip(-1)
+    return above_noise(eigenvalues).sqrt()
+
+
+def above_noise(eigenvalues: Tensor) -> Tensor:
+    """Eigenvalues of a float64 Gram matrix, descending, with 0 for what cannot be told from rounding."""
+    return torch.where(eigenvalues > _GRAM_NOISE * eigenvalues[..., :1], eigenvalues, 0.0)
 
 
 def effective_rank_of(s: Tensor, of: Convention = "correlation") -> Tensor:

@@ -1,0 +1,197 @@
+"""Has it collapsed, and why? From readings of both branches along training to a kind, a cause and a first knob.
+
+Shapes: N rows, D columns (or K prototypes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rankgap.spectra import effective_rank_of, singular_values
+
+Kind = Literal[
+    "healthy",
+    "complete",
+    "dimensional",
+    "uniform assignment",
+    "one prototype",
+    "negative rank difference",
+    "non-finite",
+]
+
+
+class Reading(NamedTuple):
+    """One look at both branches.
+
+    Attributes:
+        step: of training.
+        erank_online: effective rank of the uncentred correlation of P; NaN where P is all zero or not finite.
+        erank_target: likewise of T.
+        spread: 1 - |mean of the online rows scaled to length 1|^2, in [0, 1]; 0: all point the same way.
+        assignment: mean entropy of the target rows over ln K, in [0, 1]; None where they are no distributions.
+        usage: entropy of the mean target row over ln K, likewise: 0 where one prototype has it all.
+        finite: whether all of both are finite numbers.
+    """
+
+    step: int
+    erank_online: float
+    erank_target: float
+    spread: float
+    assignment: float | None
+    usage: float | None
+    finite: bool
+
+    @property
+    def rank_difference(self) -> float:
+        """erank_target - erank_online."""
+        return self.erank_target - self.erank_online
+
+
+@torch.no_grad()
+def read(online: Tensor, target: Tensor, step: int) -> Reading:
+    """Take a reading of P (N, D) and T (N, D)."""
+    if not (online.isfinite().all() and target.isfinite().all()):
+        return Reading(step, math.nan, math.nan, math.nan, None, None, False)
+    p, t = online.detach().float(), target.detach().float()
+    unit = torch.nn.functional.normalize(p, dim=-1)
+    values = [
+        effective_rank_of(singular_values(p)),
+        effective_rank_of(singular_values(t)),
+        1 - unit.mean(0).square().sum(),
+    ]
+    if is_distribution(p) and is_distribution(t):
+        scale = math.log(t.shape[-1])
+        values += [torch.special.entr(t).sum(-1).mean() / scale, torch.special.entr(t.mean(0)).sum() / scale]
+    numbers = torch.stack([v.double() for v in values]).tolist()
+    assignment, usage = numbers[3:] or (None, None)
+    return Reading(step, numbers[0], numbers[1], numbers[2], assignment, usage, True)
+
+
+def is_distribution(z: Tensor) -> bool:
+    """Whether every row is a probability distribution over two prototypes or more."""
+    return z.shape[-1] > 1 and bool((z >= 0).all()) and bool(((z.sum(-1) - 1).abs() < 1e-3).all())
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What a run suffers from.
+
+    Args:
+        kind: its name; "healthy" where nothing was found.
+        step: at which it was seen.
+        saw: the numbers, in a sentence.
+        cause: what most often causes it.
+        knob: what to turn first.
+    """
+
+    kind: Kind
+    step: int
+    saw: str = ""
+    cause: str = ""
+    knob: str = ""
+
+    def __bool__(self) -> bool:
+        """Whether something is wrong."""
+        return self.kind != "healthy"
+
+    def __str__(self) -> str:
+        if not self:
+            return f"healthy at step {self.step}"
+        return f"{self.kind} at step {self.step}: {self.saw}. Likely {self.cause}; first {self.knob}."
+
+
+@dataclass(kw_only=True, slots=True)
+class Doctor:
+    """Reads a run's history and names what is wrong with it.
+
+    Args:
+        patience: readings in a row that must agree before anything but non-finite values is named.
+        constant: `Reading.spread` at or below which features count as constant.
+        share: of the target's early peak below which its effective rank counts as collapsed.
+        early: readings in which that peak is sought.
+        uniform: share of ln K above which an assignment counts as uniform.
+        single: share of ln K below which one prototype counts as having it all.
+    """
+
+    patience: int = 5
+    constant: float = 0.01
+    share: float = 0.1
+    early: int = 10
+    uniform: float = 0.99
+    single: float = 0.05
+    peak: float = 0.0
+    seen: int = 0
+    recent: deque[Reading] = field(default_factory=deque)
+
+    def __call__(self, reading: Reading) -> Diagnosis:
+        """Take a reading in and say how the run stands."""
+        if not reading.finite:
+            return Diagnosis(
+                "non-finite",
+                reading.step,
+                "outputs have values that are not finite",
+                "a learning rate that is too high, or half precision that overflows",
+                "lower the learning rate, or train in float32",
+            )
+        if self.seen < self.early and math.isfinite(reading.erank_target):
+            self.peak = max(self.peak, reading.erank_target)
+        self.seen += 1
+        self.recent.append(reading)
+        while len(self.recent) > self.patience:
+            self.recent.popleft()
+        if len(self.recent) < self.patience:
+            return Diagnosis("healthy", reading.step)
+        return self._judge(reading)
+
+    def _judge(self, now: Reading) -> Diagnosis:
+        recent, step = list(self.recent), now.step
+        if all(r.usage is not None and r.usage < self.single for r in recent):
+            return Diagnosis(
+                "one prototype",
+                step,
+                f"the targets' mean has {now.usage:.1%} of the entropy of ln K: one prototype has it all",
+                "centring that is too slow, or targets that are too sharp",
+                "lower the centre's momentum, or raise the teacher's temperature",
+            )
+        if all(r.assignment is not None and r.assignment > self.uniform for r in recent):
+            return Diagnosis(
+                "uniform assignment",
+                step,
+                f"the targets have {now.assignment:.1%} of the entropy of ln K, so the loss stays at ln K",
+                "targets that are too soft, or views too strong for so short a run",
+                "lower the teacher's temperature (or Sinkhorn's eps), or soften the colour jitter",
+            )
+        distributions = now.assignment is not None
+        if not distributions and all(not r.spread > self.constant for r in recent):
+            return Diagnosis(
+                "complete",
+                step,
+                f"all outputs point the same way (spread {now.spread:.2g})",
+                "a missing stop-gradient, predictor or filter: both branches are the same",
+                "detach the target, and give one branch a filter (target power:-0.5)",
+            )
+        if all(not r.erank_target > max(self.share * self.peak, 1.0) for r in recent):
+            return Diagnosis(
+                "dimensional",
+                step,
+                f"the target's effective rank is {now.erank_target:.2f}, below {self.share:.0%} of its early "
+                f"peak {self.peak:.1f}",
+                "no rank difference between the branches, so that dimensions die",
+                "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
+            )
+        if all(r.rank_difference < 0 for r in recent):
+            return Diagnosis(
+                "negative rank difference",
+                step,
+                f"the target's effective rank is below the online one's ({now.erank_target:.2f} < "
+                f"{now.erank_online:.2f}) for {len(recent)} readings",
+                "a filter on the wrong branch: dimensions will die",
+                "swap the filter's sign or its branch",
+            )
+        return Diagnosis("healthy", step)
