@@ -115,6 +115,8 @@ class Doctor:
         constant: `Reading.spread` at or below which features count as constant.
         share: of the target's early peak below which its effective rank counts as collapsed.
         early: readings in which that peak is sought.
+        margin: share of the online rank that the target's must lie below it to count as a negative difference: the
+            two views of a symmetric model differ by noise.
         uniform: share of ln K above which an assignment counts as uniform.
         single: share of ln K below which one prototype counts as having it all.
     """
@@ -123,6 +125,7 @@ class Doctor:
     constant: float = 0.01
     share: float = 0.1
     early: int = 10
+    margin: float = 0.05
     uniform: float = 0.99
     single: float = 0.05
     peak: float = 0.0
@@ -185,7 +188,7 @@ class Doctor:
                 "no rank difference between the branches, so that dimensions die",
                 "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
             )
-        if all(r.rank_difference < 0 for r in recent):
+        if all(r.rank_difference < -self.margin * r.erank_online for r in recent):
             return Diagnosis(
                 "negative rank difference",
                 step,

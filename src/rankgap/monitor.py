@@ -13,7 +13,6 @@ Shapes: V views, N rows, D columns.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -232,11 +231,10 @@ class RankMonitor:
 def _find(model: nn.Module, name: str) -> nn.Module:
     """A module by dotted name, looked for below a DDP wrapper too."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    modules = dict(model.named_modules())
-    if name in modules and name:
-        return modules[name]
-    names: Sequence[str] = [n for n in modules if n]
+        model = model.get_submodule("module")
+    names = [n for n, _ in model.named_modules() if n]
+    if name in names:
+        return model.get_submodule(name)
     near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
     near += [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2] and n not in near][:5]
     hint = ", ".join(near or names[:12])
