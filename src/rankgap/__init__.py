@@ -7,17 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankgap.branches import DualBranch, Outputs
+    from rankgap.callback import RankCallback
+    from rankgap.diagnosis import Diagnosis, Doctor
     from rankgap.experiment import load_encoder
     from rankgap.filters import SpectralFilter, spectral_filter
     from rankgap.maps import Clock
     from rankgap.methods import METHODS, Method, build, design
+    from rankgap.monitor import RankMonitor
     from rankgap.spectra import effective_rank, rank_difference, rankme, singular_values
+    from rankgap.streaming import EffectiveRank, PairSpectra
     from rankgap.views import ViewConfig, Views
 
 __version__ = "0.1.0"
 
 # A name is imported when it is first used: spectra and filters serve in a loop without Lightning or timm.
 _HOMES = {
+    "callback": ("RankCallback",),
+    "diagnosis": ("Diagnosis", "Doctor"),
+    "monitor": ("RankMonitor",),
+    "streaming": ("EffectiveRank", "PairSpectra"),
     "branches": ("DualBranch", "Outputs"),
     "experiment": ("load_encoder",),
     "filters": ("SpectralFilter", "spectral_filter"),
@@ -31,9 +39,15 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "METHODS",
     "Clock",
+    "Diagnosis",
+    "Doctor",
     "DualBranch",
+    "EffectiveRank",
     "Method",
     "Outputs",
+    "PairSpectra",
+    "RankCallback",
+    "RankMonitor",
     "SpectralFilter",
     "ViewConfig",
     "Views",

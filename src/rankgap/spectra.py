@@ -199,15 +199,16 @@ def effective_rank_of(s: Tensor, of: Convention = "correlation") -> Tensor:
         raise unknown("convention", of, get_args(Convention))
     p = s.square() if of == "correlation" else s
     p = p / p.sum(-1, keepdim=True)
-    return _exp_entropy(p)
+    return exp_entropy(p)
 
 
-def _exp_entropy(p: Tensor) -> Tensor:
+def exp_entropy(p: Tensor) -> Tensor:
+    """exp(-sum_i p_i ln p_i) over the last dimension, 0 ln 0 = 0."""
     entropy: Tensor = torch.special.entr(p).sum(-1)
     return entropy.exp()
 
 
-def _checked_spectrum(z: Tensor, name: str, *, center: bool = False) -> Tensor:
+def checked_spectrum(z: Tensor, name: str, *, center: bool = False) -> Tensor:
     """`singular_values` for the user's own tensors: what has no rank is an error."""
     check_batch(z, name)
     z = z.detach()
@@ -245,7 +246,7 @@ def effective_rank(z: Tensor, of: Convention = "correlation", center: bool = Fal
         >>> round(float(effective_rank(torch.eye(5))), 6)
         5.0
     """
-    return effective_rank_of(_checked_spectrum(z, "effective_rank", center=center), of)
+    return effective_rank_of(checked_spectrum(z, "effective_rank", center=center), of)
 
 
 def rank_difference(
@@ -283,8 +284,8 @@ def rankme(z: Tensor) -> Tensor:
     Raises:
         UserError: as `effective_rank`.
     """
-    s = _checked_spectrum(z, "rankme")
-    return _exp_entropy(s / s.sum(-1, keepdim=True) + 1e-7)
+    s = checked_spectrum(z, "rankme")
+    return exp_entropy(s / s.sum(-1, keepdim=True) + 1e-7)
 
 
 def mean_energy(z: Tensor) -> Tensor:

@@ -3,6 +3,15 @@
 from rankgap.evaluate.accuracy import Accuracy
 from rankgap.evaluate.evaluation import PROTOCOLS, Protocol, check_sets, evaluate
 from rankgap.evaluate.features import Features, extract_features, feature_batches
+from rankgap.evaluate.label_free import (
+    alignment,
+    alpha_req,
+    lidar,
+    nesum,
+    participation_ratio,
+    stable_rank,
+    uniformity,
+)
 from rankgap.evaluate.linear import LinearClassifier, fit_lbfgs, fit_sgd, linear_probe
 from rankgap.evaluate.neighbours import Neighbours, knn
 
@@ -13,6 +22,8 @@ __all__ = [
     "LinearClassifier",
     "Neighbours",
     "Protocol",
+    "alignment",
+    "alpha_req",
     "check_sets",
     "evaluate",
     "extract_features",
@@ -20,5 +31,10 @@ __all__ = [
     "fit_lbfgs",
     "fit_sgd",
     "knn",
+    "lidar",
     "linear_probe",
+    "nesum",
+    "participation_ratio",
+    "stable_rank",
+    "uniformity",
 ]

@@ -1,0 +1,162 @@
+"""Label-free scores of features, beside `effective_rank` and `rankme`: one function each, as published.
+
+Scores of one name differ between libraries: each docstring says which matrix, which spectrum and which constant.
+No gradient is carried; all compute in float64.
+
+Shapes: N rows (images), D columns, q views an image; l_1 >= l_2 >= ... eigenvalues of Z^T Z / N.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rankgap.errors import UserError
+from rankgap.spectra import check_batch, checked_spectrum, exp_entropy, solve_gram
+
+_EPS = 1e-7  # RankMe's, which LiDAR takes over
+
+
+def stable_rank(z: Tensor, *, center: bool = False) -> Tensor:
+    """|Z|_F^2 / |Z|_2^2 = sum_i s_i^2 / s_1^2 (Rudelson & Vershynin 2007), in [1, min(N, D)].
+
+    Args:
+        z: (..., N, D), any float dtype.
+        center: take the mean row away first.
+
+    Raises:
+        UserError: not a batch of finite numbers, or all zero.
+
+    Example:
+        >>> stable_rank(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0])))
+        tensor(1.8750, dtype=torch.float64)
+    """
+    energy = checked_spectrum(z, "stable_rank", center=center).square()
+    return energy.sum(-1) / energy[..., 0]
+
+
+def participation_ratio(z: Tensor, *, center: bool = False) -> Tensor:
+    """(sum l)^2 / sum l^2, in [1, min(N, D)]; of a sample it is too small by a share of about 1/N + 1/D.
+
+    Args:
+        z: (..., N, D), any float dtype.
+        center: take the mean row away first.
+
+    Raises:
+        UserError: not a batch of finite numbers, or all zero.
+    """
+    energy = checked_spectrum(z, "participation_ratio", center=center).square()
+    return energy.sum(-1).square() / energy.square().sum(-1)
+
+
+def nesum(z: Tensor) -> Tensor:
+    """NESum: sum_j l_j / l_1 of the centred covariance, 0 where it is all zero (He & Ozay 2022).
+
+    Args:
+        z: (..., N, D), any float dtype.
+
+    Raises:
+        UserError: not a batch of finite numbers, or all rows are equal.
+    """
+    return stable_rank(z, center=True)
+
+
+def alpha_req(z: Tensor, *, first: int = 4, last: int = 100) -> Tensor:
+    """alpha-ReQ: the exponent of l_j ~ j^-alpha (Agrawal et al. 2022); about 1 is best, above it dimensions die.
+
+    The centred covariance's eigenvalues at ranks `first` to `last` (as the authors' code), least squares of ln l_j
+    on ln j with weights 1/j. Ranks whose eigenvalue is 0 are left out.
+
+    Args:
+        z: (N, D), any float dtype.
+        first: first rank of the fit, counted from 1.
+        last: last rank of the fit.
+
+    Raises:
+        UserError: not a batch of finite numbers, or fewer than two eigenvalues to fit.
+    """
+    energy = checked_spectrum(z, "alpha_req", center=True).square()[first - 1 : last]
+    energy = energy[energy > 0]
+    if len(energy) < 2:
+        raise UserError(f"alpha_req fits ranks {first} to {last}, and {len(energy)} eigenvalues there are above 0")
+    rank = torch.arange(first, first + len(energy), dtype=torch.float64, device=z.device)
+    weight = (1 / rank) / (1 / rank).sum()
+    x, y = rank.log(), energy.log()
+    x, y = x - (weight * x).sum(), y - (weight * y).sum()
+    slope: Tensor = (weight * x * y).sum() / (weight * x * x).sum()
+    return -slope
+
+
+def lidar(z: Tensor, *, delta: float = 1e-4) -> Tensor:
+    """LiDAR: RankMe of the eigenvalues of Sw^-1/2 Sb Sw^-1/2 (Thilak et al. 2024).
+
+    Sb is the covariance of the images' means about the grand mean, Sw that of the views about their image's mean,
+    plus delta I. It needs the training's views: q of each image.
+
+    Args:
+        z: (N, q, D), any float dtype; q >= 2.
+        delta: what is added to Sw's diagonal.
+
+    Raises:
+        UserError: another shape, or values that are not finite.
+    """
+    check_batch(z, "lidar")
+    if z.ndim != 3 or z.shape[1] < 2 or z.shape[0] < 2:
+        raise UserError(f"lidar wants (N, q, D), two images and two views of each or more, got {tuple(z.shape)}")
+    if not z.isfinite().all():
+        raise UserError(f"lidar: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
+    z = z.detach().double()
+    means = z.mean(1)  # (N, D)
+    within = (z - means[:, None]).flatten(0, 1)
+    between = means - means.mean(0)
+    sw = within.mT @ within / len(within) + delta * torch.eye(z.shape[2], dtype=z.dtype, device=z.device)
+    eigenvalues, vectors = solve_gram(torch.linalg.eigh, sw, "lidar")
+    white = between @ (vectors * eigenvalues.rsqrt())  # Sb whitened is its Gram matrix over N
+    energy = torch.linalg.svdvals(white).square()
+    return exp_entropy(energy / energy.sum().clamp_min(torch.finfo(z.dtype).tiny) + _EPS)
+
+
+def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
+    """Ln of the mean of exp(-t |x_i - x_j|^2) over pairs of unit rows (Wang & Isola 2020, eq. 2); lower is better.
+
+    Args:
+        z: (N, D), N >= 2; rows are scaled to length 1.
+        t: sharpness.
+
+    Returns:
+        0-d, in [-4 t, 0].
+
+    Raises:
+        UserError: fewer than two rows.
+    """
+    check_batch(z, "uniformity")
+    if z.ndim != 2 or len(z) < 2:
+        raise UserError(f"uniformity compares the rows of (N, D), N >= 2, got {tuple(z.shape)}")
+    unit = F.normalize(z.detach().double(), dim=-1)
+    squares = torch.pdist(unit).square()
+    return (-t * squares).exp().mean().log()
+
+
+def alignment(z: Tensor, other: Tensor, *, power: float = 2.0) -> Tensor:
+    """Mean of |x_i - y_i|^power over pairs of unit rows (Wang & Isola 2020, eq. 1); lower is better.
+
+    Args:
+        z: (N, D), features of one view.
+        other: (N, D), of another view of the same images.
+        power: of the distance.
+
+    Returns:
+        0-d, in [0, 2^power].
+
+    Raises:
+        UserError: the two differ in shape.
+    """
+    check_batch(z, "alignment")
+    if z.shape != other.shape or z.ndim != 2:
+        raise UserError(
+            f"alignment wants two batches of one shape (N, D), got {tuple(z.shape)}, {tuple(other.shape)}"
+        )
+    x, y = (F.normalize(v.detach().double(), dim=-1) for v in (z, other))
+    mean: Tensor = (x - y).norm(dim=-1).pow(power).mean()
+    return mean
