@@ -117,6 +117,21 @@ def test_compare_shows_every_run(run: Path, capsys: pytest.CaptureFixture[str]) 
     assert f"{100 * results(run)['knn']:.1f}" in out
 
 
+def test_a_collapse_is_named_while_it_trains_and_in_the_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    flags = ["--epochs", "15", "--rank-every", "1", "--protocol", "none", "--lr", "1"]
+    assert train(out, "--method", "siamese", *flags) == 0
+    (alarm,) = results(out)["alarms"]
+    assert alarm["kind"] == "complete"
+    assert alarm["step"] < 60
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count(f"{alarm['kind']} at step {alarm['step']}") == 2
+    assert train(tmp_path / "healthy", "--target", "power:-0.5", *flags) == 0
+    assert results(tmp_path / "healthy")["alarms"] == []
+
+
 def test_methods_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     out = capsys.readouterr().out

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from rankgap.diagnosis import Diagnosis, Doctor, Kind
+from rankgap.diagnosis import Diagnosis, Doctor, Kind, alarms, readings
 from rankgap.errors import UserError
 from rankgap.maps import Clock
 from rankgap.methods import Method, build
@@ -239,6 +239,17 @@ def test_patience_is_the_number_of_readings_that_agree() -> None:
     monitor = RankMonitor(doctor=Doctor(patience=3))
     assert [monitor.update(same, same).kind for _ in range(3)] == ["healthy", "healthy", "complete"]
     assert monitor.update(*(torch.eye(6, 4),) * 2).kind == "healthy"
+
+
+def test_a_history_gives_each_alarm_once_and_is_read_back_from_columns() -> None:
+    monitor = RankMonitor(doctor=Doctor(patience=2))
+    for online in [torch.eye(6, 4)] * 2 + [torch.ones(6, 4)] * 4 + [torch.eye(6, 4)] * 2 + [torch.ones(6, 4)] * 2:
+        monitor.update(online, online)
+    found = alarms(monitor.history, Doctor(patience=2))
+    assert [(d.kind, d.step) for d in found] == [("complete", 3), ("complete", 9)]
+    columns = {name: [getattr(r, name) for r in monitor.history] for name in ("step", "erank_target", "spread")}
+    again = readings({**columns, "lr": [0.1] * 10})
+    assert [(r.step, r.spread) for r in again] == [(r.step, r.spread) for r in monitor.history]
 
 
 def test_a_diagnosis_that_is_none_is_false() -> None:

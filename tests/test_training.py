@@ -126,15 +126,18 @@ def test_a_resumed_epoch_goes_on_with_its_next_batch_and_ranks_share_each_batch(
     assert sorted(torch.cat(parts).tolist()) == sorted(whole.batches[0].tolist())
 
 
-def test_readings_are_the_ranks_of_online_view_1_and_target_view_2() -> None:
-    z = [torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(s)) for s in (0, 1)]
-    row = SelfSupervised.readings(Outputs(torch.tensor(0.5), z[0], z[1], z[0]))
-    online, target = effective_rank(z[0][0]), effective_rank(z[1][1])
-    assert row["erank_online"] == pytest.approx(float(online))
-    assert row["erank_target"] == pytest.approx(float(target))
-    assert row["rank_difference"] == pytest.approx(float(target - online))
-    assert row["erank_online_features"] == pytest.approx(float(effective_rank(z[0][0], of="features")))
-    assert row["loss"] == 0.5
+def test_a_row_of_metrics_is_the_reading_of_online_view_1_and_target_view_2() -> None:
+    kept: list[Outputs] = []
+    part = module(method="byol")
+    part.model.register_forward_hook(lambda _, __, out: kept.append(out))
+    fit(part)
+    online, target = kept[-1].online[0], kept[-1].target[1]
+    row = part.last_reading
+    assert row["erank_online"] == pytest.approx(float(effective_rank(online)), rel=1e-5)
+    assert row["erank_target"] == pytest.approx(float(effective_rank(target)), rel=1e-5)
+    assert row["rank_difference"] == pytest.approx(row["erank_target"] - row["erank_online"])
+    assert row["erank_online_features"] == pytest.approx(float(effective_rank(online, of="features")), rel=1e-5)
+    assert row["loss"] == pytest.approx(float(kept[-1].loss.detach()))
 
 
 def fit(part: SelfSupervised, **options: Any) -> L.Trainer:

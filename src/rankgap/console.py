@@ -15,6 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from rankgap.data import Inspection
+from rankgap.diagnosis import Diagnosis
 from rankgap.experiment import Experiment
 from rankgap.methods import METHODS
 from rankgap.training import SelfSupervised
@@ -23,14 +24,14 @@ console = Console()
 
 
 class Progress(L.Callback):
-    """A progress bar for a run, with its loss and both ranks.
+    """A progress bar for a run, with its loss and both ranks; an alarm is printed above it when one begins.
 
     Args:
         name: what to call the run.
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name, self.known = name, "healthy"
         self.bar = Bar(
             TextColumn("{task.description:<28}"),
             BarColumn(bar_width=None),
@@ -55,6 +56,10 @@ class Progress(L.Callback):
             f"loss {row['loss']:.3f}  erank {row['erank_online']:.1f} -> {row['erank_target']:.1f}" if row else ""
         )
         self.bar.update(self.task, completed=pl_module.step, reading=reading)
+        if (diagnosis := pl_module.diagnosis).kind != self.known:
+            self.known = diagnosis.kind
+            if diagnosis and trainer.is_global_zero:
+                console.print(f"[yellow]alarm:[/yellow] {self.name}: {diagnosis}", highlight=False)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""
@@ -124,7 +129,9 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
     """Print runs side by side, with the protocols they were measured by."""
     console.print(results_table(results, caption=CONVENTION))
     said: dict[str, None] = {}
-    for row in results.values():
+    for title, row in results.items():
+        for alarm in row.get("alarms", []):
+            console.print(f"[yellow]alarm:[/yellow] {title}: {Diagnosis(**alarm)}", highlight=False)
         for line in [*dict(row.get("protocol", {})).values(), *row.get("notes", [])]:
             said[line] = None
         for name, scores in dict(row.get("sets", {})).items():

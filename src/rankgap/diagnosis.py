@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rankgap.spectra import effective_rank_of, singular_values
+from rankgap.spectra import effective_rank_of, mean_energy, singular_values
 
 Kind = Literal[
     "healthy",
@@ -27,50 +28,68 @@ Kind = Literal[
 
 
 class Reading(NamedTuple):
-    """One look at both branches.
+    """One look at both branches; numbers are NaN where a branch is all zero or not finite.
 
     Attributes:
         step: of training.
-        erank_online: effective rank of the uncentred correlation of P; NaN where P is all zero or not finite.
-        erank_target: likewise of T.
+        erank_online: effective rank of P's uncentred correlation (RDM's).
+        erank_target: of T's.
+        rank_difference: erank_target - erank_online.
+        erank_online_features: effective rank of P itself (Roy & Vetterli's).
+        erank_target_features: of T itself.
+        mean_energy_online: the share of P's energy in its mean row.
+        mean_energy_target: of T's.
         spread: 1 - |mean of the online rows scaled to length 1|^2, in [0, 1]; 0: all point the same way.
         assignment: mean entropy of the target rows over ln K, in [0, 1]; None where they are no distributions.
         usage: entropy of the mean target row over ln K, likewise: 0 where one prototype has it all.
-        finite: whether all of both are finite numbers.
     """
 
     step: int
-    erank_online: float
-    erank_target: float
-    spread: float
-    assignment: float | None
-    usage: float | None
-    finite: bool
+    erank_online: float = math.nan
+    erank_target: float = math.nan
+    rank_difference: float = math.nan
+    erank_online_features: float = math.nan
+    erank_target_features: float = math.nan
+    mean_energy_online: float = math.nan
+    mean_energy_target: float = math.nan
+    spread: float = math.nan
+    assignment: float | None = None
+    usage: float | None = None
 
     @property
-    def rank_difference(self) -> float:
-        """erank_target - erank_online."""
-        return self.erank_target - self.erank_online
+    def finite(self) -> bool:
+        """Whether both branches' outputs are finite numbers."""
+        return not math.isnan(self.spread)
+
+    def numbers(self) -> dict[str, float]:
+        """All that was measured, by name, without the step."""
+        return {name: value for name, value in self._asdict().items() if name != "step" and value is not None}
 
 
 @torch.no_grad()
 def read(online: Tensor, target: Tensor, step: int) -> Reading:
-    """Take a reading of P (N, D) and T (N, D)."""
+    """Take a reading of P (N, D) and T (N, D); on a GPU it waits for it."""
     if not (online.isfinite().all() and target.isfinite().all()):
-        return Reading(step, math.nan, math.nan, math.nan, None, None, False)
+        return Reading(step)
     p, t = online.detach().float(), target.detach().float()
-    unit = torch.nn.functional.normalize(p, dim=-1)
-    values = [
-        effective_rank_of(singular_values(p)),
-        effective_rank_of(singular_values(t)),
-        1 - unit.mean(0).square().sum(),
-    ]
+    s_online, s_target = singular_values(p), singular_values(t)
+    erank_online, erank_target = effective_rank_of(s_online), effective_rank_of(s_target)
+    values = {
+        "erank_online": erank_online,
+        "erank_target": erank_target,
+        "rank_difference": erank_target - erank_online,
+        "erank_online_features": effective_rank_of(s_online, "features"),
+        "erank_target_features": effective_rank_of(s_target, "features"),
+        "mean_energy_online": mean_energy(p),
+        "mean_energy_target": mean_energy(t),
+        "spread": 1 - torch.nn.functional.normalize(p, dim=-1).mean(0).square().sum(),
+    }
     if is_distribution(p) and is_distribution(t):
         scale = math.log(t.shape[-1])
-        values += [torch.special.entr(t).sum(-1).mean() / scale, torch.special.entr(t.mean(0)).sum() / scale]
-    numbers = torch.stack([v.double() for v in values]).tolist()
-    assignment, usage = numbers[3:] or (None, None)
-    return Reading(step, numbers[0], numbers[1], numbers[2], assignment, usage, True)
+        values["assignment"] = torch.special.entr(t).sum(-1).mean() / scale
+        values["usage"] = torch.special.entr(t.mean(0)).sum() / scale
+    numbers = torch.stack([v.double() for v in values.values()]).tolist()  # one transfer
+    return Reading(step, **dict(zip(values, numbers, strict=True)))
 
 
 def is_distribution(z: Tensor) -> bool:
@@ -113,7 +132,9 @@ class Doctor:
     Args:
         patience: readings in a row that must agree before anything but non-finite values is named.
         constant: `Reading.spread` at or below which features count as constant.
-        share: of the target's early peak below which its effective rank counts as collapsed.
+        share: of the target's early peak below which its effective rank counts as collapsed. Ranks of a random
+            network are high and fall in healthy runs too, to a tenth in short ones.
+        floor: effective rank at or below which it counts as collapsed in any case.
         early: readings in which that peak is sought.
         margin: share of the online rank that the target's must lie below it to count as a negative difference: the
             two views of a symmetric model differ by noise.
@@ -122,8 +143,9 @@ class Doctor:
     """
 
     patience: int = 5
-    constant: float = 0.01
-    share: float = 0.1
+    constant: float = 0.02
+    share: float = 0.03
+    floor: float = 1.05
     early: int = 10
     margin: float = 0.05
     uniform: float = 0.99
@@ -179,12 +201,11 @@ class Doctor:
                 "a missing stop-gradient, predictor or filter: both branches are the same",
                 "detach the target, and give one branch a filter (target power:-0.5)",
             )
-        if all(not r.erank_target > max(self.share * self.peak, 1.0) for r in recent):
+        if all(not r.erank_target > max(self.share * self.peak, self.floor) for r in recent):
             return Diagnosis(
                 "dimensional",
                 step,
-                f"the target's effective rank is {now.erank_target:.2f}, below {self.share:.0%} of its early "
-                f"peak {self.peak:.1f}",
+                f"the target's effective rank is {now.erank_target:.2f} after an early peak of {self.peak:.1f}",
                 "no rank difference between the branches, so that dimensions die",
                 "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
             )
@@ -198,3 +219,21 @@ class Doctor:
                 "swap the filter's sign or its branch",
             )
         return Diagnosis("healthy", step)
+
+
+def readings(metrics: Mapping[str, Sequence[float]]) -> list[Reading]:
+    """The readings that the columns of a run's `metrics.csv` hold."""
+    known = [name for name in Reading._fields if name in metrics]
+    rows = zip(*(metrics[name] for name in known), strict=True)
+    return [Reading(**dict(zip(known, row, strict=True)))._replace(step=int(row[0])) for row in rows]
+
+
+def alarms(history: Iterable[Reading], doctor: Doctor | None = None) -> list[Diagnosis]:
+    """Every diagnosis of a history that is not healthy, once for each time that it begins."""
+    doctor, found, last = doctor or Doctor(), [], "healthy"
+    for reading in history:
+        diagnosis = doctor(reading)
+        if diagnosis and diagnosis.kind != last:
+            found.append(diagnosis)
+        last = diagnosis.kind
+    return found

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import rankgap
 from rankgap.config import TrainConfig, device, flag, protocols, resolve_precision
+from rankgap.diagnosis import alarms, readings
 from rankgap.errors import NonFiniteError, UserError
 from rankgap.experiment import Experiment, evaluate_model, load_weights, prepare, resolved
 from rankgap.runs import MetricsFile, RunFolder
@@ -197,15 +198,19 @@ def train(
     if state is not None:
         load_weights(module.model, state["model"], folder.checkpoint)
         module.step = state["step"]
+        for reading in readings(folder.metrics()):
+            if reading.step < module.step:
+                module.diagnosis = module.doctor(reading)
     checkpoints = _Checkpoints(folder, state["seconds"] if state else 0.0)
     if module.step < experiment.work.steps:
         _fit(experiment, module, checkpoints, [*([_Restore(state)] if state else []), *callbacks])
     images = module.step * config.batch_size
-    results = _last_reading(folder) | {
+    results: dict[str, Any] = _last_reading(folder) | {
         "seconds": checkpoints.seconds,
         "images_per_second": images / checkpoints.seconds,
         "views_per_second": len(experiment.recipe.views) * images / checkpoints.seconds,
     }
+    results["alarms"] = [dataclasses.asdict(alarm) for alarm in alarms(readings(folder.metrics()))]
     if is_first_process():
         if protocols(config.protocol):
             results |= evaluate_model(experiment, module.model)

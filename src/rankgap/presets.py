@@ -70,9 +70,8 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
         The recipe, and one sentence for each thing changed.
     """
     heads, optimizer, notes = recipe.heads, recipe.optimizer, []
-    uses_prototypes = {"assignment", "sinkhorn", "centred_assignment"} & {*method.online, *method.target}
     if optimizer.name != "sgd" or optimizer.lr > 0.1:
-        lr = 0.2 if uses_prototypes else 0.06  # near uniform assignment the gradient is small
+        lr = 0.06 if method.alignment == "regression" else 0.2  # BYOL's loss has four times the slope of a cosine
         optimizer = dataclasses.replace(
             optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False
         )
@@ -97,7 +96,7 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
     views = tuple(dataclasses.replace(v, jitter=_milder(v.jitter)) for v in recipe.views)
     if views != recipe.views:
         notes.append(f"colour jitter {MILD_JITTER} at most: under a stronger one a short run assigns uniformly")
-    if uses_prototypes:
+    if {"assignment", "sinkhorn", "centred_assignment"} & {*method.online, *method.target}:
         count = min(heads.prototypes, max(work.batch_size, 32))
         freeze = min(heads.freeze_epochs, max(1.0, 0.01 * work.epochs))
         if count != heads.prototypes:

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from rankgap.branches import DualBranch, Outputs
 from rankgap.data import Batch, ImageSet
+from rankgap.diagnosis import Diagnosis, Doctor, read
 from rankgap.errors import NonFiniteError
 from rankgap.maps import Clock
 from rankgap.presets import Work
 from rankgap.recipes import Optimizer
-from rankgap.spectra import effective_rank_of, mean_energy, singular_values
 from rankgap.views import Views
 
 
@@ -164,6 +164,7 @@ class SelfSupervised(L.LightningModule):
         self.step = 0
         self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
         self.last_reading: dict[str, float] = {}
+        self.doctor, self.diagnosis = Doctor(), Diagnosis("healthy", 0)
         self._outputs: Outputs | None = None
         self._generator: torch.Generator | None = None
 
@@ -213,7 +214,14 @@ class SelfSupervised(L.LightningModule):
         self.model.update_teacher(self.clock)
         if self._outputs is not None:
             self.check_finite()
-            row = {"epoch": self.clock.epoch, **self.readings(self._outputs), **self._rates()}
+            # Online view 1 against target view 2.
+            reading = read(self._outputs.online[0], self._outputs.target[1], self.step)
+            self.diagnosis = self.doctor(reading)
+            row = (
+                {"epoch": self.clock.epoch, "loss": float(self._outputs.loss.detach())}
+                | reading.numbers()
+                | self._rates()
+            )
             self.last_reading = row
             for logger in self.trainer.loggers:
                 logger.log_metrics(row, step=self.step)
@@ -225,26 +233,6 @@ class SelfSupervised(L.LightningModule):
             "lr": learning_rate(self.optimizer, self.clock, self.work.batch_size),
             "momentum": self.model.momentum_at(self.clock),
         }
-
-    @staticmethod
-    @torch.no_grad()
-    def readings(outputs: Outputs) -> dict[str, float]:
-        """The loss and the ranks of both branches on this batch: online view 1 against target view 2.
-
-        `erank_*` is of the uncentred correlation (RDM's), `erank_*_features` of the features themselves
-        (Roy & Vetterli's); `mean_energy_*` is the share of energy in the batch mean.
-        """
-        online, target = outputs.online[0].detach(), outputs.target[1].detach()
-        row = {"loss": outputs.loss.detach()}
-        spectra = {"online": singular_values(online), "target": singular_values(target)}
-        for side, s in spectra.items():
-            row[f"erank_{side}"] = effective_rank_of(s)
-        row["rank_difference"] = row["erank_target"] - row["erank_online"]
-        for side, s in spectra.items():
-            row[f"erank_{side}_features"] = effective_rank_of(s, "features")
-        row["mean_energy_online"], row["mean_energy_target"] = mean_energy(online), mean_energy(target)
-        values = torch.stack([v.double() for v in row.values()]).tolist()  # one transfer
-        return dict(zip(row, values, strict=True))
 
     def check_finite(self, *, weights: bool = False) -> None:
         """Stop where a loss was not finite, or where the weights are not.
