@@ -205,6 +205,30 @@ def test_ctrl_c_from_a_terminal_leaves_a_run_that_can_be_resumed(tmp_path: Path)
     assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["step"] > 0
 
 
+CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
+
+
+@pytest.mark.skipif(not CIFAR.is_dir(), reason=f"CIFAR-10 (JPEG) is not at {CIFAR}")
+def test_real_photographs_are_read_and_learned_from(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = [
+        "--data",
+        f"hf:{CIFAR}",
+        "--limit",
+        "512",
+        "--batch-size",
+        "128",
+        "--epochs",
+        "1",
+        "--protocol",
+        "knn",
+    ]
+    assert main(["train", "--method", "dino", "--out", str(out), *flags]) == 0
+    found = results(out)
+    assert found["sets"]["test"]["images"] == 10_000
+    assert found["knn"] > 0.12  # chance is 0.1
+
+
 def test_a_folder_without_labels_gets_label_free_scores_alone(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
