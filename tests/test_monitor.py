@@ -252,6 +252,12 @@ def test_a_history_gives_each_alarm_once_and_is_read_back_from_columns() -> None
     assert [(r.step, r.spread) for r in again] == [(r.step, r.spread) for r in monitor.history]
 
 
+def test_outputs_that_are_all_zero_are_a_complete_collapse() -> None:
+    monitor = RankMonitor(doctor=Doctor(patience=1))
+    assert monitor.update(torch.zeros(6, 4), torch.zeros(6, 4)).kind == "complete"
+    assert monitor.update(torch.full((6, 4), torch.inf), torch.zeros(6, 4)).kind == "non-finite"
+
+
 def test_a_diagnosis_that_is_none_is_false() -> None:
     assert not Diagnosis("healthy", 3)
     assert str(Diagnosis("healthy", 3)) == "healthy at step 3"

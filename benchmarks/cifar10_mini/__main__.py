@@ -21,6 +21,7 @@ from scipy import stats
 import rankgap
 from rankgap.config import TrainConfig, file_name
 from rankgap.console import Progress
+from rankgap.diagnosis import alarms, readings
 from rankgap.experiment import evaluate_model, prepare
 from rankgap.fitting import train
 from rankgap.report.figures import ResultRow, mini_figure
@@ -75,6 +76,7 @@ def untrained_scores(config: TrainConfig) -> dict[str, Any]:
     file = Path(f"{config.folder.path}-untrained.json")
     if not file.is_file():
         experiment = prepare(config)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(evaluate_model(experiment, experiment.model())))
     scores: dict[str, Any] = json.loads(file.read_text())
     return scores
@@ -97,12 +99,24 @@ def gain(runs: list[Finished], baseline: list[Finished]) -> str:
     return f"{differences.mean():+.1f} ± {half:.1f}"
 
 
+def first_alarms(runs: list[Finished]) -> str:
+    """Each kind of alarm that a row's runs raised, when it first began, and in how many of them."""
+    began: dict[str, list[float]] = {}
+    for run in runs:
+        epochs = dict(zip(run.metrics["step"], run.metrics["epoch"], strict=True))
+        first = {alarm.kind: epochs[alarm.step] for alarm in reversed(alarms(readings(run.metrics)))}
+        for kind, epoch in first.items():
+            began.setdefault(kind, []).append(epoch)
+    said = [f"{kind} ({min(epochs):.1f}; {len(epochs)} of {len(runs)})" for kind, epochs in began.items()]
+    return ", ".join(said) or "none"
+
+
 def table(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]]) -> str:
     """The Markdown table: accuracy in percent, effective ranks of the last batch's correlation."""
     head = (
         "| row | seeds | kNN % | kNN over SimSiam | linear % | erank online | erank target | rank difference | "
-        "smallest difference after epoch 1 | erank of features | s / run |\n"
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n"
+        "smallest difference after epoch 1 | erank of features | alarm (first at epoch) | s / run |\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|--:|\n"
     )
 
     def line(title: str, runs: list[Finished]) -> str:
@@ -121,12 +135,13 @@ def table(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]]) -> s
             spread(over("rank_difference")),
             f"{smallest:.2f}",
             spread(over("erank_features")),
+            first_alarms(runs),
             f"{np.median(over('seconds')):.0f}",
         ]
         return "| " + " | ".join(cells) + " |\n"
 
     floor = [spread([100 * scores[key] for scores in untrained]) for key in ("knn", "linear")]
-    last = f"| (untrained encoder) | {len(untrained)} | {floor[0]} |  | {floor[1]} |  |  |  |  |  |  |\n"
+    last = f"| (untrained encoder) | {len(untrained)} | {floor[0]} |  | {floor[1]} |  |  |  |  |  |  |  |\n"
     return head + "".join(line(title, runs) for title, runs in rows.items()) + last
 
 

@@ -42,6 +42,7 @@ class Reading(NamedTuple):
         spread: 1 - |mean of the online rows scaled to length 1|^2, in [0, 1]; 0: all point the same way.
         assignment: mean entropy of the target rows over ln K, in [0, 1]; None where they are no distributions.
         usage: entropy of the mean target row over ln K, likewise: 0 where one prototype has it all.
+        finite: whether both branches' outputs are finite numbers.
     """
 
     step: int
@@ -55,22 +56,21 @@ class Reading(NamedTuple):
     spread: float = math.nan
     assignment: float | None = None
     usage: float | None = None
-
-    @property
-    def finite(self) -> bool:
-        """Whether both branches' outputs are finite numbers."""
-        return not math.isnan(self.spread)
+    finite: bool = True
 
     def numbers(self) -> dict[str, float]:
-        """All that was measured, by name, without the step."""
-        return {name: value for name, value in self._asdict().items() if name != "step" and value is not None}
+        """All that was measured, by name."""
+        fields = self._asdict()
+        return {
+            name: value for name, value in fields.items() if name not in ("step", "finite") and value is not None
+        }
 
 
 @torch.no_grad()
 def read(online: Tensor, target: Tensor, step: int) -> Reading:
     """Take a reading of P (N, D) and T (N, D); on a GPU it waits for it."""
     if not (online.isfinite().all() and target.isfinite().all()):
-        return Reading(step)
+        return Reading(step, finite=False)
     p, t = online.detach().float(), target.detach().float()
     s_online, s_target = singular_values(p), singular_values(t)
     erank_online, erank_target = effective_rank_of(s_online), effective_rank_of(s_target)
@@ -82,7 +82,7 @@ def read(online: Tensor, target: Tensor, step: int) -> Reading:
         "erank_target_features": effective_rank_of(s_target, "features"),
         "mean_energy_online": mean_energy(p),
         "mean_energy_target": mean_energy(t),
-        "spread": 1 - torch.nn.functional.normalize(p, dim=-1).mean(0).square().sum(),
+        "spread": p.any() * (1 - torch.nn.functional.normalize(p, dim=-1).mean(0).square().sum()),
     }
     if is_distribution(p) and is_distribution(t):
         scale = math.log(t.shape[-1])
@@ -193,7 +193,7 @@ class Doctor:
                 "lower the teacher's temperature (or Sinkhorn's eps), or soften the colour jitter",
             )
         distributions = now.assignment is not None
-        if not distributions and all(not r.spread > self.constant for r in recent):
+        if not distributions and all(r.spread <= self.constant for r in recent):
             return Diagnosis(
                 "complete",
                 step,

@@ -169,15 +169,19 @@ class MetricsFile(Logger):
 
     def __init__(self, path: Path, *, step: int = 0) -> None:
         super().__init__()
-        self.path = path
+        self.path, self._has_header = path, False
+        self._begin(step)
+
+    @rank_zero_only
+    def _begin(self, step: int) -> None:
         kept: list[list[str]] = []
-        if step and path.is_file():
-            with path.open(newline="") as file:
+        if step and self.path.is_file():
+            with self.path.open(newline="") as file:
                 header, *rows = list(csv.reader(file)) or [[]]
             kept = [header, *(row for row in rows if row and row[0].isdigit() and int(row[0]) < step)]
         self._has_header = bool(kept)
         text = "".join(",".join(row) + "\n" for row in kept)
-        replace_file(path, text.encode())
+        replace_file(self.path, text.encode())
 
     @property
     def name(self) -> str:
