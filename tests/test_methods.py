@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -73,6 +75,51 @@ def test_a_few_steps_of_descent_lower_the_loss_of_a_fixed_batch(method: str) -> 
         model.update_teacher(clock)
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
+
+
+# Loss after five steps of SGD from one seed. A change here is a change of the method: say why in its commit.
+GOLDEN: dict[tuple[str, str | None, str | None], float] = {
+    ("siamese", None, None): -0.87458,
+    ("symsimsiam", None, None): -0.65074,
+    ("simsiam", None, None): -0.11808,
+    ("byol", None, None): 2.35927,
+    ("swav", None, None): 2.15603,
+    ("dino", None, None): 2.36380,
+    ("simsiam", "power:1", None): -0.75824,
+    ("simsiam", "log1p", None): -0.77222,
+    ("simsiam", None, "power:-0.5"): -0.68385,
+    ("byol", None, "power:-1"): 1.83798,
+}
+
+
+def five_steps(method: str, online: str | None, target: str | None) -> float:
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(24, 32), nn.BatchNorm1d(32), nn.ReLU())
+    encoder.features = 32  # type: ignore[assignment]
+    heads = dataclasses.replace(HEADS, queue=0, momentum=0.9, projector_output_norm="none")
+    model = build(method, backbone=encoder, online=online, target=target, heads=heads)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    generator = torch.Generator().manual_seed(1)
+    loss = torch.tensor(0.0)
+    for step in range(5):
+        clock = Clock(step=step, steps=5, steps_per_epoch=2)
+        model.prepare(clock)
+        images = torch.randn(32, 24, generator=generator)
+        loss = model(images + 0.5 * torch.randn(2, 32, 24, generator=generator)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.update_teacher(clock)
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize("row", GOLDEN, ids=lambda row: title(row[0], online=row[1], target=row[2]))
+def test_golden_loss_after_five_steps(row: tuple[str, str | None, str | None]) -> None:
+    assert five_steps(*row) == pytest.approx(GOLDEN[row], abs=2e-4)
+
+
+def test_every_row_has_a_golden_loss() -> None:
+    assert {method for method, *_ in GOLDEN} == set(METHODS)
 
 
 def test_a_filter_takes_the_predictor_s_place() -> None:
