@@ -17,13 +17,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 
 import rankgap
 from rankgap.cli import main
+from rankgap.config import TrainConfig
 from rankgap.demo import DESIGNS, run_demo
 from rankgap.evaluate import extract_features
-from rankgap.experiment import restore
+from rankgap.experiment import reopen, restore
 from rankgap.methods import METHODS
+from rankgap.runs import RunFolder
+from rankgap.watch import view
 
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "2", "--protocol", "knn"]
 
@@ -132,6 +136,30 @@ def test_a_collapse_is_named_while_it_trains_and_in_the_results(
     assert results(tmp_path / "healthy")["alarms"] == []
 
 
+def test_watch_shows_a_run_and_ends_with_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["watch", str(run)]) == 0
+    out = capsys.readouterr().out
+    found = results(run)
+    assert "8 of 8 steps" in out
+    assert f"{found['erank_online']:.2f}" in out
+    assert f"{found['erank_target']:.2f}" in out
+    assert f"{found['rank_difference']:+.2f}" in out
+    assert "no run folder" in fails(capsys, "watch", str(tmp_path))
+
+
+def test_watch_shows_what_there_is_of_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
+    console = Console(width=80, record=True)
+    (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
+    console.print(view(RunFolder(tmp_path), None))
+    assert "no reading yet" in console.export_text()
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.csv").write_text("".join(lines[:3]) + lines[3][:9])  # the last row is half written
+    console.print(view(RunFolder(tmp_path), 1234.5))
+    text = console.export_text()
+    assert "3 of 8 steps" in text
+    assert "1,234 images/s" in text
+
+
 def test_methods_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
@@ -156,7 +184,6 @@ def test_every_kind_of_state_survives_an_interruption(method: str, tmp_path: Pat
     assert train(tmp_path / "whole", *flags) == 0
     from lightning.pytorch import Callback
 
-    from rankgap.config import TrainConfig
     from rankgap.fitting import InterruptedRunError
     from rankgap.fitting import train as run_config
 
@@ -177,6 +204,14 @@ def test_every_kind_of_state_survives_an_interruption(method: str, tmp_path: Pat
         for name in ("whole", "cut")
     )
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_a_resumed_run_keeps_the_recipe_it_was_started_with(run: Path, tmp_path: Path) -> None:
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    saved["recipe"]["optimizer"]["lr"] = 0.0123  # as another version's presets might have chosen
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    config = TrainConfig.from_dict(saved["run"] | {"out": str(tmp_path)}, "here")
+    assert reopen(config).recipe.optimizer.lr == 0.0123
 
 
 def test_ctrl_c_from_a_terminal_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:

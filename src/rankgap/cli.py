@@ -131,6 +131,21 @@ def compare(runs: list[str]) -> None:
     show_results(table)
 
 
+def watch(run: str, every: float = 1.0) -> None:
+    """Follow a run while it trains: loss, both ranks, speed, alarms; works over ssh. Ctrl-C leaves the run alone.
+
+    Args:
+        run: the run folder.
+        every: seconds between two looks.
+    """
+    from rankgap.runs import RunFolder
+    from rankgap.watch import watch as follow
+
+    if every <= 0:
+        raise UserError(f"--every takes seconds above 0, got {every:g}")
+    follow(RunFolder(Path(run)), every)
+
+
 def methods() -> None:
     """Show the zoo as a table."""
     from rankgap.console import show_methods
@@ -172,10 +187,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "watch": watch,
     "methods": methods,
     "inspect": inspect_data,
 }
-_POSITIONAL = {"evaluate": ("run",), "compare": ("runs",), "inspect": ("data",)}
+_POSITIONAL = {"evaluate": ("run",), "watch": ("run",), "compare": ("runs",), "inspect": ("data",)}
 
 
 def _parser() -> ArgumentParser:

@@ -264,6 +264,17 @@ def evaluate_model(
     )
 
 
+def reopen(config: TrainConfig) -> Experiment:
+    """The experiment of a run that exists, with the recipe it was started with, whatever presets say now.
+
+    Args:
+        config: the run's, in its folder.
+    """
+    path = config.folder.path
+    recipe = from_dict(config.folder.config()["recipe"], f"{path}/config.yaml")
+    return dataclasses.replace(prepare(config), recipe=recipe)
+
+
 def restore(path: str | Path, **changes: Any) -> tuple[Experiment, DualBranch]:
     """An experiment and its trained model, from a run folder.
 
@@ -275,10 +286,10 @@ def restore(path: str | Path, **changes: Any) -> tuple[Experiment, DualBranch]:
         UserError: no run, no checkpoint, or a checkpoint of another model.
     """
     folder = RunFolder(Path(path))
-    saved, where = folder.config(), f"{path}/config.yaml"
     state = folder.load_checkpoint()
-    config = TrainConfig.from_dict(saved["run"] | {"out": str(path)} | changes, where)
-    experiment = dataclasses.replace(prepare(config), recipe=from_dict(saved["recipe"], where))
+    experiment = reopen(
+        TrainConfig.from_dict(folder.config()["run"] | {"out": str(path)} | changes, f"{path}/config.yaml")
+    )
     model = experiment.model()
     load_weights(model, state["model"], folder.checkpoint)
     return experiment, model

@@ -22,7 +22,7 @@ import rankgap
 from rankgap.config import TrainConfig, device, flag, protocols, resolve_precision
 from rankgap.diagnosis import alarms, readings
 from rankgap.errors import NonFiniteError, UserError
-from rankgap.experiment import Experiment, evaluate_model, load_weights, prepare, resolved
+from rankgap.experiment import Experiment, evaluate_model, load_weights, prepare, reopen, resolved
 from rankgap.runs import MetricsFile, RunFolder
 from rankgap.training import SelfSupervised, TrainingData
 
@@ -181,7 +181,7 @@ def train(
         state = folder.load_checkpoint()
     elif is_first_process():
         folder.check_free(overwrite=config.overwrite)
-    experiment = prepare(config)
+    experiment = prepare(config) if state is None else reopen(config)
     if is_first_process():
         if state is None:
             folder.create()
