@@ -286,10 +286,9 @@ def restore(path: str | Path, **changes: Any) -> tuple[Experiment, DualBranch]:
         UserError: no run, no checkpoint, or a checkpoint of another model.
     """
     folder = RunFolder(Path(path))
+    run = folder.config()["run"] | {"out": str(path)} | changes
     state = folder.load_checkpoint()
-    experiment = reopen(
-        TrainConfig.from_dict(folder.config()["run"] | {"out": str(path)} | changes, f"{path}/config.yaml")
-    )
+    experiment = reopen(TrainConfig.from_dict(run, f"{path}/config.yaml"))
     model = experiment.model()
     load_weights(model, state["model"], folder.checkpoint)
     return experiment, model

@@ -198,6 +198,7 @@ def build(
         UserError: an unknown method, gain or backbone, with the nearest name there is.
 
     Example:
+        >>> import torch
         >>> model = build("byol", backbone="resnet_tiny", target="power:-0.5")
         >>> model(torch.randn(2, 8, 3, 32, 32)).target.shape
         torch.Size([2, 8, 256])
