@@ -15,6 +15,7 @@ from rich.text import Text
 
 from rankgap.console import console
 from rankgap.diagnosis import alarms, readings
+from rankgap.presets import Work
 from rankgap.runs import RunFolder
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -48,8 +49,7 @@ def view(folder: RunFolder, images_per_second: float | None) -> RenderableType:
         UserError: no run.
     """
     config, metrics = folder.config(), folder.metrics()
-    work = config["work"]
-    steps = work["epochs"] * max(work["images"] // work["batch_size"], 1)
+    steps = Work(**config["work"]).steps
     done = int(metrics["step"][-1]) + 1 if metrics.get("step") else 0
     rate = "" if images_per_second is None else f", {images_per_second:,.0f} images/s"
     parts: list[RenderableType] = [

@@ -149,6 +149,7 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         threads=threads,
     )
     labels = None if source.train.labels is None else source.train.labels[torch.tensor(train.rows)]
+    distinct = set(train.digests)
     classes = source.train.classes
     return Inspection(
         name=spec,
@@ -161,8 +162,8 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         channels=dict(both.channels.most_common()),
         formats=dict(both.formats.most_common()),
         classes=_class_counts(source.train),
-        duplicates=len(train.digests) - len(set(train.digests)),
-        leaked=sum(d in set(train.digests) for d in found[-1].digests) if len(found) > 1 else 0,
+        duplicates=len(train.digests) - len(distinct),
+        leaked=sum(d in distinct for d in found[-1].digests) if len(found) > 1 else 0,
         mean=mean,
         std=std,
         images=ImageSet(spec, images, labels, mean, std, classes=classes, notes=source.notes),
