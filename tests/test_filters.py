@@ -9,12 +9,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.matrices import gaussian, orthogonal
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rankgap.errors import NonFiniteError, UserError
 from rankgap.filters import GAINS, Gain, Scale, Side, SpectralFilter, parse_gain, spectral_filter
-from rankgap.spectra import effective_rank, mean_energy, measured_filter, rank_tolerance, singular_values
+from rankgap.pairs import measured_filter
+from rankgap.spectra import effective_rank, mean_energy, rank_tolerance, singular_values
 
 SHAPES = [(12, 40), (40, 12), (16, 16), (1, 6)]
 SPECS = ["power:0.5", "power:1", "power:2", "power:-0.3", "power:-1", "log", "log1p", "log1p2"]
@@ -24,15 +26,6 @@ FORMULAS: dict[str, Callable[[Tensor], Tensor]] = {
     "log1p2": lambda x: torch.log(1 + x * x),
 }
 properties = settings(max_examples=40, derandomize=True, deadline=None)
-
-
-def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def orthogonal(n: int, seed: int = 0) -> Tensor:
-    q: Tensor = torch.linalg.qr(gaussian(n, n, seed=seed))[0]
-    return q
 
 
 def batch_normed(n: int, d: int, seed: int = 0, steep: float = 1.0) -> Tensor:

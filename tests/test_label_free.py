@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
+from tests.matrices import gaussian
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -16,16 +17,12 @@ from rankgap.evaluate import alignment, alpha_req, lidar, nesum, participation_r
 from rankgap.spectra import effective_rank
 
 
-def batch(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def with_spectrum(energy: Tensor, rows: int) -> Tensor:
     """A centred batch whose covariance has these eigenvalues (up to one factor)."""
     d = len(energy)
-    u = batch(rows, d)
+    u = gaussian(rows, d)
     u, _ = torch.linalg.qr(u - u.mean(0))
-    v, _ = torch.linalg.qr(batch(d, d, seed=1))
+    v, _ = torch.linalg.qr(gaussian(d, d, seed=1))
     z: Tensor = u * energy.sqrt() @ v.T
     return z
 
@@ -41,7 +38,7 @@ def test_golden_values() -> None:
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(3, 20), st.integers(2, 12), st.integers(0, 999), st.floats(0, 4))
 def test_scores_keep_their_order(n: int, d: int, seed: int, steep: float) -> None:
-    z = batch(n, d, seed=seed) * torch.arange(1, d + 1).pow(-steep)
+    z = gaussian(n, d, seed=seed) * torch.arange(1, d + 1).pow(-steep)
     chain = [
         nesum(z),
         participation_ratio(z, center=True),
@@ -54,13 +51,13 @@ def test_scores_keep_their_order(n: int, d: int, seed: int, steep: float) -> Non
 
 
 def test_nesum_is_the_centred_covariance_s() -> None:
-    z = batch(30, 5) + 3
+    z = gaussian(30, 5) + 3
     values = torch.linalg.eigvalsh(torch.cov(z.T))
     assert_close(nesum(z), values.sum() / values.max())
 
 
 def test_lidar_is_its_formula_written_out() -> None:
-    z = batch(50, 4, 6) + 2 * batch(50, 1, 6, seed=1)
+    z = gaussian(50, 4, 6) + 2 * gaussian(50, 1, 6, seed=1)
     means = z.mean(1)
     within = (z - means[:, None]).reshape(-1, 6)
     sw = within.T @ within / 200 + 1e-4 * torch.eye(6, dtype=torch.float64)
@@ -73,13 +70,13 @@ def test_lidar_is_its_formula_written_out() -> None:
 
 def test_lidar_counts_the_directions_in_which_images_differ_more_than_views() -> None:
     images = torch.zeros(200, 1, 8, dtype=torch.float64)
-    images[..., :3] = batch(200, 1, 3)
-    z = images + 1e-3 * batch(200, 5, 8, seed=2)
+    images[..., :3] = gaussian(200, 1, 3)
+    z = images + 1e-3 * gaussian(200, 5, 8, seed=2)
     assert float(lidar(z)) == pytest.approx(3, abs=0.1)
 
 
 def test_uniformity_and_alignment_are_their_formulas() -> None:
-    z, other = batch(12, 4), batch(12, 4, seed=3)
+    z, other = gaussian(12, 4), gaussian(12, 4, seed=3)
     x, y = (torch.nn.functional.normalize(v, dim=1) for v in (z, other))
     pairs = [math.exp(-2 * float((x[i] - x[j]).square().sum())) for i in range(12) for j in range(i)]
     assert float(uniformity(z)) == pytest.approx(math.log(sum(pairs) / len(pairs)))
@@ -93,7 +90,7 @@ def test_what_has_no_score_is_named() -> None:
     with pytest.raises(UserError, match="all rows are equal"):
         nesum(torch.ones(4, 3))
     with pytest.raises(UserError, match="1 eigenvalues there are above 0"):
-        alpha_req(batch(20, 4))
+        alpha_req(gaussian(20, 4))
     with pytest.raises(UserError, match=r"lidar wants \(N, q, D\).*got \(4, 3\)"):
         lidar(torch.ones(4, 3))
     with pytest.raises(UserError, match="not finite"):

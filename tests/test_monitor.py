@@ -14,8 +14,9 @@ from rankgap.errors import UserError
 from rankgap.maps import Clock
 from rankgap.methods import Method, build
 from rankgap.monitor import RankMonitor
+from rankgap.pairs import measured_filter
 from rankgap.recipes import Heads
-from rankgap.spectra import effective_rank, measured_filter
+from rankgap.spectra import effective_rank
 
 
 class SimSiam(nn.Module):

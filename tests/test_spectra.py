@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.matrices import gaussian, orthogonal, with_spectrum
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -16,11 +17,8 @@ from rankgap.spectra import (
     Convention,
     effective_rank,
     effective_rank_of,
-    eigenspace_alignment,
     gather_rows,
-    low_pass_score,
     mean_energy,
-    measured_filter,
     rank_difference,
     rank_tolerance,
     rankme,
@@ -32,21 +30,6 @@ properties = settings(max_examples=40, derandomize=True, deadline=None)
 shapes = st.tuples(st.integers(1, 24), st.integers(1, 24))
 seeds = st.integers(0, 10_000)
 conventions = st.sampled_from(["correlation", "features"])
-
-
-def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def orthogonal(n: int, seed: int = 0) -> Tensor:
-    q: Tensor = torch.linalg.qr(gaussian(n, n, seed=seed))[0]
-    return q
-
-
-def with_spectrum(s: Tensor, n: int, d: int, seed: int = 0) -> Tensor:
-    r = len(s)
-    z: Tensor = orthogonal(n, seed)[:, :r] * s @ orthogonal(d, seed + 1)[:, :r].T
-    return z
 
 
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12), (16, 16), (1, 5), (5, 1), (3, 7, 9), (2, 3, 9, 7)])
@@ -192,9 +175,6 @@ def test_a_batch_that_is_not_finite_is_never_given_a_spectrum() -> None:
     z[2, 3] = math.nan
     with pytest.raises(NonFiniteError, match="singular values"):
         singular_values(z)
-    for pair in ((z, gaussian(6, 9)), (gaussian(6, 9), z)):
-        with pytest.raises(NonFiniteError, match="measured_filter"):
-            measured_filter(*pair)
 
 
 @pytest.mark.parametrize("failures", [1, 2])
@@ -227,68 +207,3 @@ def test_rows_of_one_process_are_its_own() -> None:
     z = gaussian(4, 3).requires_grad_()
     assert_close(gather_rows(z), z.detach())
     assert not gather_rows(z).requires_grad
-
-
-@pytest.mark.parametrize("shape", [(10, 25), (25, 10)])
-def test_alignment_is_the_cosine_of_an_eigenvector_and_its_image(shape: tuple[int, int]) -> None:
-    online, target = gaussian(*shape), gaussian(*shape, seed=1)
-    v = torch.linalg.eigh(target.T @ target / shape[0])[1].flip(1)[:, :4]
-    image = online.T @ online / shape[0] @ v
-    expected = (image * v).sum(0).abs() / image.norm(dim=0)
-    assert_close(eigenspace_alignment(online, target, top=4), expected, rtol=1e-9, atol=1e-12)
-
-
-def test_alignment_is_one_in_a_shared_eigenspace_and_zero_where_online_is_dead() -> None:
-    target = with_spectrum(GOLDEN, 6, 9)
-    assert_close(eigenspace_alignment(with_spectrum(GOLDEN.flip(0), 6, 9), target), torch.ones_like(GOLDEN))
-    dead = torch.tensor([1.0, 1, 1, 0], dtype=torch.float64)
-    diagonal = torch.diag(GOLDEN)
-    assert_close(eigenspace_alignment(torch.diag(dead), diagonal), dead)
-
-
-def test_alignment_leaves_the_target_s_null_space_out() -> None:
-    z = gaussian(8, 20, dtype=torch.float32)
-    assert len(eigenspace_alignment(z, z - z.mean(0))) == 7
-
-
-def test_measured_filter_finds_the_gain_that_was_applied() -> None:
-    s = torch.linspace(5, 1, 8, dtype=torch.float64)
-    target = with_spectrum(s, 12, 30)
-    found_s, found_g = measured_filter(with_spectrum(s**1.5, 12, 30), target)
-    assert_close(found_s, s)
-    assert_close(found_g, s.sqrt())
-
-
-@properties
-@given(st.floats(0.1, 3), seeds)
-def test_low_pass_scores_one_high_pass_minus_one_and_a_multiple_of_the_identity_zero(
-    power: float, seed: int
-) -> None:
-    target = gaussian(9, 14, seed=seed, dtype=torch.float32)
-    u, s, vt = torch.linalg.svd(target.double(), full_matrices=False)
-    assume((s[:-1] / s[1:]).min() > 1 + 1e-4)
-    for p, expected in ((power, 1.0), (-power, -1.0), (0.0, 0.0)):
-        score = low_pass_score(*measured_filter(3 * (u * s ** (1 + p)) @ vt, target))
-        assert float(score) == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_score_weighs_pairs_by_target_energy() -> None:
-    s, g = torch.tensor([3.0, 2.0, 1.0]), torch.tensor([2.0, 3.0, 1.0])
-    assert float(low_pass_score(s, g)) == pytest.approx((9 + 4 - 36) / 49)
-    order = torch.tensor([2, 0, 1])
-    assert_close(low_pass_score(s[order], g[order]), low_pass_score(s, g))
-
-
-def test_a_clipped_gain_still_scores_one() -> None:
-    assert float(low_pass_score(GOLDEN, (GOLDEN - 2).clamp_min(0))) == pytest.approx(1)
-
-
-def test_a_dead_target_shows_no_filter() -> None:
-    s, g = measured_filter(gaussian(3, 4), torch.zeros(3, 4))
-    assert len(s) == len(g) == 0
-    assert float(low_pass_score(s, g)) == 0
-
-
-def test_a_pair_has_one_shape() -> None:
-    with pytest.raises(UserError, match=r"one shape \(N, D\), got \(4, 3\) and \(4, 5\)"):
-        eigenspace_alignment(torch.ones(4, 3), torch.ones(4, 5))

@@ -8,22 +8,19 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from tests.matrices import gaussian
 from torch.testing import assert_close
 
 from rankgap.errors import UserError
-from rankgap.spectra import effective_rank, eigenspace_alignment, measured_filter
+from rankgap.pairs import eigenspace_alignment, measured_filter
+from rankgap.spectra import effective_rank
 from rankgap.streaming import EffectiveRank, PairSpectra
-
-
-def batch(n: int, d: int, seed: int = 0) -> Tensor:
-    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 9), st.integers(0, 999), st.booleans())
 def test_batches_add_up_to_the_rank_of_all_rows(n: int, d: int, part: int, seed: int, center: bool) -> None:
-    z = batch(n, d, seed) + 0.5
+    z = gaussian(n, d, seed=seed) + 0.5
     if center and n == 1:
         return
     metric = EffectiveRank(d, center=center)
@@ -33,7 +30,7 @@ def test_batches_add_up_to_the_rank_of_all_rows(n: int, d: int, part: int, seed:
 
 
 def test_metrics_merge() -> None:
-    z = batch(30, 6)
+    z = gaussian(30, 6)
     first, second = EffectiveRank(6, of="features"), EffectiveRank(6, of="features")
     first.update(z[:10])
     second.update(z[10:])
@@ -44,8 +41,8 @@ def test_metrics_merge() -> None:
 def test_six_decades_at_2048_columns_hold_to_a_thousandth() -> None:
     """Z = U diag(s) V^T is built from its singular values, so that no SVD is needed to know them."""
     n, d = 4096, 2048
-    u, _ = torch.linalg.qr(batch(n, d))
-    v, _ = torch.linalg.qr(batch(d, d, 1))
+    u, _ = torch.linalg.qr(gaussian(n, d))
+    v, _ = torch.linalg.qr(gaussian(d, d, seed=1))
     s = torch.logspace(0, -6, d, dtype=torch.float64)
     z = (u * s) @ v.T
     metric = EffectiveRank(d, of="features")
@@ -58,8 +55,8 @@ def test_six_decades_at_2048_columns_hold_to_a_thousandth() -> None:
 
 @pytest.mark.parametrize("shape", [(40, 8), (6, 20)])
 def test_a_pair_is_measured_as_in_one_batch(shape: tuple[int, int]) -> None:
-    target = batch(*shape)
-    online = target @ torch.diag(torch.linspace(1, 2, shape[1], dtype=torch.float64)) + 0.1 * batch(*shape, 3)
+    target = gaussian(*shape)
+    online = target * torch.linspace(1, 2, shape[1], dtype=torch.float64) + 0.1 * gaussian(*shape, seed=3)
     metric = PairSpectra(shape[1])
     for p, t in zip(online.split(5), target.split(5), strict=True):
         metric.update(p, t)
@@ -90,7 +87,7 @@ def on_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     try:
-        online, target = batch(24, 6), batch(24, 6, 1)
+        online, target = gaussian(24, 6), gaussian(24, 6, seed=1)
         mine = slice(12 * rank, 12 * rank + 12)
         metric = PairSpectra(6)
         metric.update(online[mine], target[mine])

@@ -37,9 +37,9 @@ class Watched:
         erank_target: likewise of T.
         spectrum_online: singular values (R,), descending.
         spectrum_target: likewise.
-        alignment: of the eigenspaces (R',), see `spectra.eigenspace_alignment`.
-        measured_filter: gains (R',) beside the first R' of `spectrum_target`, see `spectra.measured_filter`.
-        low_pass_score: in [-1, 1], see `spectra.low_pass_score`; 0-d.
+        alignment: of the eigenspaces (R',), see `pairs.eigenspace_alignment`.
+        measured_filter: gains (R',) beside the first R' of `spectrum_target`, see `pairs.measured_filter`.
+        low_pass_score: in [-1, 1], see `pairs.low_pass_score`; 0-d.
         rows: how many rows that was.
         diagnosis: of the newest readings.
     """

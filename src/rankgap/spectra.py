@@ -27,7 +27,6 @@ _Solution = TypeVar("_Solution")
 _EPS64 = torch.finfo(torch.float64).eps
 _GRAM_NOISE = 16 * _EPS64  # eigenvalues of a float64 Gram matrix err by up to 6 eps l_1 (seen at 2048 x 2048)
 _NotConverged: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
-_TIE = 1e-6  # gains closer than this, relatively, count as equal
 
 
 class Basis(NamedTuple):
@@ -302,99 +301,3 @@ def mean_energy(z: Tensor) -> Tensor:
     """
     z = z.detach().double()
     return z.shape[-2] * z.mean(-2).square().sum(-1) / z.square().sum((-2, -1))
-
-
-def _pair(online: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Both in float64, with the target's singular values and right vectors (D, R) outside its null space."""
-    for z in (online, target):
-        check_batch(z, name)
-    if online.shape != target.shape or online.ndim != 2:
-        raise UserError(
-            f"{name} wants two batches of one shape (N, D), got {tuple(online.shape)} and {tuple(target.shape)}"
-        )
-    if not online.isfinite().all():
-        raise NonFiniteError(f"{name}: the online batch is not finite")
-    s, vectors, keep = gram_basis(target, name)
-    s, vectors = s[keep], vectors[:, keep]
-    p, t = online.detach().double(), target.detach().double()
-    return p, t, s, t.mT @ vectors / s if len(t) <= t.shape[1] else vectors
-
-
-def eigenspace_alignment(online: Tensor, target: Tensor, top: int = 512) -> Tensor:
-    """How far the target's eigenvectors are the online branch's too: a_i = |cos(C_p v_i, v_i)|, in [0, 1].
-
-    v_i are the eigenvectors of C_t = T^T T / N by falling eigenvalue, C_p = P^T P / N (RDM, which
-    averages over the top 512). 1: v_i is an eigenvector of C_p. 0 where the online branch has no energy.
-
-    Args:
-        online: P (N, D).
-        target: T (N, D).
-        top: eigenvectors at most.
-
-    Returns:
-        (R,) float64, R the smaller of `top` and the target's numerical rank (in its null space the eigenvectors
-        are arbitrary); no gradient.
-
-    Raises:
-        UserError: the batches are not two (N, D) of one shape.
-        NonFiniteError: either has a NaN or an infinity.
-    """
-    p, _, _, v = _pair(online, target, "eigenspace_alignment")
-    image = p.mT @ (p @ v[:, :top])  # (D, R)
-    return torch.cosine_similarity(image, v[:, :top], dim=0, eps=torch.finfo(torch.float64).tiny).abs()
-
-
-def measured_filter(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The gain that the online branch shows on the target's directions: g_i = |P v_i| / |T v_i| against s_i.
-
-    v_i are the target's right singular vectors and s_i = |T v_i|. It shows a predictor, Sinkhorn's codes or
-    centring as the spectral filter that they amount to; `low_pass_score` says of which kind.
-
-    Args:
-        online: P (N, D).
-        target: T (N, D).
-
-    Returns:
-        s (R,) descending and g (R,), float64, R the target's numerical rank; no gradient.
-
-    Raises:
-        UserError: the batches are not two (N, D) of one shape.
-        NonFiniteError: either has a NaN or an infinity.
-
-    Example:
-        >>> target = torch.diag(torch.tensor([4.0, 2.0, 1.0]))
-        >>> s, g = measured_filter(target @ target / 4, target)
-        >>> g
-        tensor([1.0000, 0.5000, 0.2500], dtype=torch.float64)
-        >>> low_pass_score(s, g)
-        tensor(1., dtype=torch.float64)
-    """
-    p, t, s, v = _pair(online, target, "measured_filter")
-    return s, (p @ v).norm(dim=0) / (t @ v).norm(dim=0)
-
-
-def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
-    """Weighted rank correlation of log g with log s: 1 is low-pass, -1 high-pass, 0 neither.
-
-    Kendall's correlation over the pairs that are not tied (Goodman & Kruskal's gamma), each pair weighted by its
-    target energies s_i^2 s_j^2: of two directions drawn by energy, how much more often the stronger has the
-    larger gain than the smaller one. Ranks do not see the logarithm. Gains within 1e-6 of one another are tied;
-    where all are (the identity), the score is 0.
-
-    Args:
-        s: singular values of the target (R,).
-        g: measured gains (R,).
-
-    Returns:
-        0-d, in [-1, 1], float64. Memory is R^2.
-    """
-    s, g = s.double(), g.double()
-    rises = torch.sign(s[:, None] - s)
-    larger = torch.where(
-        (g[:, None] - g).abs() > _TIE * torch.maximum(g[:, None], g), torch.sign(g[:, None] - g), 0.0
-    )
-    energy = (s / s.norm()).square()
-    weight = energy[:, None] * energy
-    agreement = weight * rises * larger
-    score: Tensor = agreement.sum() / agreement.abs().sum().clamp_min(torch.finfo(torch.float64).tiny)
-    return score

@@ -9,14 +9,13 @@ Shapes: N rows so far, D columns, R = min(N, D).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from rankgap.errors import UserError
-from rankgap.spectra import Convention, above_noise, check_batch, effective_rank_of, low_pass_score, solve_gram
+from rankgap.pairs import PairSpectrum, image_alignment
+from rankgap.spectra import Convention, above_noise, check_batch, effective_rank_of, solve_gram
 
 
 class EffectiveRank(Metric):
@@ -80,27 +79,6 @@ class EffectiveRank(Metric):
         return effective_rank_of(s, self.of)
 
 
-class PairSpectrum(NamedTuple):
-    """What the online and target outputs of a model have in common and apart; all float64.
-
-    Attributes:
-        spectrum_online: singular values (R,), descending.
-        spectrum_target: likewise.
-        alignment: a_i = |cos(C_p v_i, v_i)| (R',), v_i the target's eigenvectors outside its null space (RDM).
-        measured_filter: g_i = |P v_i| / |T v_i| (R',), beside the first R' of `spectrum_target`.
-    """
-
-    spectrum_online: Tensor
-    spectrum_target: Tensor
-    alignment: Tensor
-    measured_filter: Tensor
-
-    @property
-    def low_pass_score(self) -> Tensor:
-        """1: the online branch is a low-pass of the target, -1: a high-pass, 0: neither (`low_pass_score`)."""
-        return low_pass_score(self.spectrum_target[: len(self.measured_filter)], self.measured_filter)
-
-
 class PairSpectra(Metric):
     """Spectra, eigenspace alignment and measured filter of paired outputs, over all rows seen.
 
@@ -148,9 +126,8 @@ class PairSpectra(Metric):
         kept = target > 0
         v = vectors[:, kept]  # (D, R')
         image = self.gram_online @ v
-        alignment = torch.cosine_similarity(image, v, dim=0, eps=torch.finfo(torch.float64).tiny).abs()
         gain = ((image * v).sum(0).clamp_min(0) / target[kept]).sqrt()
-        return PairSpectrum(online.sqrt()[:count], target.sqrt()[:count], alignment, gain)
+        return PairSpectrum(online.sqrt()[:count], target.sqrt()[:count], image_alignment(image, v), gain)
 
 
 def _checked(z: Tensor, width: int, name: str) -> Tensor:
