@@ -23,10 +23,12 @@ import rankgap
 from rankgap.cli import main
 from rankgap.config import TrainConfig
 from rankgap.demo import DESIGNS, run_demo
+from rankgap.errors import UserError
 from rankgap.evaluate import extract_features
 from rankgap.experiment import reopen, restore
 from rankgap.methods import METHODS
 from rankgap.runs import RunFolder
+from rankgap.spectra import effective_rank_of
 from rankgap.watch import view
 
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "2", "--protocol", "knn"]
@@ -80,6 +82,25 @@ def test_train_fills_the_run_folder(run: Path) -> None:
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["step"] == 8
+
+
+def test_spectra_along_training_are_those_of_the_ranks(run: Path, tmp_path: Path) -> None:
+    folder, metrics = RunFolder(run), RunFolder(run).metrics()
+    snapshots = folder.spectra()
+    assert [s.step for s in snapshots] == metrics["step"]
+    for row, snapshot in enumerate(snapshots):
+        for name in ("online", "target"):
+            rank = effective_rank_of(torch.tensor(getattr(snapshot, name), dtype=torch.float64))
+            assert float(rank) == pytest.approx(metrics[f"erank_{name}"][row], rel=1e-3)
+        assert len(snapshot.alignment) == len(snapshot.filter) <= len(snapshot.target) == 64
+    half = RunFolder(tmp_path)
+    half.spectra_file.write_text(folder.spectra_file.read_text() + '{"step": 8, "epo')
+    assert half.spectra() == snapshots
+    half.forget_spectra(4)
+    assert half.spectra() == snapshots[:2]
+    half.spectra_file.write_text("no spectra\n")
+    with pytest.raises(UserError, match="not a list of spectra"):
+        half.spectra()
 
 
 def test_the_resolved_configuration_trains_the_same_run_again(run: Path, tmp_path: Path) -> None:
@@ -197,7 +218,8 @@ def test_every_kind_of_state_survives_an_interruption(method: str, tmp_path: Pat
     with pytest.raises(InterruptedRunError, match="step 6 of 12"):
         run_config(config, callbacks=[Interrupt()])
     assert main(["train", "--out", str(tmp_path / "cut"), "--resume"]) == 0
-    assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    for name in ("metrics.csv", "spectra.jsonl"):
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
     assert results(tmp_path / "cut")["knn"] == results(tmp_path / "whole")["knn"]
     whole, cut = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["model"]

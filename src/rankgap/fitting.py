@@ -23,10 +23,12 @@ from rankgap.config import TrainConfig, device, flag, protocols, resolve_precisi
 from rankgap.diagnosis import alarms, readings
 from rankgap.errors import NonFiniteError, UserError
 from rankgap.experiment import Experiment, evaluate_model, load_weights, prepare, reopen, resolved
+from rankgap.pairs import pair_spectrum
 from rankgap.runs import MetricsFile, RunFolder
 from rankgap.training import SelfSupervised, TrainingData
 
 _FREE = {"out", "resume", "overwrite", "workers", "accelerator", "protocol", "eval"}  # may change on resumption
+SNAPSHOTS = 40  # of the spectra in a run, about
 _REPORTED = {
     "loss",
     "erank_online",
@@ -98,6 +100,21 @@ class _Checkpoints(L.Callback):
                     "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
                 }
             )
+
+
+class _Spectra(L.Callback):
+    """Writes both branches' spectra at some of the steps whose ranks are read."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, SelfSupervised)
+        outputs, work, step = pl_module.outputs, pl_module.work, pl_module.step - 1
+        every = pl_module.rank_every * max(work.steps // (SNAPSHOTS * pl_module.rank_every), 1)
+        if outputs is not None and trainer.is_global_zero and (step % every == 0 or step == work.steps - 1):
+            pair = pair_spectrum(outputs.online[0], outputs.target[1])
+            self.folder.add_spectra(step, step / work.steps_per_epoch, pair)
 
 
 class _Restore(L.Callback):
@@ -201,6 +218,8 @@ def train(
         for reading in readings(folder.metrics()):
             if reading.step < module.step:
                 module.diagnosis = module.doctor(reading)
+        if is_first_process():
+            folder.forget_spectra(module.step)
     checkpoints = _Checkpoints(folder, state["seconds"] if state else 0.0)
     if module.step < experiment.work.steps:
         _fit(experiment, module, checkpoints, [*([_Restore(state)] if state else []), *callbacks])
@@ -235,7 +254,7 @@ def _fit(
                 MetricsFile(folder.metrics_file, step=module.step),
                 TensorBoardLogger(folder.path, name=None, version="tensorboard"),
             ],
-            callbacks=[*callbacks, interruption, checkpoints],
+            callbacks=[*callbacks, _Spectra(folder), interruption, checkpoints],
             log_every_n_steps=1,
             enable_checkpointing=False,
             enable_progress_bar=False,

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 from rankgap.methods import Method
 from rankgap.recipes import Recipe
+from rankgap.views import ViewConfig
 
 SMALL_IMAGES = 100_000
 SMALL_BATCH = 256
 Jitter = tuple[float, float, float, float]
 MILD_JITTER: Jitter = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
+LR = 0.06  # of SGD, for a batch of 256
+MILD_CROP = 0.2  # share of the image's area; SimSiam's and MoCo's own least
 LONG = 20_000  # optimiser steps; from here on the published schedules fit as they are
 
 
@@ -53,9 +56,14 @@ class Work:
         return self.images <= SMALL_IMAGES and self.batch_size <= SMALL_BATCH and self.steps < LONG
 
 
-def _milder(jitter: Jitter) -> Jitter:
-    brightness, contrast, saturation, hue = map(min, jitter, MILD_JITTER)
-    return brightness, contrast, saturation, hue
+def _milder(view: ViewConfig) -> ViewConfig:
+    brightness, contrast, saturation, hue = map(min, view.jitter, MILD_JITTER)
+    least, greatest = view.scale
+    return dataclasses.replace(
+        view,
+        jitter=(brightness, contrast, saturation, hue),
+        scale=(min(max(least, MILD_CROP), greatest), greatest),
+    )
 
 
 def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]]:
@@ -71,12 +79,11 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
     """
     heads, optimizer, notes = recipe.heads, recipe.optimizer, []
     if optimizer.name != "sgd" or optimizer.lr > 0.1:
-        lr = 0.06 if method.alignment == "regression" else 0.2  # BYOL's loss has four times the slope of a cosine
         optimizer = dataclasses.replace(
-            optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False
+            optimizer, name="sgd", lr=LR, weight_decay=5e-4, final_lr=0.0, decay_all=False
         )
         notes.append(
-            f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's"
+            f"SGD, lr {LR:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's"
         )
     warmup = min(optimizer.warmup_epochs, 0.1 * work.epochs if work.epochs >= 50 else 0)
     if warmup != optimizer.warmup_epochs:
@@ -93,8 +100,10 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
     if not heads.projector_norm:
         heads = dataclasses.replace(heads, projector_norm=True)
         notes.append("batch norm in the projector: without it a short run stays at the mean of its embeddings")
-    views = tuple(dataclasses.replace(v, jitter=_milder(v.jitter)) for v in recipe.views)
-    if views != recipe.views:
+    views = tuple(map(_milder, recipe.views))
+    if [v.scale for v in views] != [v.scale for v in recipe.views]:
+        notes.append(f"crops of {MILD_CROP:.0%} of an image or more: smaller ones cost a short run its rank")
+    if [v.jitter for v in views] != [v.jitter for v in recipe.views]:
         notes.append(f"colour jitter {MILD_JITTER} at most: under a stronger one a short run assigns uniformly")
     if {"assignment", "sinkhorn", "centred_assignment"} & {*method.online, *method.target}:
         count = min(heads.prototypes, max(work.batch_size, 32))

@@ -1,6 +1,6 @@
 """A run folder: what is in it, how it is written, and how it is read again.
 
-config.yaml   metrics.csv   results.json   tensorboard/   checkpoints/last.ckpt
+config.yaml   metrics.csv   spectra.jsonl   results.json   tensorboard/   checkpoints/last.ckpt
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -22,6 +22,27 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from rankgap.errors import UserError
+from rankgap.pairs import PairSpectrum
+
+
+class Snapshot(NamedTuple):
+    """Both branches' spectra at a step; see `pairs.PairSpectrum`.
+
+    Attributes:
+        step: of training.
+        epoch: with its fraction.
+        online: singular values of P (R,), descending.
+        target: of T.
+        alignment: of the eigenspaces (R',).
+        filter: measured gains (R',), beside the first R' of `target`.
+    """
+
+    step: int
+    epoch: float
+    online: list[float]
+    target: list[float]
+    alignment: list[float]
+    filter: list[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +73,11 @@ class RunFolder:
     def metrics_file(self) -> Path:
         """One row for each reading of the ranks."""
         return self.path / "metrics.csv"
+
+    @property
+    def spectra_file(self) -> Path:
+        """One line of JSON for each snapshot of the spectra."""
+        return self.path / "spectra.jsonl"
 
     def check_free(self, *, overwrite: bool) -> None:
         """Refuse a folder that holds something, before any work is done for it.
@@ -125,6 +151,29 @@ class RunFolder:
         names = rows[0] if rows else []
         whole = [row for row in rows[1:] if len(row) == len(names) and all(row)]
         return {name: [float(row[i]) for row in whole] for i, name in enumerate(names)}
+
+    def add_spectra(self, step: int, epoch: float, pair: PairSpectrum) -> None:
+        """Append a snapshot to `spectra.jsonl`, with five digits a number."""
+        columns = [[float(f"{value:.5g}") for value in column.tolist()] for column in pair]
+        with self.spectra_file.open("a") as file:
+            file.write(json.dumps(Snapshot(step, epoch, *columns)._asdict()) + "\n")
+
+    def spectra(self) -> list[Snapshot]:
+        """The snapshots in `spectra.jsonl`, without a half-written line; empty where there are none yet."""
+        if not self.spectra_file.is_file():
+            return []
+        whole = self.spectra_file.read_text().rpartition("\n")[0].splitlines()
+        try:
+            return [Snapshot(**json.loads(line)) for line in whole]
+        except (json.JSONDecodeError, TypeError) as error:
+            raise UserError(f"{self.spectra_file} is not a list of spectra: {error}") from error
+
+    def forget_spectra(self, step: int) -> None:
+        """Drop the snapshots from a step on: a resumed run writes them again."""
+        if self.spectra_file.is_file():
+            lines = self.spectra_file.read_text().splitlines(keepends=True)
+            kept = [line for line, at in zip(lines, self.spectra(), strict=False) if at.step < step]
+            replace_file(self.spectra_file, "".join(kept).encode())
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Write `checkpoints/last.ckpt`; a crash in between leaves the old one."""

@@ -143,6 +143,12 @@ class SelfSupervised(L.LightningModule):
         work: the size of the run.
         seed: of the views.
         rank_every: steps between two readings of the ranks.
+
+    Attributes:
+        step: optimiser steps done.
+        outputs: what both branches gave, after a step whose ranks were read; None after any other.
+        last_reading: the newest row of the metrics.
+        diagnosis: of the newest readings.
     """
 
     first_bad: Tensor
@@ -165,7 +171,7 @@ class SelfSupervised(L.LightningModule):
         self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
         self.last_reading: dict[str, float] = {}
         self.doctor, self.diagnosis = Doctor(), Diagnosis("healthy", 0)
-        self._outputs: Outputs | None = None
+        self.outputs: Outputs | None = None
         self._generator: torch.Generator | None = None
 
     @property
@@ -198,7 +204,7 @@ class SelfSupervised(L.LightningModule):
             self._generator = torch.Generator(self.device)
         self._generator.manual_seed((self.seed * 1_000_003 + self.step) * 4099 + self.global_rank)
         outputs: Outputs = self.model(self.views(batch.images, batch.sizes, self._generator))
-        self._outputs = outputs if self.reads_ranks else None
+        self.outputs = outputs if self.reads_ranks else None
         bad = (self.first_bad < 0) & ~torch.isfinite(outputs.loss.detach())
         self.first_bad = torch.where(bad, self.step, self.first_bad)
         return outputs.loss
@@ -212,20 +218,19 @@ class SelfSupervised(L.LightningModule):
         """The optimiser's step, then what follows one: move the teacher, read the ranks where due, go on."""
         super().optimizer_step(*args, **kwargs)
         self.model.update_teacher(self.clock)
-        if self._outputs is not None:
+        if self.outputs is not None:
             self.check_finite()
             # Online view 1 against target view 2.
-            reading = read(self._outputs.online[0], self._outputs.target[1], self.step)
+            reading = read(self.outputs.online[0], self.outputs.target[1], self.step)
             self.diagnosis = self.doctor(reading)
             row = (
-                {"epoch": self.clock.epoch, "loss": float(self._outputs.loss.detach())}
+                {"epoch": self.clock.epoch, "loss": float(self.outputs.loss.detach())}
                 | reading.numbers()
                 | self._rates()
             )
             self.last_reading = row
             for logger in self.trainer.loggers:
                 logger.log_metrics(row, step=self.step)
-            self._outputs = None
         self.step += 1
 
     def _rates(self) -> dict[str, float]:
