@@ -1,0 +1,92 @@
+"""The runs of the mini benchmark, one after the other or several at a time.
+
+They are a module of their own because a spawned worker does not import its parent's `__main__`.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rankgap.config import TrainConfig
+from rankgap.console import Progress
+from rankgap.experiment import evaluate_model, prepare
+from rankgap.fitting import train
+
+DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
+    ("siamese", None, None),
+    ("symsimsiam", None, None),
+    ("simsiam", None, None),
+    ("byol", None, None),
+    ("swav", None, None),
+    ("dino", None, None),
+    ("simsiam", "power:0.3", None),
+    ("simsiam", "power:0.5", None),
+    ("simsiam", "power:1", None),
+    ("simsiam", "power:2", None),
+    ("simsiam", "log1p", None),
+    ("simsiam", None, "power:-0.3"),
+    ("simsiam", None, "power:-0.5"),
+    ("simsiam", None, "power:-1"),
+)
+BASELINE = "simsiam"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What one run left behind."""
+
+    title: str
+    seed: int
+    results: dict[str, Any]
+    metrics: dict[str, list[float]]
+
+    def after_first_epoch(self) -> np.ndarray:
+        """Rank differences at every reading after the first epoch."""
+        epoch, difference = np.array(self.metrics["epoch"]), np.array(self.metrics["rank_difference"])
+        return difference[epoch >= 1]
+
+
+def run_one(config: TrainConfig) -> Finished:
+    """Train a run, resume it, or read it."""
+    folder, worker = config.folder, multiprocessing.parent_process() is not None
+    if not folder.results():
+        config.resume = folder.checkpoint.is_file()
+        config.overwrite = not config.resume
+        # Several bars would write over each other in one terminal.
+        train(config, callbacks=[] if worker else [Progress(f"{config.title} seed {config.seed}")])
+    return Finished(config.title, config.seed, folder.results(), folder.metrics())
+
+
+def run_all(configs: list[TrainConfig], workers: int) -> Iterator[Finished]:
+    """Every run, in order; `workers` processes share them and the machine's cores."""
+    if workers == 1:
+        yield from map(run_one, configs)
+        return
+    threads = max((os.cpu_count() or 1) // workers, 1)
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
+    ) as pool:
+        for run in pool.map(run_one, configs):
+            print(f"{run.title} seed {run.seed}: kNN {100 * run.results['knn']:.1f} %", flush=True)
+            yield run
+
+
+def untrained_scores(config: TrainConfig) -> dict[str, Any]:
+    """What the encoder scores before it has learned anything: the floor of the table."""
+    file = Path(f"{config.folder.path}-untrained.json")
+    if not file.is_file():
+        experiment = prepare(config)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(evaluate_model(experiment, experiment.model())))
+    scores: dict[str, Any] = json.loads(file.read_text())
+    return scores
