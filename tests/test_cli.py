@@ -28,7 +28,6 @@ from rankgap.evaluate import extract_features
 from rankgap.experiment import reopen, restore
 from rankgap.methods import METHODS
 from rankgap.runs import RunFolder
-from rankgap.spectra import effective_rank_of
 from rankgap.watch import view
 
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "2", "--protocol", "knn"]
@@ -84,15 +83,15 @@ def test_train_fills_the_run_folder(run: Path) -> None:
     assert state["step"] == 8
 
 
-def test_spectra_along_training_are_those_of_the_ranks(run: Path, tmp_path: Path) -> None:
-    folder, metrics = RunFolder(run), RunFolder(run).metrics()
+def test_spectra_along_training_are_kept(run: Path, tmp_path: Path) -> None:
+    folder = RunFolder(run)
     snapshots = folder.spectra()
-    assert [s.step for s in snapshots] == metrics["step"]
-    for row, snapshot in enumerate(snapshots):
-        for name in ("online", "target"):
-            rank = effective_rank_of(torch.tensor(getattr(snapshot, name), dtype=torch.float64))
-            assert float(rank) == pytest.approx(metrics[f"erank_{name}"][row], rel=1e-3)
-        assert len(snapshot.alignment) == len(snapshot.filter) <= len(snapshot.target) == 64
+    assert [s.step for s in snapshots] == folder.metrics()["step"]
+    for snapshot in snapshots:
+        # Two views of 64 images; batch norm takes one direction of each view.
+        assert len(snapshot.alignment) == len(snapshot.filter) <= 126 < len(snapshot.target) == 128
+        assert snapshot.target[0] == max(snapshot.target) > 0
+        assert all(0 <= a <= 1 for a in snapshot.alignment)
     half = RunFolder(tmp_path)
     half.spectra_file.write_text(folder.spectra_file.read_text() + '{"step": 8, "epo')
     assert half.spectra() == snapshots

@@ -120,15 +120,25 @@ def compare(runs: list[str]) -> None:
         runs: run folders.
     """
     from rankgap.console import show_results
+    from rankgap.runs import RunFolder, labels
+
+    folders = [RunFolder(Path(path)) for path in runs]
+    found = [folder.results() or {k: v[-1] for k, v in folder.metrics().items() if v} for folder in folders]
+    show_results(dict(zip(labels(folders), found, strict=True)))
+
+
+def report(runs: list[str], out: str = "report.html") -> None:
+    """Write a page about one run or many side by side: ranks, spectra, filters, results and alarms.
+
+    Args:
+        runs: run folders, finished or not.
+        out: the page's file; one that exists is replaced.
+    """
+    from rankgap.report.page import write_report
     from rankgap.runs import RunFolder
 
-    table: dict[str, dict[str, Any]] = {}
-    for path in runs:
-        folder = RunFolder(Path(path))
-        name = folder.config().get("title", folder.name)
-        label = name if name not in table else f"{name} ({folder.name})"
-        table[label] = folder.results() or {k: v[-1] for k, v in folder.metrics().items() if v}
-    show_results(table)
+    write_report([RunFolder(Path(path)) for path in runs], out)
+    print(f"report: {out}")
 
 
 def watch(run: str, every: float = 1.0) -> None:
@@ -187,11 +197,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "report": report,
     "watch": watch,
     "methods": methods,
     "inspect": inspect_data,
 }
-_POSITIONAL = {"evaluate": ("run",), "watch": ("run",), "compare": ("runs",), "inspect": ("data",)}
+_POSITIONAL = {
+    "evaluate": ("run",),
+    "watch": ("run",),
+    "compare": ("runs",),
+    "report": ("runs",),
+    "inspect": ("data",),
+}
 
 
 def _parser() -> ArgumentParser:

@@ -18,6 +18,7 @@ from rankgap.data import Inspection
 from rankgap.diagnosis import Diagnosis
 from rankgap.experiment import Experiment
 from rankgap.methods import METHODS
+from rankgap.runs import RESULT_COLUMNS, percent
 from rankgap.training import SelfSupervised
 
 console = Console()
@@ -84,14 +85,6 @@ def announce(experiment: Experiment) -> None:
         console.print(f"  [yellow]warning:[/yellow] {warning}", highlight=False)
 
 
-def _percent(value: Any) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
 def results_table(results: Mapping[str, Mapping[str, Any]], *, caption: str | None = None) -> Table:
     """A table of runs: accuracy in percent, effective ranks of the last batch."""
     table = Table(
@@ -103,19 +96,10 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, caption: str | No
         padding=(0, 1),
     )
     table.add_column("method", overflow="fold")
-    columns = {
-        "kNN %": ("knn", _percent),
-        "linear %": ("linear", _percent),
-        "erank online": ("erank_online", _number),
-        "erank target": ("erank_target", _number),
-        "rank difference": ("rank_difference", _number),
-        "erank features": ("erank_features", _number),
-        "images/s": ("images_per_second", lambda v: "-" if v is None else f"{v:,.0f}"),
-    }
-    for column in columns:
+    for column in RESULT_COLUMNS:
         table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
     for name, row in results.items():
-        table.add_row(name, *(show(row.get(key)) for key, show in columns.values()))
+        table.add_row(name, *(show(row.get(key)) for key, show in RESULT_COLUMNS.values()))
     return table
 
 
@@ -136,7 +120,7 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
             said[line] = None
         for name, scores in dict(row.get("sets", {})).items():
             if name != "test":
-                numbers = ", ".join(f"{k} {_percent(scores[k])}" for k in ("knn", "linear") if k in scores)
+                numbers = ", ".join(f"{k} {percent(scores[k])}" for k in ("knn", "linear") if k in scores)
                 console.print(f"{name}: {numbers}")
     for line in said:
         console.print(f"[dim]{line}[/dim]", highlight=False)

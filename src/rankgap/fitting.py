@@ -103,7 +103,11 @@ class _Checkpoints(L.Callback):
 
 
 class _Spectra(L.Callback):
-    """Writes both branches' spectra at some of the steps whose ranks are read."""
+    """Writes both branches' spectra, over all views of the batch, at some of the steps whose ranks are read.
+
+    Online view i is paired with target view i: the directions of a batch are partly its noise, which another
+    view of the same images does not share, so that weak ones would seem to be passed on too well.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -113,7 +117,7 @@ class _Spectra(L.Callback):
         outputs, work, step = pl_module.outputs, pl_module.work, pl_module.step - 1
         every = pl_module.rank_every * max(work.steps // (SNAPSHOTS * pl_module.rank_every), 1)
         if outputs is not None and trainer.is_global_zero and (step % every == 0 or step == work.steps - 1):
-            pair = pair_spectrum(outputs.online[0], outputs.target[1])
+            pair = pair_spectrum(outputs.online.flatten(0, 1), outputs.target.flatten(0, 1))
             self.folder.add_spectra(step, step / work.steps_per_epoch, pair)
 
 

@@ -11,7 +11,8 @@ import math
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,31 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rankgap.errors import UserError
 from rankgap.pairs import PairSpectrum
+
+
+def percent(value: float | None) -> str:
+    """A share as percent, for a table."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+# What tables show of `results.json`: heading -> key, form.
+RESULT_COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {
+    "kNN %": ("knn", percent),
+    "linear %": ("linear", percent),
+    "erank online": ("erank_online", _number),
+    "erank target": ("erank_target", _number),
+    "rank difference": ("rank_difference", _number),
+    "erank features": ("erank_features", _number),
+    "images/s": ("images_per_second", _count),
+}
 
 
 class Snapshot(NamedTuple):
@@ -199,6 +225,22 @@ class RunFolder:
         if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
             raise UserError(f"{self.checkpoint} is not a rankgap checkpoint")
         return state
+
+
+def labels(folders: Sequence[RunFolder]) -> list[str]:
+    """What to call runs beside each other: their titles, with as much of the path as tells them apart.
+
+    Raises:
+        UserError: a folder without a run.
+    """
+    titles = [str(folder.config().get("title", folder.name)) for folder in folders]
+    named = [f"{title} ({folder.name})" for title, folder in zip(titles, folders, strict=True)]
+    whole = [f"{title} ({folder.path})" for title, folder in zip(titles, folders, strict=True)]
+    counted, counted_names = Counter(titles), Counter(named)
+    return [
+        title if counted[title] == 1 else name if counted_names[name] == 1 else path
+        for title, name, path in zip(titles, named, whole, strict=True)
+    ]
 
 
 def replace_file(path: Path, content: bytes) -> None:
