@@ -2,6 +2,7 @@
 "use strict";
 
 const FIGURES = JSON.parse(document.getElementById("figures").textContent);
+const FRAMES = new Map();
 const root = document.documentElement;
 const color = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 
@@ -49,18 +50,18 @@ for (const [id, { data, layout, frames }] of Object.entries(FIGURES)) {
   const plot = document.getElementById(id);
   Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
   dress(plot);
-  plot.frames = frames;
+  FRAMES.set(plot, frames);
   if (frames.length) show(plot, frames.at(-1));
   plot.closest("figure").querySelector("button").addEventListener("click", () => save(id, csv(plot)));
 }
 
 for (const slider of document.querySelectorAll(".slider input")) {
-  const plots = [...slider.closest("section").querySelectorAll(".plot")].filter((p) => p.frames && p.frames.length);
+  const plots = [...slider.closest("section").querySelectorAll(".plot")].filter((plot) => FRAMES.get(plot).length);
   const follow = () => {
     const at = slider.value / slider.max;
     slider.nextElementSibling.textContent = `${Math.round(100 * at)}% of training`;
     for (const plot of plots) {
-      const nearest = plot.frames.reduce((a, b) => (Math.abs(b.at - at) < Math.abs(a.at - at) ? b : a));
+      const nearest = FRAMES.get(plot).reduce((a, b) => (Math.abs(b.at - at) < Math.abs(a.at - at) ? b : a));
       show(plot, nearest);
     }
   };

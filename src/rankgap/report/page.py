@@ -35,8 +35,8 @@ RANKS = (
     "hatched): they collapse. All panels share the vertical axis."
 )
 SPECTRA = (
-    "A curve that falls steeply keeps few dimensions; the branch whose curve lies higher has the higher rank. Where "
-    "a curve ends, the null space begins. Move the slider along training."
+    "Of one batch, all views. A curve that falls steeply keeps few dimensions; the branch whose curve lies higher "
+    "has the higher rank. Where a curve ends, the null space begins. Move the slider along training."
 )
 FILTERS = (
     "Each point is an eigen-direction of the target: how much of it the online branch passes on. Rising to the "
@@ -112,6 +112,8 @@ def _alarms(runs: Sequence[Run]) -> str:
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(values, list) and any(isinstance(value, dict) for value in values):
+        values = dict(enumerate(values))
     if isinstance(values, dict):
         return {k: v for key, value in values.items() for k, v in _flat(value, f"{prefix}.{key}").items()}
     return {prefix[1:]: "" if values is None else str(values)}

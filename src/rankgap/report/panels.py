@@ -309,6 +309,6 @@ def bars_panel(runs: Sequence[Run], name: str, title: str, columns: Mapping[str,
     longest = max(len(run.label) for run in scored)
     figure.update_layout(barmode="group", bargap=0.25, margin={"l": min(14 + 6 * longest, 170)})
     figure.update_layout(legend={"traceorder": "reversed"}, showlegend=len(columns) > 1)
-    figure.update_yaxes(autorange="reversed", title=None, ticklabeloverflow="allow")
+    figure.update_yaxes(autorange="reversed", type="category", title=None)
     figure.update_layout(meta={"rows": len(scored)})
     return Panel(name=name, title=title, figure=figure)
