@@ -28,7 +28,10 @@ from rankgap.evaluate import extract_features
 from rankgap.experiment import reopen, restore
 from rankgap.methods import METHODS
 from rankgap.runs import RunFolder
+from rankgap.scoring import SCORES, RunScores, Score, rate
+from rankgap.spectra import rankme
 from rankgap.watch import view
+from tests.matrices import gaussian
 
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "2", "--protocol", "knn"]
 
@@ -153,6 +156,79 @@ def test_a_collapse_is_named_while_it_trains_and_in_the_results(
     assert said.count(f"{alarm['kind']} at step {alarm['step']}") == 2
     assert train(tmp_path / "healthy", "--target", "power:-0.5", *flags) == 0
     assert results(tmp_path / "healthy")["alarms"] == []
+
+
+def test_checkpoints_are_kept_as_asked_and_a_resumed_run_keeps_the_same(tmp_path: Path) -> None:
+    flags = ["--epochs", "4", "--keep-every", "2", "--save-best", "rank", "--protocol", "none"]
+    assert train(tmp_path / "a", *flags) == 0
+    folder = RunFolder(tmp_path / "a")
+    names = [path.stem for path in folder.checkpoints()]
+    assert names == ["best", "epoch-0002", "epoch-0004", "last"]
+    steps = {path.stem: folder.load_checkpoint(path)["step"] for path in folder.checkpoints()}
+    assert (steps["epoch-0002"], steps["epoch-0004"], steps["last"]) == (8, 16, 16)
+    ranks = {}
+    for path in folder.checkpoints():
+        experiment, model = restore(folder.path, checkpoint=path)
+        sample = experiment.train.sample(2048)
+        ranks[path.stem] = float(rankme(extract_features(model.encoder(), sample, size=experiment.size).features))
+    assert ranks["best"] == max(ranks.values())
+    assert folder.load_checkpoint()["best"] == pytest.approx(ranks["best"], rel=1e-6)
+
+
+def test_score_rates_every_checkpoint_and_says_what_each_score_compares(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "a", "--keep-every", "1", "--protocol", "none") == 0
+    assert main(["score", str(tmp_path / "a"), "--images", "200", "--repeats", "4"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "RankMe (highest is best): epoch-000" in said
+    assert "one method, encoder and data set" in said
+    assert "LiDAR" in said
+    found = json.loads((tmp_path / "a" / "scores.json").read_text())
+    assert list(found["checkpoints"]) == ["epoch-0001", "epoch-0002", "last"]
+    first, last = found["checkpoints"]["epoch-0001"], found["checkpoints"]["last"]
+    assert last == found["checkpoints"]["epoch-0002"]
+    for name in SCORES:
+        assert last[name]["half_width"] > 0
+        assert last[name]["value"] != first[name]["value"]
+    experiment, model = restore(tmp_path / "a")
+    features = extract_features(model.encoder(), experiment.train.sample(200), size=experiment.size).features
+    assert last["RankMe"]["value"] == pytest.approx(float(rankme(features)), rel=1e-6)
+    assert main(["score", str(tmp_path / "a"), "--images", "2"]) == 2
+
+
+def test_a_score_s_interval_is_that_of_a_mean() -> None:
+    z = gaussian(4000, 1)
+    mean = Score(lambda z: z.mean(), "features", "highest", "")
+    assert rate(mean, z, repeats=400).half == pytest.approx(1.96 / 4000**0.5, rel=0.1)
+
+
+def test_a_score_that_is_not_defined_prefers_nothing() -> None:
+    dead = {
+        name: rate(score, torch.ones(40, 4, 3) if score.takes == "views" else torch.ones(40, 3), repeats=2)
+        for name, score in SCORES.items()
+    }
+    found = RunScores(title="x", images=40, steps={"last": 1}, rated={"last": dead})
+    assert found.best("NESum") == ("", [])
+    assert found.best("RankMe") == ("last", [])
+
+
+def test_readings_go_to_the_loggers_that_were_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert train(tmp_path / "a", "--loggers", "csv", "--protocol", "none") == 0
+    with (tmp_path / "a" / "csv" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["erank_target"]) for row in rows] == pytest.approx(
+        RunFolder(tmp_path / "a").metrics()["erank_target"]
+    )
+    assert not (tmp_path / "a" / "tensorboard").exists()
+    assert train(tmp_path / "b", "--loggers", "tensorbord") == 2
+    assert "did you mean 'tensorboard'" in capsys.readouterr().err
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert train(tmp_path / "b", "--loggers", name) == 2
+        assert f"pip install {name}" in capsys.readouterr().err
 
 
 def test_watch_shows_a_run_and_ends_with_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

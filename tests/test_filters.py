@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.matrices import gaussian, orthogonal
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -17,6 +16,7 @@ from rankgap.errors import NonFiniteError, UserError
 from rankgap.filters import GAINS, Gain, Scale, Side, SpectralFilter, parse_gain, spectral_filter
 from rankgap.pairs import measured_filter
 from rankgap.spectra import effective_rank, mean_energy, rank_tolerance, singular_values
+from tests.matrices import gaussian, orthogonal
 
 SHAPES = [(12, 40), (40, 12), (16, 16), (1, 6)]
 SPECS = ["power:0.5", "power:1", "power:2", "power:-0.3", "power:-1", "log", "log1p", "log1p2"]

@@ -8,13 +8,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
-from tests.matrices import gaussian
+from sklearn.cluster import KMeans
 from torch import Tensor
 from torch.testing import assert_close
 
 from rankgap.errors import UserError
-from rankgap.evaluate import alignment, alpha_req, lidar, nesum, participation_ratio, stable_rank, uniformity
+from rankgap.evaluate import (
+    alignment,
+    alpha_req,
+    cluster_learnability,
+    intrinsic_dimension,
+    lidar,
+    nesum,
+    participation_ratio,
+    stable_rank,
+    uniformity,
+)
 from rankgap.spectra import effective_rank
+from tests.matrices import gaussian
 
 
 def with_spectrum(energy: Tensor, rows: int) -> Tensor:
@@ -99,3 +110,34 @@ def test_what_has_no_score_is_named() -> None:
         uniformity(torch.ones(1, 3))
     with pytest.raises(UserError, match="of one shape"):
         alignment(torch.ones(2, 3), torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("d", [2, 5])
+def test_two_nn_finds_the_dimension_of_a_uniform_cube(d: int) -> None:
+    cube = torch.rand(2000, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    embedded = cube @ torch.linalg.qr(gaussian(12, 12))[0][:d]
+    found = float(intrinsic_dimension(embedded))
+    assert found == pytest.approx(d, rel=0.1)
+    assert float(intrinsic_dimension(1e3 * embedded)) == pytest.approx(found, rel=1e-6)
+    twice = torch.cat([embedded, embedded[:5]])
+    assert float(intrinsic_dimension(twice)) == pytest.approx(found, rel=0.02)
+    with pytest.raises(UserError, match="three distinct rows"):
+        intrinsic_dimension(torch.ones(9, 3))
+
+
+def test_cluster_learnability_is_the_online_accuracy_of_the_nearest_predecessor() -> None:
+    centres = 10 * torch.eye(4, dtype=torch.float64)
+    z = centres.repeat_interleave(50, 0) + 0.01 * gaussian(200, 4)
+    # Each cluster is wrong once at most, when its first row comes.
+    assert 1 - 3 / 199 <= float(cluster_learnability(z, clusters=4)) < 1
+    assert float(cluster_learnability(gaussian(200, 30), clusters=4)) < 0.8
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(3))
+    rows = torch.nn.functional.normalize(gaussian(6, 2, seed=5), dim=1)
+    labels = torch.as_tensor(KMeans(2, n_init=3, random_state=3).fit_predict(rows[order].numpy()))
+    hits = 0
+    for i in range(1, 6):
+        nearest = max(range(i), key=lambda j: float(rows[order[i]] @ rows[order[j]]))
+        hits += int(labels[nearest] == labels[i])
+    assert float(cluster_learnability(rows, clusters=2, seed=3)) == pytest.approx(hits / 5)
+    with pytest.raises(UserError, match="N of 10 or more"):
+        cluster_learnability(gaussian(4, 3))

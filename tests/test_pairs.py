@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tests.matrices import gaussian, with_spectrum
 from torch.testing import assert_close
 
 from rankgap.errors import NonFiniteError, UserError
 from rankgap.pairs import eigenspace_alignment, low_pass_score, measured_filter, pair_spectrum
 from rankgap.spectra import singular_values
+from tests.matrices import gaussian, with_spectrum
 
 GOLDEN = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
 properties = settings(max_examples=40, derandomize=True, deadline=None)

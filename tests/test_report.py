@@ -14,12 +14,12 @@ import pytest
 import torch
 import yaml
 from playwright.sync_api import Browser, Page, sync_playwright
-from tests.matrices import gaussian
 
 from rankgap.cli import main
 from rankgap.pairs import pair_spectrum
 from rankgap.report.page import report_page, write_report
 from rankgap.runs import RunFolder
+from tests.matrices import gaussian
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "1", "--protocol", "knn"]

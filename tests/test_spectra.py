@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.matrices import gaussian, orthogonal, with_spectrum
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -24,6 +23,7 @@ from rankgap.spectra import (
     rankme,
     singular_values,
 )
+from tests.matrices import gaussian, orthogonal, with_spectrum
 
 GOLDEN = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
 properties = settings(max_examples=40, derandomize=True, deadline=None)

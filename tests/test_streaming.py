@@ -8,13 +8,13 @@ import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.matrices import gaussian
 from torch.testing import assert_close
 
 from rankgap.errors import UserError
 from rankgap.pairs import eigenspace_alignment, measured_filter
 from rankgap.spectra import effective_rank
 from rankgap.streaming import EffectiveRank, PairSpectra
+from tests.matrices import gaussian
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

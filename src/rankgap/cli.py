@@ -105,7 +105,7 @@ def evaluate(
     from rankgap.experiment import evaluate_model, restore
     from rankgap.runs import RunFolder
 
-    changes = {"protocol": protocol} | ({"eval": eval} if eval else {})
+    changes: dict[str, Any] = {"protocol": protocol} | ({"eval": eval} if eval else {})
     experiment, model = restore(run, **changes)
     found = evaluate_model(experiment, model, branch=branch)
     folder = RunFolder(Path(run))
@@ -125,6 +125,22 @@ def compare(runs: list[str]) -> None:
     folders = [RunFolder(Path(path)) for path in runs]
     found = [folder.results() or {k: v[-1] for k, v in folder.metrics().items() if v} for folder in folders]
     show_results(dict(zip(labels(folders), found, strict=True)))
+
+
+def score(run: str, images: int = 2048, repeats: int = 20, branch: Literal["online", "target"] = "online") -> None:
+    """Rate every checkpoint of a run without labels, and say what each score may be used to compare.
+
+    Args:
+        run: the run folder; --keep-every and --save-best of train keep more than the last checkpoint.
+        images: of the fixed sample of training images.
+        repeats: half-samples from which each score's interval comes.
+        branch: whose encoder.
+    """
+    from rankgap.console import show_scores
+    from rankgap.runs import RunFolder
+    from rankgap.scoring import score_run
+
+    show_scores(score_run(RunFolder(Path(run)), images=images, repeats=repeats, branch=branch))
 
 
 def report(runs: list[str], out: str = "report.html") -> None:
@@ -197,6 +213,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
     "evaluate": evaluate,
     "compare": compare,
+    "score": score,
     "report": report,
     "watch": watch,
     "methods": methods,
@@ -204,6 +221,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 _POSITIONAL = {
     "evaluate": ("run",),
+    "score": ("run",),
     "watch": ("run",),
     "compare": ("runs",),
     "report": ("runs",),

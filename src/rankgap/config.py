@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from rankgap.evaluate import PROTOCOLS
 from rankgap.methods import title
 from rankgap.runs import RunFolder
 
+LOGGERS = ("tensorboard", "csv", "wandb", "mlflow")
 Autocast = Literal["bf16-mixed", "16-mixed", "32-true"]
 Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true"]
 
@@ -44,6 +46,11 @@ class TrainConfig:
         lr: peak learning rate for a batch of 256, in place of the recipe's.
         settings: further values in place of the recipe's, as KEY=VALUE (heads.prototypes=512).
         rank_every: steps between two readings of the ranks.
+        loggers: where readings go beside metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.
+        keep_every: also keep the checkpoint of every N-th epoch (checkpoints/epoch-0010.ckpt); by default the last
+            alone.
+        save_best: rank also keeps, as checkpoints/best.ckpt, the epoch whose features have the highest RankMe on
+            2,048 training images (no labels used).
         protocol: evaluation at the end: knn, linear, linear_sgd, joined by commas; none for no evaluation.
         seed: of weights, order of images and views; the same seed gives the same numbers on a CPU.
         precision: auto is bf16-mixed where the device has bf16, else 16-mixed on a GPU and 32-true on a CPU.
@@ -71,6 +78,9 @@ class TrainConfig:
     lr: float | None = None
     settings: list[str] = field(default_factory=list)
     rank_every: int = 10
+    loggers: str = "tensorboard"
+    keep_every: int | None = None
+    save_best: Literal["rank"] | None = None
     protocol: str = "knn,linear"
     seed: int = 0
     precision: Precision = "auto"
@@ -90,16 +100,17 @@ class TrainConfig:
         for name, least in (("epochs", 1), ("batch_size", 2), ("rank_every", 1), ("devices", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{flag(name)} must be at least {least}, got {getattr(self, name)}")
-        for name in ("limit", "size"):
+        for name, least in (("limit", 2), ("size", 2), ("keep_every", 1)):
             value = getattr(self, name)
-            if value is not None and value < 2:
-                raise UserError(f"--{name} must be at least 2, got {value}")
+            if value is not None and value < least:
+                raise UserError(f"{flag(name)} must be at least {least}, got {value}")
         if self.batch_size % self.devices:
             raise UserError(f"--batch-size {self.batch_size} does not divide among {self.devices} devices")
         if self.resume and self.overwrite:
             raise UserError("--resume goes on with a run and --overwrite replaces it: choose one")
         device(self.accelerator)
         protocols(self.protocol)
+        loggers(self.loggers)
         eval_sets(self.eval)
 
     @property
@@ -143,12 +154,26 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text.replace(":", ""))
 
 
-def protocols(text: str) -> tuple[str, ...]:
-    """The evaluations that a comma-separated list names; none for "none"."""
+def _listed(what: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The names in a comma-separated list; none for "none"."""
     names = tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))
     for name in names:
-        if name not in PROTOCOLS:
-            raise unknown("protocol", name, [*PROTOCOLS, "none"])
+        if name not in known:
+            raise unknown(what, name, [*known, "none"])
+    return names
+
+
+def protocols(text: str) -> tuple[str, ...]:
+    """The evaluations that a comma-separated list names; none for "none"."""
+    return _listed("protocol", text, PROTOCOLS)
+
+
+def loggers(text: str) -> tuple[str, ...]:
+    """The loggers that a comma-separated list names, all of them installed; none for "none"."""
+    names = _listed("logger", text, LOGGERS)
+    for name in names:
+        if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
+            raise UserError(f"--loggers {name}: it is not installed here (pip install {name})")
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rankgap.diagnosis import Diagnosis
 from rankgap.experiment import Experiment
 from rankgap.methods import METHODS
 from rankgap.runs import RESULT_COLUMNS, percent
+from rankgap.scoring import SCORES, RunScores
 from rankgap.training import SelfSupervised
 
 console = Console()
@@ -124,6 +126,35 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
                 console.print(f"{name}: {numbers}")
     for line in said:
         console.print(f"[dim]{line}[/dim]", highlight=False)
+
+
+def show_scores(found: RunScores) -> None:
+    """Print every checkpoint's label-free scores, and which one each prefers."""
+    table = Table(
+        title=f"{found.title}, on {found.images:,} of its images", box=box.SIMPLE_HEAD, title_justify="left"
+    )
+    table.add_column("checkpoint", no_wrap=True)
+    table.add_column("step", justify="right")
+    for name in SCORES:
+        table.add_column(name, justify="right", no_wrap=True)
+    for checkpoint, rated in found.rated.items():
+        cells = [
+            f"{r.value:.3g}\n[dim]± {r.half:.2g}[/dim]" if math.isfinite(r.value) else "-" for r in rated.values()
+        ]
+        table.add_row(checkpoint, f"{found.steps[checkpoint]:,}", *cells)
+    console.print(table)
+    for name, score in SCORES.items():
+        first, near = found.best(name)
+        told = f"; not told apart from it: {', '.join(near)}" if near else ""
+        chosen = f"{first}{told}" if first else "not defined for any checkpoint"
+        console.print(
+            f"[bold]{name}[/bold] ({score.best} is best): {chosen}. [dim]Compares {score.valid}.[/dim]",
+            highlight=False,
+        )
+    console.print(
+        "[dim]Intervals: 1.96 standard deviations over random halves of the sample. No label was used.[/dim]",
+        highlight=False,
+    )
 
 
 def _counts(counts: Mapping[Any, int], show: Callable[[Any], str] = str, most: int = 6) -> str:

@@ -275,11 +275,12 @@ def reopen(config: TrainConfig) -> Experiment:
     return dataclasses.replace(prepare(config), recipe=recipe)
 
 
-def restore(path: str | Path, **changes: Any) -> tuple[Experiment, DualBranch]:
+def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) -> tuple[Experiment, DualBranch]:
     """An experiment and its trained model, from a run folder.
 
     Args:
         path: the run folder.
+        checkpoint: its file; the last one by default.
         changes: fields of the configuration to replace.
 
     Raises:
@@ -287,10 +288,10 @@ def restore(path: str | Path, **changes: Any) -> tuple[Experiment, DualBranch]:
     """
     folder = RunFolder(Path(path))
     run = folder.config()["run"] | {"out": str(path)} | changes
-    state = folder.load_checkpoint()
+    state = folder.load_checkpoint(checkpoint)
     experiment = reopen(TrainConfig.from_dict(run, f"{path}/config.yaml"))
     model = experiment.model()
-    load_weights(model, state["model"], folder.checkpoint)
+    load_weights(model, state["model"], checkpoint or folder.checkpoint)
     return experiment, model
 
 

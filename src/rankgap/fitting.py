@@ -16,19 +16,23 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 import rankgap
-from rankgap.config import TrainConfig, device, flag, protocols, resolve_precision
+from rankgap.config import TrainConfig, device, flag, loggers, protocols, resolve_precision
 from rankgap.diagnosis import alarms, readings
 from rankgap.errors import NonFiniteError, UserError
+from rankgap.evaluate import extract_features
 from rankgap.experiment import Experiment, evaluate_model, load_weights, prepare, reopen, resolved
 from rankgap.pairs import pair_spectrum
 from rankgap.runs import MetricsFile, RunFolder
+from rankgap.spectra import rankme
 from rankgap.training import SelfSupervised, TrainingData
 
-_FREE = {"out", "resume", "overwrite", "workers", "accelerator", "protocol", "eval"}  # may change on resumption
+# What may change on resumption.
+_FREE = {"out", "resume", "overwrite", "workers", "accelerator", "protocol", "eval", "loggers", "keep_every"}
 SNAPSHOTS = 40  # of the spectra in a run, about
+BEST_OF = 2048  # images whose features rate an epoch
 _REPORTED = {
     "loss",
     "erank_online",
@@ -67,10 +71,20 @@ def _resumed(config: TrainConfig) -> TrainConfig:
 
 
 class _Checkpoints(L.Callback):
-    """Writes `last.ckpt` after each epoch, and keeps the clock of the wall."""
+    """Writes `last.ckpt` after each epoch, keeps those that were asked for, and the clock of the wall.
 
-    def __init__(self, folder: RunFolder, seconds: float) -> None:
-        self.folder, self.seconds = folder, seconds
+    Args:
+        experiment: the run; its configuration says which checkpoints to keep.
+        state: of the checkpoint to go on from.
+    """
+
+    def __init__(self, experiment: Experiment, state: dict[str, Any] | None) -> None:
+        config = experiment.config
+        self.folder, self.keep_every, self.size = config.folder, config.keep_every, experiment.size
+        # RankMe of these images' features says which epoch is the best.
+        self.sample = experiment.train.sample(BEST_OF) if config.save_best else None
+        self.seconds: float = state["seconds"] if state else 0.0
+        self.best: float = state["best"] if state else 0.0
         self._started = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -78,15 +92,30 @@ class _Checkpoints(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, SelfSupervised)
-        if pl_module.step % pl_module.work.steps_per_epoch == 0:
-            self.save(trainer, pl_module)
+        epoch, rest = divmod(pl_module.step, pl_module.work.steps_per_epoch)
+        if rest:
+            return
+        names = []
+        if self.keep_every and epoch % self.keep_every == 0:
+            names.append(f"epoch-{epoch:04d}")
+        if self.sample is not None and self._is_best(pl_module):
+            names.append("best")
+        self.save(trainer, pl_module, *names)
+
+    def _is_best(self, module: SelfSupervised) -> bool:
+        assert self.sample is not None
+        features, _ = extract_features(module.model.encoder(), self.sample, size=self.size)
+        rank = float(rankme(features)) if features.isfinite().all() and features.any() else 0.0
+        better = rank > self.best
+        self.best = max(rank, self.best)
+        return better
 
     def elapsed(self) -> float:
         """Seconds of training, earlier parts of the run counted in."""
         return self.seconds + time.perf_counter() - self._started
 
-    def save(self, trainer: L.Trainer, module: SelfSupervised) -> None:
-        """Write a checkpoint, unless the weights are spoilt."""
+    def save(self, trainer: L.Trainer, module: SelfSupervised, *names: str) -> None:
+        """Write a checkpoint, under further names too, unless the weights are spoilt."""
         module.check_finite(weights=True)
         if trainer.is_global_zero:
             cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -95,10 +124,12 @@ class _Checkpoints(L.Callback):
                     "rankgap": rankgap.__version__,
                     "step": module.step,
                     "seconds": self.elapsed(),
+                    "best": self.best,
                     "model": module.model.state_dict(),
                     "optimizer": trainer.optimizers[0].state_dict(),
                     "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
-                }
+                },
+                *names,
             )
 
 
@@ -142,6 +173,15 @@ class _Interruption(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         trainer.should_stop = trainer.should_stop or self.asked
+
+
+# Lightning's own, each in the run folder unless its environment says otherwise.
+_LOGGERS: dict[str, Callable[[RunFolder, str], Logger]] = {
+    "tensorboard": lambda folder, title: TensorBoardLogger(folder.path, name=None, version="tensorboard"),
+    "csv": lambda folder, title: CSVLogger(folder.path, name=None, version="csv"),
+    "wandb": lambda folder, title: WandbLogger(name=title, save_dir=folder.path, project="rankgap"),
+    "mlflow": lambda folder, title: MLFlowLogger("rankgap", title, save_dir=str(folder.path / "mlflow")),
+}
 
 
 @contextmanager
@@ -224,7 +264,7 @@ def train(
                 module.diagnosis = module.doctor(reading)
         if is_first_process():
             folder.forget_spectra(module.step)
-    checkpoints = _Checkpoints(folder, state["seconds"] if state else 0.0)
+    checkpoints = _Checkpoints(experiment, state)
     if module.step < experiment.work.steps:
         _fit(experiment, module, checkpoints, [*([_Restore(state)] if state else []), *callbacks])
     images = module.step * config.batch_size
@@ -256,7 +296,7 @@ def _fit(
             precision=resolve_precision(config.precision, where),
             logger=[
                 MetricsFile(folder.metrics_file, step=module.step),
-                TensorBoardLogger(folder.path, name=None, version="tensorboard"),
+                *(_LOGGERS[name](folder, config.title) for name in loggers(config.loggers)),
             ],
             callbacks=[*callbacks, _Spectra(folder), interruption, checkpoints],
             log_every_n_steps=1,

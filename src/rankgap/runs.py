@@ -1,6 +1,7 @@
 """A run folder: what is in it, how it is written, and how it is read again.
 
-config.yaml   metrics.csv   spectra.jsonl   results.json   tensorboard/   checkpoints/last.ckpt
+config.yaml   metrics.csv   spectra.jsonl   results.json   scores.json   tensorboard/
+checkpoints/last.ckpt
 """
 
 from __future__ import annotations
@@ -157,6 +158,10 @@ class RunFolder:
 
         replace_file(self.path / "results.json", json.dumps(clean(results), indent=2).encode() + b"\n")
 
+    def write_scores(self, scores: Mapping[str, Any]) -> None:
+        """Write `scores.json`."""
+        replace_file(self.path / "scores.json", json.dumps(scores, indent=2).encode() + b"\n")
+
     def results(self) -> dict[str, Any]:
         """What `results.json` holds; empty where the run has none yet."""
         file = self.path / "results.json"
@@ -201,29 +206,45 @@ class RunFolder:
             kept = [line for line, at in zip(lines, self.spectra(), strict=False) if at.step < step]
             replace_file(self.spectra_file, "".join(kept).encode())
 
-    def save_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Write `checkpoints/last.ckpt`; a crash in between leaves the old one."""
+    def save_checkpoint(self, state: Mapping[str, Any], *copies: str) -> None:
+        """Write `checkpoints/last.ckpt`; a crash in between leaves the old one.
+
+        Args:
+            state: what it holds.
+            copies: further names to keep it under, without `.ckpt`.
+        """
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(dict(state), partial)
+        for name in copies:
+            copied = self.checkpoint.with_name(f"{name}.partial")
+            shutil.copyfile(partial, copied)
+            os.replace(copied, copied.with_suffix(".ckpt"))
         os.replace(partial, self.checkpoint)
 
-    def load_checkpoint(self) -> dict[str, Any]:
-        """The newest checkpoint, on the CPU. It is read with `weights_only=True`: it can run no code.
+    def checkpoints(self) -> list[Path]:
+        """All that there are, `last.ckpt` at the end."""
+        found = sorted(self.checkpoint.parent.glob("*.ckpt"))
+        return sorted(found, key=lambda path: path == self.checkpoint)
+
+    def load_checkpoint(self, path: Path | None = None) -> dict[str, Any]:
+        """A checkpoint, on the CPU. It is read with `weights_only=True`: it can run no code.
+
+        Args:
+            path: of the file; the newest one by default.
 
         Raises:
             UserError: there is none, or the file is not one of ours.
         """
-        if not self.checkpoint.is_file():
-            raise UserError(f"{self.path} has no checkpoint yet ({self.checkpoint})")
+        path = path or self.checkpoint
+        if not path.is_file():
+            raise UserError(f"{self.path} has no checkpoint yet ({path})")
         try:
-            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-            raise UserError(
-                f"{self.checkpoint} cannot be loaded as weights: {str(error).splitlines()[0]}"
-            ) from error
+            raise UserError(f"{path} cannot be loaded as weights: {str(error).splitlines()[0]}") from error
         if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
-            raise UserError(f"{self.checkpoint} is not a rankgap checkpoint")
+            raise UserError(f"{path} is not a rankgap checkpoint")
         return state
 
 

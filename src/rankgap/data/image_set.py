@@ -94,3 +94,16 @@ class ImageSet:
             return Batch(self.images[index], None if self.sizes is None else self.sizes[index], labels)
         images, sizes = self.images.read(index)
         return Batch(images, sizes, labels)
+
+    def sample(self, count: int, seed: int = 0) -> ImageSet:
+        """At most `count` of the images, a seeded choice, decoded in memory.
+
+        Args:
+            count: of images.
+            seed: of the choice; the same one gives the same images.
+        """
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        batch = self.batch(order[:count].sort().values)
+        return ImageSet(
+            self.name, batch.images, batch.labels, self.mean, self.std, sizes=batch.sizes, classes=self.classes
+        )

@@ -36,7 +36,7 @@ class _Slices(Dataset[Batch]):
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, and each submodule's own mode again outside."""
     training = [m for m in module.modules() if m.training]
     module.eval()
@@ -88,7 +88,7 @@ def feature_batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
-    with _evaluating(encoder):
+    with evaluating(encoder):
         for batch in loader:
             # The mode is entered a batch at a time: around a `yield` it would leak into the caller.
             with torch.inference_mode(), _autocast(device, dtype):

@@ -8,8 +8,12 @@ Shapes: N rows (images), D columns, q views an image; l_1 >= l_2 >= ... eigenval
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from rankgap.errors import UserError
@@ -160,3 +164,60 @@ def alignment(z: Tensor, other: Tensor, *, power: float = 2.0) -> Tensor:
     x, y = (F.normalize(v.detach().double(), dim=-1) for v in (z, other))
     mean: Tensor = (x - y).norm(dim=-1).pow(power).mean()
     return mean
+
+
+def intrinsic_dimension(z: Tensor, *, discard: float = 0.1) -> Tensor:
+    """TwoNN, from the distances to the first and second neighbour (Facco et al. 2017): the ID of CLID.
+
+    With mu = r_2 / r_1, -ln(1 - F(mu)) = d ln mu: d is the slope through the origin, without the largest
+    `discard` of the ratios (as the authors). Rows that occur twice are left out, for their r_1 is 0.
+
+    Args:
+        z: (N, D), any float dtype.
+        discard: share of the largest ratios that is left out, in [0, 1).
+
+    Raises:
+        UserError: fewer than three distinct rows.
+    """
+    check_batch(z, "intrinsic_dimension")
+    nearest = torch.cdist(z.detach().double(), z.detach().double()).topk(min(3, len(z)), largest=False).values
+    nearest = nearest[nearest[:, 1] > 0] if nearest.shape[1] == 3 else nearest[:0]
+    if len(nearest) < 3:
+        raise UserError(f"intrinsic_dimension wants three distinct rows or more, got {tuple(z.shape)}")
+    mu = (nearest[:, 2] / nearest[:, 1]).log().sort().values
+    kept = max(round((1 - discard) * len(mu)), 2)
+    share = torch.arange(1, len(mu) + 1, dtype=mu.dtype, device=mu.device) / len(mu)
+    x, y = mu[:kept], -(1 - share[:kept]).clamp_min(1 / (2 * len(mu))).log()
+    slope: Tensor = (x * y).sum() / x.square().sum().clamp_min(torch.finfo(x.dtype).tiny)
+    return slope
+
+
+def cluster_learnability(z: Tensor, *, clusters: int = 10, seed: int = 0) -> Tensor:
+    """CLID's CL: how fast a nearest-neighbour classifier learns k-means' labels (Lu et al. 2022), in [0, 1].
+
+    Rows come one after the other in a random order; each is predicted from its nearest predecessor, and the
+    accuracy over all but the first is the score (their learning speed, with k = 1; rows are scaled to length 1).
+    Higher is better, but a constant encoder has 1 too: read it beside `intrinsic_dimension`. The paper's CLID adds
+    both, standardised over the models that are compared.
+
+    Args:
+        z: (N, D), any float dtype.
+        clusters: of k-means.
+        seed: of k-means and of the order.
+
+    Raises:
+        UserError: fewer rows than clusters.
+    """
+    check_batch(z, "cluster_learnability")
+    if z.ndim != 2 or len(z) < clusters or len(z) < 2:
+        raise UserError(f"cluster_learnability wants (N, D) with N of {clusters} or more, got {tuple(z.shape)}")
+    order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed)).to(z.device)
+    rows = F.normalize(z.detach().double(), dim=-1)[order]
+    with warnings.catch_warnings():  # a collapsed encoder has fewer clusters; its score says so
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(clusters, n_init=3, random_state=seed).fit_predict(rows.cpu().numpy())
+    labels = torch.as_tensor(found, device=z.device)
+    later = torch.ones(len(rows), len(rows), dtype=torch.bool, device=z.device).triu()
+    similarity = (rows @ rows.mT).masked_fill(later, -2.0)  # below any cosine
+    predicted = labels[similarity[1:].argmax(-1)]
+    return (predicted == labels[1:]).double().mean()

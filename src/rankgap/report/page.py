@@ -133,7 +133,7 @@ def _configurations(runs: Sequence[Run]) -> str:
         f"{html.escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))}</pre></details>"
         for run in runs
     )
-    return f"<section><h2>Configuration</h2>{differ}{whole}</section>"
+    return f'<section id="configuration"><h2>Configuration</h2>{differ}{whole}</section>'
 
 
 def report_page(folders: Sequence[RunFolder]) -> str:
