@@ -98,7 +98,9 @@ class _Checkpoints(L.Callback):
         names = []
         if self.keep_every and epoch % self.keep_every == 0:
             names.append(f"epoch-{epoch:04d}")
-        if self.sample is not None and self._is_best(pl_module):
+        # An encoder that has hardly trained has the high rank of its random weights.
+        late = 2 * pl_module.step >= pl_module.work.steps
+        if self.sample is not None and late and self._is_best(pl_module):
             names.append("best")
         self.save(trainer, pl_module, *names)
 

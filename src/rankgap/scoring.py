@@ -24,7 +24,7 @@ from rankgap.views import Views
 
 VIEWS = 4  # of each image, for the scores that need the training's views
 BATCH = 256
-_ONE_METHOD = "checkpoints and runs of one method, encoder and data set"
+_ONE_METHOD = "compares checkpoints and runs of one method, encoder and data set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Score:
         function: features (N, F), or of views (N, q, F), -> 0-d.
         takes: which of the two.
         best: the direction that goes with accuracy.
-        valid: what it may compare, as far as its authors showed.
+        valid: what it compares, as far as its authors showed, or what to read it beside.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -52,34 +52,34 @@ SCORES: dict[str, Score] = {
         label_free.alpha_req,
         "features",
         "nearest 1",
-        f"{_ONE_METHOD}; not where features collapsed, for then no power law fits (Agrawal et al. 2022)",
+        f"{_ONE_METHOD}; not where features collapsed, for no power law fits those (Agrawal et al. 2022)",
     ),
     "LiDAR": Score(
         label_free.lidar,
         "views",
         "highest",
-        "different methods too, where the views are those of training (Thilak et al. 2024)",
+        "compares different methods too, where the views are those of training (Thilak et al. 2024)",
     ),
     "CL": Score(
         label_free.cluster_learnability,
         "features",
         "highest",
-        "reading beside ID: a constant encoder has 1 (Lu et al. 2022)",
+        "read it beside ID: a constant encoder has 1 (Lu et al. 2022)",
     ),
     "ID": Score(
         label_free.intrinsic_dimension,
         "features",
         "highest",
-        "reading beside CL: noise has the highest",
+        "read it beside CL: noise has the highest",
     ),
     "uniformity": Score(
-        label_free.uniformity, "features", "lowest", "reading beside alignment (Wang & Isola 2020)"
+        label_free.uniformity, "features", "lowest", "read it beside alignment (Wang & Isola 2020)"
     ),
     "alignment": Score(
         lambda z: label_free.alignment(z[:, 0], z[:, 1]),
         "views",
         "lowest",
-        "reading beside uniformity: a constant encoder has 0 (Wang & Isola 2020)",
+        "read it beside uniformity: a constant encoder has 0 (Wang & Isola 2020)",
     ),
 }
 
