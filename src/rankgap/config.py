@@ -49,8 +49,8 @@ class TrainConfig:
         loggers: where readings go beside metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.
         keep_every: also keep the checkpoint of every N-th epoch (checkpoints/epoch-0010.ckpt); by default the last
             alone.
-        save_best: rank also keeps, as checkpoints/best.ckpt, the epoch in the second half of the run whose features
-            have the highest RankMe on 2,048 training images (no labels used).
+        save_best: rank also keeps, as checkpoints/best.ckpt, that epoch in the second half of the run whose
+            features have the highest RankMe on 2,048 training images (no labels used).
         protocol: evaluation at the end: knn, linear, linear_sgd, joined by commas; none for no evaluation.
         seed: of weights, order of images and views; the same seed gives the same numbers on a CPU.
         precision: auto is bf16-mixed where the device has bf16, else 16-mixed on a GPU and 32-true on a CPU.

@@ -152,8 +152,8 @@ def show_scores(found: RunScores) -> None:
             highlight=False,
         )
     console.print(
-        "[dim]Intervals: 1.96 standard deviations over random halves of the sample. No label was used. A network that "
-        "has hardly trained has the high rank of its random weights: compare checkpoints late in training.[/dim]",
+        "[dim]Intervals: 1.96 standard deviations over random halves of the sample. No label was used. A network "
+        "that has hardly trained has the high rank of its random weights: compare late checkpoints.[/dim]",
         highlight=False,
     )
 
