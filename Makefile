@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint types check
+.PHONY: install demo test test-examples lint types check
 
 install: .venv/installed
 
@@ -17,6 +17,16 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# With the peers that the examples watch, in an environment of their own (one of them changes every Lightning trainer).
+test-examples: .venv-examples/installed
+	.venv-examples/bin/python -m pytest tests/test_examples.py
+
+.venv-examples/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-examples
+	.venv-examples/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev,examples]'
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

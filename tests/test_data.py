@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import ExifTags, Image
@@ -300,7 +300,7 @@ def test_large_parquet_goes_through_the_cache_of_datasets_to_the_same_images(
 def test_cifar_is_read_from_its_published_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pickle
 
-    from torchvision.datasets import CIFAR10  # type: ignore[import-untyped]
+    from torchvision.datasets import CIFAR10
 
     folder = tmp_path / CIFAR10.base_folder
     folder.mkdir()

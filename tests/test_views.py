@@ -10,7 +10,7 @@ import torch
 from scipy.stats import binomtest, ks_2samp
 from sklearn.datasets import load_sample_image
 from torch import Tensor
-from torchvision.transforms import (  # type: ignore[import-untyped]
+from torchvision.transforms import (
     ColorJitter,
     GaussianBlur,
     InterpolationMode,

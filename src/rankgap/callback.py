@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any
 
 import lightning as L
 
-from rankgap.diagnosis import Diagnosis, Doctor
-from rankgap.errors import unknown
+from rankgap.diagnosis import RANKS, Action, Diagnosis, Doctor, act, check_action
 from rankgap.monitor import RankMonitor
-
-Action = Literal["warn", "stop"]
 
 
 class RankCallback(L.Callback):
@@ -47,38 +43,27 @@ class RankCallback(L.Callback):
         doctor: Doctor | None = None,
         on_alarm: Action | Callable[[Diagnosis], None] = "warn",
     ) -> None:
-        if not callable(on_alarm) and on_alarm not in get_args(Action):
-            raise unknown("action", on_alarm, get_args(Action))
+        check_action(on_alarm)
         self.online, self.target, self.every, self.stacked = online, target, every, stacked
         self.doctor, self.on_alarm = doctor, on_alarm
         self.monitor: RankMonitor | None = None
-        self._read = 0
-        self._known = "healthy"
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hook the modules."""
         self.monitor = RankMonitor(
             pl_module, self.online, self.target, every=self.every, stacked=self.stacked, doctor=self.doctor
         )
-        self._read, self._known = 0, "healthy"
         self.monitor.__enter__()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Log a new reading, and act on a new diagnosis."""
         assert self.monitor is not None
-        if len(self.monitor.history) == self._read:
-            return
-        self._read = len(self.monitor.history)
-        reading, diagnosis = self.monitor.history[-1], self.monitor.diagnosis
-        for name in ("erank_online", "erank_target", "rank_difference"):
-            pl_module.log(name, getattr(reading, name))
-        if diagnosis and diagnosis.kind != self._known:
-            if callable(self.on_alarm):
-                self.on_alarm(diagnosis)
-            else:
-                warnings.warn(str(diagnosis), stacklevel=2)
-                trainer.should_stop = trainer.should_stop or self.on_alarm == "stop"
-        self._known = diagnosis.kind
+        reading, alarm = self.monitor.news()
+        if reading is not None:
+            for name in RANKS:
+                pl_module.log(name, getattr(reading, name))
+        if alarm is not None and act(self.on_alarm, alarm):
+            trainer.should_stop = True
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Remove the hooks."""

@@ -117,6 +117,7 @@ class RankMonitor:
         self._outputs: dict[str, list[Tensor]] = {"online": [], "target": []}
         self._spectra: PairSpectra | None = None
         self._waiting = False
+        self._told, self._known = 0, self.diagnosis.kind
 
     # Hooks
 
@@ -197,6 +198,19 @@ class RankMonitor:
                 self._spectra = PairSpectra(online.shape[1]).to(online.device)
             self._spectra.update(online, target)
         return self.diagnosis
+
+    def news(self) -> tuple[Reading | None, Diagnosis | None]:
+        """What is new since the last call, for callbacks: the newest reading, and a diagnosis of another kind.
+
+        Returns:
+            The reading, or None where there was none since; the diagnosis where something else is wrong than at
+            the last call, else None.
+        """
+        if len(self.history) == self._told:
+            return None, None
+        self._told = len(self.history)
+        known, self._known = self._known, self.diagnosis.kind
+        return self.history[-1], self.diagnosis if self.diagnosis and self._known != known else None
 
     def compute(self) -> Watched:
         """Spectra, ranks, alignment and measured filter of all rows sampled since the last `reset`.

@@ -108,7 +108,7 @@ def data_root() -> Path:
 
 
 def _cifar(name: str) -> Source:
-    from torchvision.datasets import CIFAR10, CIFAR100  # type: ignore[import-untyped]
+    from torchvision.datasets import CIFAR10, CIFAR100
 
     root = data_root()
     splits = []

@@ -1,0 +1,43 @@
+"""The examples run for a few steps with the real libraries; peers come with `make test-examples`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+
+NEEDS = {
+    "plain_pytorch": "torch",
+    "lightning_callback": "lightning",
+    "lightly_simsiam": "lightly",
+    "lightly_dino": "lightly",
+    "stable_pretraining_simsiam": "stable_pretraining",
+    "huggingface_trainer": "transformers",
+}
+
+
+def test_every_example_is_run() -> None:
+    files = {path.stem for path in (Path(__file__).parents[1] / "examples").glob("*.py")}
+    assert files - {"digits"} == NEEDS.keys()
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_an_example_trains_and_reads_both_branches(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if importlib.util.find_spec(NEEDS[name]) is None:
+        pytest.skip(f"{NEEDS[name]} is not installed: make test-examples")
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the peers' own
+        monitor = importlib.import_module(f"examples.{name}").main(steps=12)
+    assert monitor.step >= 12
+    assert len(monitor.history) >= 2
+    assert all(math.isfinite(r.rank_difference) for r in monitor.history)
+    found = monitor.compute()
+    assert found.erank_online > 1
+    assert found.erank_target > 1
