@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
