@@ -10,7 +10,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from rankgap.report import RankTrace, ResultRow, contact_sheet, mini_figure, ranks_figure
+from rankgap.pairs import pair_spectrum
+from rankgap.report import (
+    RankTrace,
+    ResultRow,
+    alignment_figure,
+    contact_sheet,
+    filters_figure,
+    mini_figure,
+    ranks_figure,
+)
+from tests.matrices import gaussian
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -122,3 +132,23 @@ def test_contact_sheet_shows_the_pixels_of_image_and_views(tmp_path: Path) -> No
     with Image.open(tmp_path / "sheet.png") as sheet:
         colours = {c: n for n, c in sheet.convert("RGB").getcolors(maxcolors=1 << 20) or []}
     assert [colours[c] for c in [(255, 0, 0), (0, 255, 0), (0, 0, 255)]] == [96 * 96] * 3
+
+
+def test_alignment_and_filters_are_drawn_as_measured(tmp_path: Path) -> None:
+    target = gaussian(40, 12) * torch.logspace(0, -2, 12, dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(target, full_matrices=False)
+    pairs = {name: pair_spectrum((u * s ** (1 + p)) @ vt, target) for name, p in (("low", 0.5), ("high", -0.5))}
+    figure = alignment_figure(pairs, tmp_path / "alignment.png")
+    for axes in figure.axes:
+        assert [y for _, y in points(axes.lines[0])] == pytest.approx([1.0] * 12)
+    assert [axes.get_title("left") for axes in figure.axes] == ["low: mean 1.00", "high: mean 1.00"]
+    figure = filters_figure(pairs, tmp_path / "filters.png")
+    assert [axes.get_title("left") for axes in figure.axes[2:]] == ["low-pass score +1.00", "low-pass score -1.00"]
+    low = points(figure.axes[2].lines[0])
+    assert [x for x, _ in low] == pytest.approx((s / s[0]).tolist())
+    assert [y for _, y in low] == pytest.approx((s / s[0]).sqrt().tolist())
+    energy = s.square() / s.square().sum()
+    drawn = [y for _, y in points(figure.axes[0].lines[0])]
+    assert drawn == pytest.approx(energy[: len(drawn)].tolist())
+    assert 0.9999 <= sum(drawn) < 1
+    assert png_size(tmp_path / "filters.png")[0] > 500

@@ -20,8 +20,8 @@ import torch
 from scipy import stats
 
 import rankgap
-from benchmarks.cifar10_mini.runs import BASELINE, DESIGNS, Finished, run_all, untrained_scores
-from rankgap.config import TrainConfig, file_name
+from benchmarks.cifar10_mini.runs import BASELINE, DESIGNS, Finished, mini_config, run_all, untrained_scores
+from rankgap.config import TrainConfig
 from rankgap.diagnosis import alarms, readings
 from rankgap.report.figures import ResultRow, mini_figure
 
@@ -156,17 +156,16 @@ def main() -> None:
     untrained: list[dict[str, Any]] = []
     for seed in map(int, given.seeds.split(",")):
         for method, online, target in DESIGNS:
-            config = TrainConfig(
-                method=method,
-                online=online,
-                target=target,
+            config = mini_config(
+                method,
+                online,
+                target,
                 data=given.data,
+                seed=seed,
+                out=given.out,
                 limit=given.limit,
                 epochs=given.epochs,
-                backbone="resnet_tiny",
-                seed=seed,
             )
-            config.out = str(given.out / file_name(f"{config.title}-seed{seed}"))
             configs.append(config)
             if (method, online, target) == (BASELINE, None, None):
                 untrained.append(untrained_scores(config))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankgap.config import TrainConfig
+from rankgap.config import TrainConfig, file_name
 from rankgap.console import Progress
 from rankgap.experiment import evaluate_model, prepare
 from rankgap.fitting import train
@@ -54,6 +54,32 @@ class Finished:
         """Rank differences at every reading after the first epoch."""
         epoch, difference = np.array(self.metrics["epoch"]), np.array(self.metrics["rank_difference"])
         return difference[epoch >= 1]
+
+
+def mini_config(
+    method: str,
+    online: str | None,
+    target: str | None,
+    *,
+    data: str,
+    seed: int,
+    out: Path,
+    limit: int = 10_000,
+    epochs: int = 10,
+) -> TrainConfig:
+    """A run of the benchmark, in its folder below `out`."""
+    config = TrainConfig(
+        method=method,
+        online=online,
+        target=target,
+        data=data,
+        limit=limit,
+        epochs=epochs,
+        backbone="resnet_tiny",
+        seed=seed,
+    )
+    config.out = str(out / file_name(f"{config.title}-seed{seed}"))
+    return config
 
 
 def run_one(config: TrainConfig) -> Finished:

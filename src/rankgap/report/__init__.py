@@ -1,5 +1,21 @@
 """Pictures of runs."""
 
-from rankgap.report.figures import RankTrace, ResultRow, contact_sheet, mini_figure, ranks_figure
+from rankgap.report.figures import (
+    RankTrace,
+    ResultRow,
+    alignment_figure,
+    filters_figure,
+    mini_figure,
+    ranks_figure,
+)
+from rankgap.report.sheet import contact_sheet
 
-__all__ = ["RankTrace", "ResultRow", "contact_sheet", "mini_figure", "ranks_figure"]
+__all__ = [
+    "RankTrace",
+    "ResultRow",
+    "alignment_figure",
+    "contact_sheet",
+    "filters_figure",
+    "mini_figure",
+    "ranks_figure",
+]

@@ -1,4 +1,4 @@
-"""Static pictures: ranks along training, a benchmark at a glance, views beside their images.
+"""Static pictures: ranks along training, a benchmark at a glance, eigenspaces and measured filters.
 
 Each is drawn on a `Figure` of its own (no pyplot, so nothing global), returned and saved as PNG. Colours are
 Okabe and Ito's, which the colour-blind tell apart.
@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
-from torch import Tensor
+
+from rankgap.pairs import PairSpectrum
 
 DPI = 100
 ONLINE, TARGET = "#D55E00", "#0072B2"  # vermilion, blue
@@ -75,7 +75,8 @@ def _plain(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _save(figure: Figure, path: str | Path) -> Figure:
+def save(figure: Figure, path: str | Path) -> Figure:
+    """Write a PNG; its folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, format="png", facecolor="white")
     return figure
@@ -88,7 +89,7 @@ def _log_ticks(axis: Axis) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def _header(figure: Figure, title: str, reading: str) -> float:
+def header(figure: Figure, title: str, reading: str) -> float:
     """Title and the sentence that says how to read; gives the height they take, as a share of the figure."""
     inches = figure.get_figheight()
     figure.text(0.12 / figure.get_figwidth(), 1 - 0.1 / inches, title, size=12, weight="bold", va="top")
@@ -112,7 +113,7 @@ def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = 
         "Target above online (blue area): dimensions grow. Below (purple, hatched): they collapse.\n"
         "Effective rank of a batch's correlation matrix, the last reading beside each line."
     )
-    top = 1 - _header(figure, "Rank of both branches along training", reading) - 0.5 / figure.get_figheight()
+    top = 1 - header(figure, "Rank of both branches along training", reading) - 0.5 / figure.get_figheight()
     figure.subplots_adjust(
         left=0.55 / figure.get_figwidth(),
         right=1 - 0.6 / figure.get_figwidth(),
@@ -138,7 +139,7 @@ def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = 
             panel.set_xlabel(x_label, size=8, color=GREY)
         if index % columns == 0:
             panel.set_ylabel("effective rank", size=8, color=GREY)
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _rank_panel(axes: Axes, run: RankTrace) -> None:
@@ -209,7 +210,7 @@ def mini_figure(
     )
     width, height = figure.get_size_inches()
     left = 0.35 + 0.068 * max(len(row.name) for row in rows)
-    top = 1 - _header(figure, title, reading) - 0.35 / height
+    top = 1 - header(figure, title, reading) - 0.35 / height
     figure.subplots_adjust(left=left / width, right=1 - 0.25 / width, top=top, bottom=0.55 / height, wspace=0.08)
     accuracy, ranks = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1.15, 1)})
     for axes in (accuracy, ranks):
@@ -239,7 +240,7 @@ def mini_figure(
             fontsize=9,
             handletextpad=0,
         )
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -262,56 +263,89 @@ def _rank_arrow(axes: Axes, y: float, online: float, target: float) -> None:
     axes.plot(online, y, "o", color=ONLINE, markersize=6)
 
 
-def contact_sheet(images: Tensor, views: Tensor, path: str | Path) -> Figure:
-    """Images beside their views, to see what the model will see.
+def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure:
+    """Eigenspace alignment of each run, one panel a run (RDM, figure 3).
 
     Args:
-        images: originals, uint8 (B, C, H, W).
-        views: (V, B, C, h, w), de-normalised: [0, 1] is shown, what lies outside is clipped.
+        runs: title -> spectra.
         path: of the PNG; its folder is made.
     """
-    assert views.shape[1] == len(images) > 0, (views.shape, images.shape)
-    originals = images.float()[None] / 255  # (1, B, C, H, W)
-    cell = max(96, min(224, views.shape[-1]))
-    tiles = np.concatenate([_tiles(originals, cell), _tiles(views, cell)])  # (1 + V, B, cell, cell, 3)
-    number, gap = len(tiles), 6
-    groups = max(1, min(math.ceil(len(images) / 6), 1300 // (number * (cell + gap))))
-    rows = math.ceil(len(images) / groups)
-    group_width = number * (cell + gap) + 3 * gap
-    header, margin = 84, 12
-    width, height = groups * group_width - 4 * gap + 2 * margin, header + rows * (cell + gap) + margin
-    width = max(width, 560)
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    for index in range(len(images)):
-        group, row = divmod(index, rows)
-        for column in range(number):
-            x = margin + group * group_width + column * (cell + gap) + (gap if column else 0)
-            y = header + row * (cell + gap)
-            canvas[y : y + cell, x : x + cell] = tiles[column, index]
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
-    figure.figimage(canvas)
-    _header(
-        figure,
-        "Images and their views",
-        "Left of each row: the image as stored. Beside it: the views the model trains on.",
+    figure, panels = _panel_row(
+        runs,
+        1,
+        "Eigenspace alignment",
+        "1: this eigenvector of the target's correlation is one of the online branch's too. The line is the mean.",
     )
-    for group in range(groups):
-        for column in range(number):
-            x = margin + group * group_width + column * (cell + gap) + (gap if column else 0)
-            text = f"view {column}" if column else "image"
-            figure.text(x / width, 1 - (header - 5) / height, text, size=8, color=GREY, va="bottom")
-    return _save(figure, path)
+    for panel, (name, pair) in zip(panels[0], runs.items(), strict=True):
+        values = pair.alignment[:512].numpy()
+        panel.plot(np.arange(1, len(values) + 1), values, ".", color=TARGET, markersize=4)
+        panel.axhline(values.mean(), color=GREY, linewidth=1)
+        panel.set_title(f"{name}: mean {values.mean():.2f}", size=9, weight="bold", loc="left", parse_math=False)
+        panel.set_ylim(0, 1.04)
+        panel.set_xscale("log")
+        _log_ticks(panel.xaxis)
+        panel.set_xlabel("rank of the eigenvector", size=8, color=GREY)
+    panels[0][0].set_ylabel("alignment", size=8, color=GREY)
+    return save(figure, path)
 
 
-def _tiles(stack: Tensor, cell: int) -> NDArray[np.uint8]:
-    """Images (V, B, C, h, w) in [0, 1] as RGB (V, B, cell, cell, 3); small ones keep their pixels' edges."""
-    stack = stack.detach().float().cpu().clamp(0, 1)
-    stack = stack[:, :, :3] if stack.shape[2] >= 3 else stack[:, :, :1].expand(-1, -1, 3, -1, -1)
-    shrinks = max(stack.shape[-2:]) > cell
-    flat = stack.flatten(0, 1)
-    if shrinks:
-        flat = F.interpolate(flat, size=(cell, cell), mode="bilinear", antialias=True)
-    else:
-        flat = F.interpolate(flat, size=(cell, cell), mode="nearest-exact")
-    tiles: NDArray[np.uint8] = flat.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-    return tiles.reshape(*stack.shape[:2], cell, cell, 3)
+def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure:
+    """Eigenvalues of both branches above, the measured filter below, one column a run (RDM, figure 4).
+
+    Args:
+        runs: title -> spectra.
+        path: of the PNG; its folder is made.
+    """
+    figure, (above, below) = _panel_row(
+        runs,
+        2,
+        "Eigenvalues and measured filters",
+        "Above: eigenvalues of both branches' correlation, as shares of their sum. Below: how much of each\n"
+        "direction of the target the online branch passes on; rising to the right is a low-pass filter.",
+    )
+    for top, bottom, (name, pair) in zip(above, below, runs.items(), strict=True):
+        for branch, s, colour in (
+            ("target", pair.spectrum_target, TARGET),
+            ("online", pair.spectrum_online, ONLINE),
+        ):
+            energy = (s / s.norm()).square().numpy()
+            held = int(np.searchsorted(energy.cumsum(), 0.9999)) + 1  # those that hold 99.99%, as the paper has it
+            top.plot(np.arange(1, held + 1), energy[:held], color=colour, linewidth=1.5, label=branch)
+        top.set_title(name, size=9, weight="bold", loc="left", parse_math=False)
+        top.set_xlabel("rank of the eigenvalue", size=8, color=GREY)
+        s = pair.spectrum_target[: len(pair.measured_filter)]
+        bottom.plot(
+            (s / s[0]).numpy(), (pair.measured_filter / pair.measured_filter.max()).numpy(), ".", color=ONLINE
+        )
+        bottom.set_title(f"low-pass score {float(pair.low_pass_score):+.2f}", size=8, color=GREY, loc="left")
+        bottom.set_xlabel("singular value of the target", size=8, color=GREY)
+        for panel in (top, bottom):
+            panel.set_xscale("log")
+            panel.set_yscale("log")
+            panel.yaxis.set_minor_formatter(NullFormatter())
+            panel.set_ylim(bottom=10 ** math.floor(math.log10(panel.dataLim.y0)))  # a whole decade has its labels
+    above[0].legend(frameon=False, fontsize=8)
+    above[0].set_ylabel("share of the sum", size=8, color=GREY)
+    below[0].set_ylabel("measured gain, share of the largest", size=8, color=GREY)
+    return save(figure, path)
+
+
+def _panel_row(
+    runs: Mapping[str, PairSpectrum], rows: int, title: str, reading: str
+) -> tuple[Figure, NDArray[np.object_]]:
+    """A figure with its header, and rows x runs plain axes."""
+    assert runs, "no run to draw"
+    figure = Figure(figsize=(2.75 * len(runs) + 0.6, 2.3 * rows + 1.0), dpi=DPI)
+    top = 1 - header(figure, title, reading) - 0.25 / figure.get_figheight()
+    figure.subplots_adjust(
+        left=0.62 / figure.get_figwidth(),
+        right=1 - 0.15 / figure.get_figwidth(),
+        top=top,
+        bottom=0.48 / figure.get_figheight(),
+        wspace=0.3,
+        hspace=0.5,
+    )
+    panels: NDArray[np.object_] = figure.subplots(rows, len(runs), squeeze=False)
+    for panel in panels.ravel():
+        _plain(panel)
+    return figure, panels

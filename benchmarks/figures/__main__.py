@@ -1,0 +1,85 @@
+"""Draw the figures of the RDM paper from our own runs on CIFAR-10, and write them beside this file.
+
+    python -m benchmarks.figures --data hf:DIR_OR_NAME [--out runs/mini]
+
+The runs are those of the mini benchmark with one seed: the ones that are there are read, the others are trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from benchmarks.cifar10_mini.runs import mini_config, run_one
+from rankgap.demo import trace
+from rankgap.experiment import restore
+from rankgap.maps import Clock
+from rankgap.pairs import PairSpectrum
+from rankgap.report.figures import ResultRow, alignment_figure, filters_figure, mini_figure, ranks_figure
+from rankgap.report.page import write_report
+from rankgap.runs import RunFolder
+from rankgap.streaming import PairSpectra
+from rankgap.training import EpochBatches
+
+HERE = Path(__file__).parent
+SYMMETRIC, ASYMMETRIC = ("siamese", "symsimsiam"), ("byol", "simsiam", "swav", "dino")
+
+
+@torch.no_grad()
+def pooled(folder: RunFolder) -> PairSpectrum:
+    """Spectra, alignment and measured filter of a trained model over all training images, in training mode.
+
+    Online view i is paired with target view i, so that the filter is that of the map and not of the views.
+    """
+    experiment, model = restore(folder.path)
+    work, views = experiment.work, experiment.views()
+    model.train()
+    model.prepare(Clock(step=work.steps - 1, steps=work.steps, steps_per_epoch=work.steps_per_epoch))
+    generator = torch.Generator().manual_seed(0)
+    pair: PairSpectra | None = None
+    batches = EpochBatches(experiment.train, work, seed=0, step=0)
+    for index in range(len(batches)):
+        batch = batches[index]
+        outputs = model(views(batch.images, batch.sizes, generator))
+        pair = pair or PairSpectra(outputs.online.shape[-1])
+        pair.update(outputs.online.flatten(0, 1), outputs.target.flatten(0, 1))
+    assert pair is not None
+    found: PairSpectrum = pair.compute()
+    return found
+
+
+def main() -> None:
+    """Train or read the runs, draw the four figures, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10", help="as rankgap train takes it (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="run folders (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the runs (default: %(default)s)")
+    given = parser.parse_args()
+    configs = {
+        method: mini_config(method, None, None, data=given.data, seed=given.seed, out=given.out)
+        for method in (*SYMMETRIC, *ASYMMETRIC)
+    }
+    finished = {method: run_one(config) for method, config in configs.items()}
+    rows = [
+        ResultRow(
+            method,
+            [run.results["knn"]],
+            [run.results["linear"]],
+            [run.results["erank_online"]],
+            [run.results["erank_target"]],
+        )
+        for method, run in finished.items()
+    ]
+    mini_figure(rows, HERE / "1-symmetric-asymmetric.png", title="Symmetric against asymmetric")
+    traces = [trace(configs[method].folder, method) for method in ASYMMETRIC]
+    ranks_figure(traces, HERE / "2-ranks.png")
+    pairs = {method: pooled(configs[method].folder) for method in ASYMMETRIC}
+    alignment_figure(pairs, HERE / "3-alignment.png")
+    filters_figure(pairs, HERE / "4-filters.png")
+    write_report([config.folder for config in configs.values()], HERE / "report.html")
+
+
+if __name__ == "__main__":
+    main()
