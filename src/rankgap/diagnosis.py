@@ -6,16 +6,14 @@ Shapes: N rows, D columns (or K prototypes).
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rankgap.errors import unknown
 from rankgap.spectra import effective_rank_of, mean_energy, singular_values
 
 Kind = Literal[
@@ -27,9 +25,6 @@ Kind = Literal[
     "negative rank difference",
     "non-finite",
 ]
-
-Action = Literal["warn", "stop"]
-RANKS = ("erank_online", "erank_target", "rank_difference")  # of a reading, those that loggers get
 
 
 class Reading(NamedTuple):
@@ -242,18 +237,3 @@ def alarms(history: Iterable[Reading], doctor: Doctor | None = None) -> list[Dia
             found.append(diagnosis)
         last = diagnosis.kind
     return found
-
-
-def check_action(action: Action | Callable[[Diagnosis], None]) -> None:
-    """Raise `UserError` unless `act` knows the action."""
-    if not callable(action) and action not in get_args(Action):
-        raise unknown("action", action, get_args(Action))
-
-
-def act(action: Action | Callable[[Diagnosis], None], alarm: Diagnosis) -> bool:
-    """Warn of an alarm, or call back with it; whether training is to stop."""
-    if callable(action):
-        action(alarm)
-        return False
-    warnings.warn(str(alarm), stacklevel=3)
-    return action == "stop"
