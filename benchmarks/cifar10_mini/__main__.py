@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
 
-import rankgap
 from benchmarks.cifar10_mini.runs import BASELINE, DESIGNS, Finished, mini_config, run_all, untrained_scores
+from benchmarks.machine import machine
 from rankgap.config import TrainConfig
 from rankgap.diagnosis import alarms, readings
 from rankgap.report.figures import ResultRow, mini_figure
@@ -91,27 +88,13 @@ def table(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]]) -> s
     return head + "".join(line(title, runs) for title, runs in rows.items()) + last
 
 
-def machine(workers: int) -> str:
-    """What the runs were made on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    if workers > 1:
-        device += f", {workers} runs at a time"
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, rankgap {rankgap.__version__}"
-    return f"{cpu}, {device}; {versions}"
-
-
 def write(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]], workers: int) -> None:
     """Write table, figure and raw results beside this file."""
     text = (HERE / "ABOUT.md").read_text()
     protocol = next(iter(rows.values()))[0].results.get("protocol", {})
     lines = [f"- {name}: {said}\n" for name, said in protocol.items()]
     (HERE / "README.md").write_text(
-        f"{text}\nMachine: {machine(workers)}.\n\n{table(rows, untrained)}\n"
+        f"{text}\nMachine: {machine()}, {workers} run(s) at a time.\n\n{table(rows, untrained)}\n"
         f"![kNN, linear and ranks of each row](mini.png)\n\nProtocols:\n\n{''.join(lines)}"
     )
     mini_figure(

@@ -1,0 +1,47 @@
+"""What the page of ten runs costs to write: runs of 40 snapshots at D = 256, and of 2,000 readings."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.suites.timing import Row, seconds
+from rankgap.config import TrainConfig
+from rankgap.experiment import prepare, resolved
+from rankgap.pairs import pair_spectrum
+from rankgap.runs import RunFolder
+
+
+def measure(repeats: int) -> list[Row]:
+    """Seconds to write it, and its size."""
+    from rankgap.report.page import write_report
+
+    config = resolved(prepare(TrainConfig(data="digits", backbone="resnet_tiny")))
+    generator = torch.Generator().manual_seed(0)
+    pair = pair_spectrum(torch.randn(512, 256, generator=generator), torch.randn(512, 256, generator=generator))
+    with tempfile.TemporaryDirectory() as home:
+        folders = [RunFolder(Path(home) / f"run{i}") for i in range(10)]
+        for folder in folders:
+            folder.create()
+            folder.write_config(config)
+            for step in range(40):
+                folder.add_spectra(10 * step, step / 4, pair)
+            rows = [f"{10 * i},{i / 4},0.5,{2 + i % 3},{3 + i % 5},{1 + i % 2}" for i in range(2000)]
+            head = "step,epoch,loss,erank_online,erank_target,rank_difference"
+            folder.metrics_file.write_text("\n".join([head, *rows]) + "\n")
+        out = Path(home) / "report.html"
+        times = sorted(seconds(lambda: write_report(folders, out)) for _ in range(repeats))
+        size = out.stat().st_size
+    return [
+        Row(
+            what=f"report of ten runs ({size / 1e6:.1f} MB)",
+            against="",
+            seconds=times[len(times) // 2],
+            ratio=None,
+            spread=(times[0], times[-1]),
+            bar="5 s and 6 MB at most",
+            met=times[len(times) // 2] <= 5 and size <= 6e6,
+        )
+    ]
