@@ -21,9 +21,8 @@ def measure(repeats: int) -> list[Row]:
     work = Work(images=10_000, batch_size=BATCH, epochs=10, features=128)
     recipe, _ = adapt(load_recipe("cifar", method.body), method, work)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = rg.build(method, backbone="resnet_tiny", heads=recipe.heads).to(
-        device, memory_format=torch.channels_last
-    )
+    model = rg.build(method, backbone="resnet_tiny", heads=recipe.heads)
+    model = model.to(device).to(memory_format=torch.channels_last)
     views = rg.Views(recipe.views, 32, (0.5,) * 3, (0.25,) * 3).to(device)
     images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
