@@ -85,10 +85,10 @@ def _results(runs: Sequence[Run]) -> str:
         rows.append(
             [
                 run.label,
-                str(about["data"]),
-                str(about["seed"]),
                 run.state,
                 *(show(run.results.get(key)) for key, show in RESULT_COLUMNS.values()),
+                str(about["seed"]),
+                str(about["data"]),
             ]
         )
     protocols = dict.fromkeys(said for run in runs for said in dict(run.results.get("protocol", {})).values())
@@ -97,7 +97,7 @@ def _results(runs: Sequence[Run]) -> str:
         "<section><h2>Results</h2><p>Effective ranks are of the last batch read: exp of the entropy of the "
         'eigenvalues of its uncentred correlation, <b class="online">online</b> view 1 and '
         '<b class="target">target</b> view 2.</p>'
-        f"{_table(['run', 'data', 'seed', 'state', *RESULT_COLUMNS], rows)}"
+        f"{_table(['run', 'state', *RESULT_COLUMNS, 'seed', 'data'], rows)}"
         + (f"<details><summary>How this was measured</summary><ul>{notes}</ul></details>" if notes else "")
         + "</section>"
     )

@@ -294,7 +294,7 @@ def bars_panel(runs: Sequence[Run], name: str, title: str, columns: Mapping[str,
     scored = [run for run in runs if any(run.results.get(key) is not None for key, _, _ in columns.values())]
     if not scored:
         return Panel(name=name, title=title, figure=None, note="No run has these results yet.")
-    for series, (key, color, factor) in reversed(list(columns.items())):
+    for series, (key, color, factor) in columns.items():
         values = [run.results.get(key) for run in scored]
         figure.add_trace(
             go.Bar(
@@ -302,13 +302,13 @@ def bars_panel(runs: Sequence[Run], name: str, title: str, columns: Mapping[str,
                 orientation="h",
                 x=_numbers(math.nan if v is None else factor * v for v in values),
                 y=[run.label for run in scored],
-                texttemplate="%{x:.4~g}",
+                texttemplate="%{x:.3~s}" if factor == 1 else "%{x:.1f}",
                 meta={"color": color},
             )
         )
     longest = max(len(run.label) for run in scored)
     figure.update_layout(barmode="group", bargap=0.25, margin={"l": min(14 + 6 * longest, 170)})
-    figure.update_layout(legend={"traceorder": "reversed"}, showlegend=len(columns) > 1)
+    figure.update_layout(showlegend=len(columns) > 1)
     figure.update_yaxes(autorange="reversed", type="category", title=None)
     figure.update_layout(meta={"rows": len(scored)})
     return Panel(name=name, title=title, figure=figure)
