@@ -45,7 +45,7 @@ class Watched:
         alignment: of the eigenspaces (R',), see `pairs.eigenspace_alignment`.
         measured_filter: gains (R',) beside the first R' of `spectrum_target`, see `pairs.measured_filter`.
         low_pass_score: in [-1, 1], see `pairs.low_pass_score`; 0-d.
-        rows: how many rows that was.
+        rows: how many rows that was, over all processes.
         diagnosis: of the newest readings.
     """
 
@@ -237,7 +237,7 @@ class RankMonitor:
             alignment=pair.alignment,
             measured_filter=pair.measured_filter,
             low_pass_score=pair.low_pass_score,
-            rows=int(self._spectra.rows),
+            rows=pair.rows,
             diagnosis=self.diagnosis,
         )
 

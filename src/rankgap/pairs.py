@@ -27,12 +27,14 @@ class PairSpectrum(NamedTuple):
         spectrum_target: likewise.
         alignment: a_i = |cos(C_p v_i, v_i)| (R',), see `eigenspace_alignment`.
         measured_filter: g_i = |P v_i| / |T v_i| (R',), beside the first R' of `spectrum_target`.
+        rows: N.
     """
 
     spectrum_online: Tensor
     spectrum_target: Tensor
     alignment: Tensor
     measured_filter: Tensor
+    rows: int
 
     @property
     def low_pass_score(self) -> Tensor:
@@ -71,6 +73,7 @@ def pair_spectrum(online: Tensor, target: Tensor) -> PairSpectrum:
         spectrum_target=torch.where(keep, s, 0.0),
         alignment=image_alignment(p.mT @ seen, v),
         measured_filter=seen.norm(dim=0) / (t @ v).norm(dim=0),
+        rows=len(p),
     )
 
 

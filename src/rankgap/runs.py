@@ -185,7 +185,7 @@ class RunFolder:
 
     def add_spectra(self, step: int, epoch: float, pair: PairSpectrum) -> None:
         """Append a snapshot to `spectra.jsonl`, with five digits a number."""
-        columns = [[float(f"{value:.5g}") for value in column.tolist()] for column in pair]
+        columns = [[float(f"{value:.5g}") for value in column.tolist()] for column in pair[:4]]
         with self.spectra_file.open("a") as file:
             file.write(json.dumps(Snapshot(step, epoch, *columns)._asdict()) + "\n")
 

@@ -127,7 +127,7 @@ class PairSpectra(Metric):
         v = vectors[:, kept]  # (D, R')
         image = self.gram_online @ v
         gain = ((image * v).sum(0).clamp_min(0) / target[kept]).sqrt()
-        return PairSpectrum(online.sqrt()[:count], target.sqrt()[:count], image_alignment(image, v), gain)
+        return PairSpectrum(online.sqrt()[:count], target.sqrt()[:count], image_alignment(image, v), gain, count)
 
 
 def _checked(z: Tensor, width: int, name: str) -> Tensor:
