@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rankgap.cli import main
+
 NEEDS = {
     "plain_pytorch": "torch",
     "lightning_callback": "lightning",
@@ -41,3 +43,17 @@ def test_an_example_trains_and_reads_both_branches(
     found = monitor.compute()
     assert found.erank_online > 1
     assert found.erank_target > 1
+
+
+def test_readings_reach_weights_and_biases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if importlib.util.find_spec("wandb") is None:
+        pytest.skip("wandb is not installed: make test-examples")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    short = ["--epochs", "1", "--batch-size", "64", "--limit", "128", "--rank-every", "1", "--protocol", "none"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["train", *short, "--loggers", "wandb", "--out", str(tmp_path / "run")]) == 0
+    logs = [path.read_bytes() for path in (tmp_path / "run" / "wandb").rglob("run-*.wandb")]
+    assert len(logs) == 1
+    assert b"erank_target" in logs[0]

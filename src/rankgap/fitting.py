@@ -182,7 +182,11 @@ _LOGGERS: dict[str, Callable[[RunFolder, str], Logger]] = {
     "tensorboard": lambda folder, title: TensorBoardLogger(folder.path, name=None, version="tensorboard"),
     "csv": lambda folder, title: CSVLogger(folder.path, name=None, version="csv"),
     "wandb": lambda folder, title: WandbLogger(name=title, save_dir=folder.path, project="rankgap"),
-    "mlflow": lambda folder, title: MLFlowLogger("rankgap", title, save_dir=str(folder.path / "mlflow")),
+    "mlflow": lambda folder, title: MLFlowLogger(
+        "rankgap",
+        title,
+        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.path.resolve()}/mlflow.db"),
+    ),
 }
 
 
