@@ -328,6 +328,10 @@ def _fit(
                 f"training stopped at step {module.step}: {error}; {kept}. Lower --lr, or train with "
                 "--precision 32-true"
             ) from error
+        finally:
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):  # or the process's next run would be one with this
+                    logger.experiment.finish()
     checkpoints.seconds = checkpoints.elapsed()
     if module.step < experiment.work.steps:
         raise InterruptedRunError(
