@@ -1,6 +1,6 @@
 """Measure what the project claims of its speed, side by side in one run, and write the table beside this file.
 
-python -m benchmarks [--suite monitor,report] [--repeats 7]
+python -m benchmarks [--suite filters,monitor,report] [--repeats 7]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.machine import machine
 from benchmarks.suites.timing import Row
 
 HERE = Path(__file__).parent
-SUITES = ("monitor", "report")
+SUITES = ("filters", "monitor", "report")
 
 
 def table(rows: list[Row]) -> str:
