@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,10 +137,12 @@ def test_the_target_s_encoder_is_evaluated_beside_the_online_one(run: Path) -> N
     assert {k: v for k, v in after.items() if k != "target_branch"} == before
 
 
-def test_compare_shows_every_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", str(run), str(run)]) == 0
+def test_compare_shows_every_run(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(run, tmp_path / "twin")
+    assert main(["compare", str(run), str(tmp_path / "twin")]) == 0
     out = capsys.readouterr().out
-    assert out.count("simsiam") >= 2
+    assert "(simsiam)" in out
+    assert "(twin)" in out
     assert f"{100 * results(run)['knn']:.1f}" in out
 
 
@@ -468,6 +471,8 @@ def test_a_checkpoint_of_another_model_or_none_at_all(
     state["model"].pop(next(iter(state["model"])))
     torch.save(state, other / "checkpoints" / "last.ckpt")
     assert "another model" in fails(capsys, "evaluate", str(other))
+    (other / "checkpoints" / "last.ckpt").write_text("junk\n")
+    assert "is not a rankgap checkpoint" in fails(capsys, "score", str(other))
     assert "was started with --method simsiam" in fails(
         capsys, "train", "--out", str(run), "--resume", "--method", "byol"
     )

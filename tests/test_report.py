@@ -184,6 +184,16 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_run_given_twice_and_a_file_that_cannot_be_written_are_named(
+    runs: list[RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(runs[0].path)
+    assert main(["report", run, f"{run}/", "--out", str(tmp_path / "report.html")]) == 2
+    assert "is given 2 times" in capsys.readouterr().err
+    assert main(["report", run, "--out", str(tmp_path)]) == 2
+    assert "directory" in capsys.readouterr().err.lower()
+
+
 def test_a_run_s_name_is_text_and_not_markup(runs: list[RunFolder], tmp_path: Path) -> None:
     shutil.copytree(runs[0].path, tmp_path / "run")
     config = RunFolder(tmp_path / "run").config() | {"title": "</script><b>x"}

@@ -241,8 +241,10 @@ class RunFolder:
             raise UserError(f"{self.path} has no checkpoint yet ({path})")
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise UserError(f"{path} cannot be loaded as weights: {str(error).splitlines()[0]}") from error
+        except KeyError as error:  # what torch says of a file that begins like a pickle and is none
+            raise UserError(f"{path} is not a rankgap checkpoint") from error
         if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
             raise UserError(f"{path} is not a rankgap checkpoint")
         return state
@@ -252,8 +254,11 @@ def labels(folders: Sequence[RunFolder]) -> list[str]:
     """What to call runs beside each other: their titles, with as much of the path as tells them apart.
 
     Raises:
-        UserError: a folder without a run.
+        UserError: a folder without a run, or one that is given twice.
     """
+    for path, count in Counter(folder.path.resolve() for folder in folders).items():
+        if count > 1:
+            raise UserError(f"{path} is given {count} times")
     titles = [str(folder.config().get("title", folder.name)) for folder in folders]
     named = [f"{title} ({folder.name})" for title, folder in zip(titles, folders, strict=True)]
     whole = [f"{title} ({folder.path})" for title, folder in zip(titles, folders, strict=True)]

@@ -19,6 +19,7 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 import rankgap
+from rankgap.errors import UserError
 from rankgap.report.panels import (
     Panel,
     Run,
@@ -187,7 +188,17 @@ def report_page(folders: Sequence[RunFolder]) -> str:
 
 
 def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
-    """Write `report_page` to a file; its folder is made."""
+    """Write `report_page` to a file; its folder is made.
+
+    Raises:
+        UserError: as `report_page`; or no such file can be written.
+    """
+    path = Path(out)
+    if path.is_dir():
+        raise UserError(f"--out {path} is a directory: name a file in it")
     page = report_page(folders)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    replace_file(Path(out), page.encode())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, page.encode())
+    except OSError as error:
+        raise UserError(f"--out {path}: {error.strerror}") from error
