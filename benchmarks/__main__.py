@@ -1,6 +1,8 @@
 """Measure what the project claims of its speed, side by side in one run, and write the table beside this file.
 
-python -m benchmarks [--suite filters,monitor,report] [--repeats 7]
+python -m benchmarks [--suite views,filters,monitor,report] [--repeats 7]
+
+The views are compared with kornia: pip install '.[bench]'.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from benchmarks.machine import machine
 from benchmarks.suites.timing import Row
 
 HERE = Path(__file__).parent
-SUITES = ("filters", "monitor", "report")
+SUITES = ("views", "filters", "monitor", "report")
 
 
 def table(rows: list[Row]) -> str:
