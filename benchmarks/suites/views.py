@@ -80,9 +80,8 @@ def measure(repeats: int) -> list[Row]:
     for name, data, bar in (("simsiam", "cifar", 8.0), ("byol", "imagenet100", 5.0)):
         configs = load_recipe(data, name).views
         ours, kornia = Views(configs, SIZE, MEAN, STD), kornia_views(configs)
-        loader = DataLoader(
-            Pictures(images, configs), BATCH, num_workers=os.cpu_count() or 1, persistent_workers=True
-        )
+        pictures, cores = Pictures(images, configs), os.cpu_count() or 1
+        loader = DataLoader(pictures, BATCH, num_workers=cores, persistent_workers=True)
         others: dict[str, Callable[[], object]] = {
             "kornia": partial(_each, kornia, images.float() / 255),
             f"torchvision v2 on PIL, {cores} workers": partial(list, loader),
