@@ -62,7 +62,7 @@ def measure(repeats: int) -> list[Row]:
             3.0,
         ),
         (
-            f"effective rank of 10,000 x 2048 features (relative error {error:.0e})",
+            f"effective rank of 10,000 x 2048 features (relative error {error:.1e})",
             "torch.linalg.svdvals",
             lambda: effective_rank(features),
             lambda: effective_rank_of(torch.linalg.svdvals(features)),
