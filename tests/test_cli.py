@@ -185,6 +185,8 @@ def test_score_rates_every_checkpoint_and_says_what_each_score_compares(
     assert main(["score", str(tmp_path / "a"), "--images", "200", "--repeats", "4"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "RankMe (highest is best): epoch-000" in said
+    assert "step 4 step 8 step 8" in said
+    assert "…" not in said
     assert "one method, encoder and data set" in said
     assert "LiDAR" in said
     found = json.loads((tmp_path / "a" / "scores.json").read_text())

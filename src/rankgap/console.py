@@ -128,27 +128,33 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
         console.print(f"[dim]{line}[/dim]", highlight=False)
 
 
+def _with_interval(value: float, half: float) -> str:
+    return f"{value:.3g} [dim]± {half:.2g}[/dim]" if math.isfinite(value) else "-"
+
+
 def show_scores(found: RunScores) -> None:
     """Print every checkpoint's label-free scores, and which one each prefers."""
-    table = Table(
-        title=f"{found.title}, on {found.images:,} of its images", box=box.SIMPLE_HEAD, title_justify="left"
-    )
-    table.add_column("checkpoint", no_wrap=True)
-    table.add_column("step", justify="right")
-    for name in SCORES:
-        table.add_column(name, justify="right", no_wrap=True)
-    for checkpoint, rated in found.rated.items():
-        cells = [
-            f"{r.value:.3g}\n[dim]± {r.half:.2g}[/dim]" if math.isfinite(r.value) else "-" for r in rated.values()
-        ]
-        table.add_row(checkpoint, f"{found.steps[checkpoint]:,}", *cells)
-    console.print(table)
-    for name, score in SCORES.items():
-        first, near = found.best(name)
+    console.print(f"[bold]{found.title}[/bold], on {found.images:,} of its images", highlight=False)
+    checkpoints = list(found.rated)
+    for start in range(0, len(checkpoints), 4):  # as many as eighty columns hold
+        names = checkpoints[start : start + 4]
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("score", no_wrap=True)
+        for name in names:
+            table.add_column(f"{name}\nstep {found.steps[name]:,}", justify="right", no_wrap=True)
+        for title in SCORES:
+            rated = [found.rated[name][title] for name in names]
+            cells = [
+                f"{value:.3g} [dim]± {half:.2g}[/dim]" if math.isfinite(value) else "-" for value, half in rated
+            ]
+            table.add_row(title, *cells)
+        console.print(table)
+    for title, score in SCORES.items():
+        first, near = found.best(title)
         told = f"; not told apart from it: {', '.join(near)}" if near else ""
         chosen = f"{first}{told}" if first else "not defined for any checkpoint"
         console.print(
-            f"[bold]{name}[/bold] ({score.best} is best): {chosen}. [dim]Compares {score.valid}.[/dim]",
+            f"[bold]{title}[/bold] ({score.best} is best): {chosen}. [dim]It {score.valid}.[/dim]",
             highlight=False,
         )
     console.print(

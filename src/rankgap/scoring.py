@@ -35,7 +35,7 @@ class Score:
         function: features (N, F), or of views (N, q, F), -> 0-d.
         takes: which of the two.
         best: the direction that goes with accuracy.
-        valid: what it compares, as far as its authors showed, or what to read it beside.
+        valid: what it compares, as far as its authors showed, or what it is read beside.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -64,22 +64,22 @@ SCORES: dict[str, Score] = {
         label_free.cluster_learnability,
         "features",
         "highest",
-        "read it beside ID: a constant encoder has 1 (Lu et al. 2022)",
+        "is read beside ID: a constant encoder has 1 (Lu et al. 2022)",
     ),
     "ID": Score(
         label_free.intrinsic_dimension,
         "features",
         "highest",
-        "read it beside CL: noise has the highest",
+        "is read beside CL: noise has the highest",
     ),
     "uniformity": Score(
-        label_free.uniformity, "features", "lowest", "read it beside alignment (Wang & Isola 2020)"
+        label_free.uniformity, "features", "lowest", "is read beside alignment (Wang & Isola 2020)"
     ),
     "alignment": Score(
         lambda z: label_free.alignment(z[:, 0], z[:, 1]),
         "views",
         "lowest",
-        "read it beside uniformity: a constant encoder has 0 (Wang & Isola 2020)",
+        "is read beside uniformity: a constant encoder has 0 (Wang & Isola 2020)",
     ),
 }
 
