@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.suites.timing import Row, in_turns
+from benchmarks.suites.timing import Row, compared
 from rankgap.filters import spectral_filter
 from rankgap.spectra import effective_rank, effective_rank_of
 
@@ -69,18 +69,7 @@ def measure(repeats: int) -> list[Row]:
             2.0,
         ),
     ]
-    rows = []
-    for what, against, ours, theirs, bar in cases:
-        mine, ratio, spread = in_turns(ours, theirs, repeats)
-        rows.append(
-            Row(
-                what=what,
-                against=against,
-                seconds=mine,
-                ratio=ratio,
-                spread=spread,
-                bar=f"{bar:g}x at least",
-                met=ratio >= bar,
-            )
-        )
-    return rows
+    return [
+        compared(what, against, ours, theirs, bar=bar, repeats=repeats)
+        for what, against, ours, theirs, bar in cases
+    ]

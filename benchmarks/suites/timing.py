@@ -54,3 +54,19 @@ def in_turns(
         times.append(mine)
         ratios.append(other / mine)
     return statistics.median(times), statistics.median(ratios), (min(ratios), max(ratios))
+
+
+def compared(
+    what: str, against: str, ours: Callable[[], object], theirs: Callable[[], object], *, bar: float, repeats: int
+) -> Row:
+    """The row of a peer that ours is to be `bar` times as fast as."""
+    mine, ratio, spread = in_turns(ours, theirs, repeats)
+    return Row(
+        what=what,
+        against=against,
+        seconds=mine,
+        ratio=ratio,
+        spread=spread,
+        bar=f"{bar:g}x at least",
+        met=ratio >= bar,
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from benchmarks.suites.timing import Row, in_turns
+from benchmarks.suites.timing import Row, compared
 from rankgap.recipes import load_recipe
 from rankgap.views import ViewConfig, Views
 
@@ -86,20 +86,13 @@ def measure(repeats: int) -> list[Row]:
             "kornia": partial(_each, kornia, images.float() / 255),
             f"torchvision v2 on PIL, {cores} workers": partial(list, loader),
         }
-        for against, theirs in others.items():
-            mine, ratio, spread = in_turns(partial(_each, ours, images), theirs, repeats)
-            rate = len(configs) * len(images) / mine
-            rows.append(
-                Row(
-                    what=f"views of {name}'s {data} recipe, {SIZE} px, batch {BATCH} ({rate:,.0f} views/s)",
-                    against=against,
-                    seconds=mine,
-                    ratio=ratio,
-                    spread=spread,
-                    bar=f"{bar:g}x at least",
-                    met=ratio >= bar,
-                )
-            )
+        what = (
+            f"{len(configs)} views of {len(images):,} images by {name}'s {data} recipe, {SIZE} px, batch {BATCH}"
+        )
+        rows += [
+            compared(what, against, partial(_each, ours, images), theirs, bar=bar, repeats=repeats)
+            for against, theirs in others.items()
+        ]
     return rows
 
 
