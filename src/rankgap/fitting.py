@@ -84,7 +84,7 @@ class _Checkpoints(L.Callback):
         # RankMe of these images' features says which epoch is the best.
         self.sample = experiment.train.sample(BEST_OF) if config.save_best else None
         self.seconds: float = state["seconds"] if state else 0.0
-        self.best: float = state["best"] if state else 0.0
+        self.best: float = state.get("best", 0.0) if state else 0.0
         self._started = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
