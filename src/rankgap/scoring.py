@@ -17,7 +17,7 @@ from rankgap.data import ImageSet
 from rankgap.errors import UserError
 from rankgap.evaluate import label_free
 from rankgap.evaluate.features import evaluating, extract_features
-from rankgap.experiment import Experiment, restore
+from rankgap.experiment import load_weights, restore
 from rankgap.runs import RunFolder
 from rankgap.spectra import effective_rank, rankme
 from rankgap.views import Views
@@ -217,22 +217,23 @@ def score_run(
     paths = folder.checkpoints()
     if not paths:
         raise UserError(f"{folder.path} has no checkpoint yet ({folder.checkpoint})")
-    experiment: Experiment | None = None
-    sample: ImageSet | None = None
+    experiment, model = restore(folder.path, checkpoint=paths[0])
+    sample, encoder = experiment.train.sample(images), model.encoder(branch)
     steps: dict[str, int] = {}
     rated: dict[str, dict[str, Rated]] = {}
     for path in paths:
-        experiment, model = restore(folder.path, checkpoint=path)
-        sample = sample or experiment.train.sample(images)
-        steps[path.stem] = folder.load_checkpoint(path)["step"]
-        encoder = model.encoder(branch)
+        state = folder.load_checkpoint(path)
+        twin = next((name for name, step in steps.items() if step == state["step"]), None)
+        steps[path.stem] = state["step"]
+        if twin is not None:  # one step under two names
+            rated[path.stem] = rated[twin]
+            continue
+        load_weights(model, state["model"], path)
         inputs = {
             "features": extract_features(encoder, sample, size=experiment.size).features,
             "views": view_features(encoder, sample, experiment.views()),
         }
         rated[path.stem] = {name: rate(s, inputs[s.takes], repeats=repeats) for name, s in SCORES.items()}
-    assert experiment is not None
-    assert sample is not None
     found = RunScores(title=experiment.config.title, images=len(sample), steps=steps, rated=rated)
     folder.write_scores(_plain(found, branch))
     return found
