@@ -12,8 +12,6 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from rankgap.errors import UserError
@@ -180,7 +178,8 @@ def intrinsic_dimension(z: Tensor, *, discard: float = 0.1) -> Tensor:
         UserError: fewer than three distinct rows.
     """
     check_batch(z, "intrinsic_dimension")
-    nearest = torch.cdist(z.detach().double(), z.detach().double()).topk(min(3, len(z)), largest=False).values
+    z = z.detach().double()
+    nearest = torch.cdist(z, z).topk(min(3, len(z)), largest=False).values
     nearest = nearest[nearest[:, 1] > 0] if nearest.shape[1] == 3 else nearest[:0]
     if len(nearest) < 3:
         raise UserError(f"intrinsic_dimension wants three distinct rows or more, got {tuple(z.shape)}")
@@ -208,6 +207,9 @@ def cluster_learnability(z: Tensor, *, clusters: int = 10, seed: int = 0) -> Ten
     Raises:
         UserError: fewer rows than clusters.
     """
+    from sklearn.cluster import KMeans  # here, for its import would delay every command
+    from sklearn.exceptions import ConvergenceWarning
+
     check_batch(z, "cluster_learnability")
     if z.ndim != 2 or len(z) < clusters or len(z) < 2:
         raise UserError(f"cluster_learnability wants (N, D) with N of {clusters} or more, got {tuple(z.shape)}")
