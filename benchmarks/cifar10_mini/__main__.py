@@ -16,11 +16,19 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from benchmarks.cifar10_mini.runs import BASELINE, DESIGNS, Finished, mini_config, run_all, untrained_scores
+from benchmarks.cifar10_mini.runs import (
+    BASELINE,
+    DESIGNS,
+    Finished,
+    mini_config,
+    result_row,
+    run_all,
+    untrained_scores,
+)
 from benchmarks.machine import machine
 from rankgap.config import TrainConfig
 from rankgap.diagnosis import alarms, readings
-from rankgap.report.figures import ResultRow, mini_figure
+from rankgap.report.figures import mini_figure
 
 HERE = Path(__file__).parent
 
@@ -97,19 +105,7 @@ def write(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]], work
         f"{text}\nMachine: {machine()}, {workers} run(s) at a time.\n\n{table(rows, untrained)}\n"
         f"![kNN, linear and ranks of each row](mini.png)\n\nProtocols:\n\n{''.join(lines)}"
     )
-    mini_figure(
-        [
-            ResultRow(
-                title,
-                [run.results["knn"] for run in runs],
-                [run.results["linear"] for run in runs],
-                [run.results["erank_online"] for run in runs],
-                [run.results["erank_target"] for run in runs],
-            )
-            for title, runs in rows.items()
-        ],
-        HERE / "mini.png",
-    )
+    mini_figure([result_row(title, runs) for title, runs in rows.items()], HERE / "mini.png")
     raw = [
         {
             "row": run.title,

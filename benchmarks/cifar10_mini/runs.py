@@ -21,6 +21,7 @@ from rankgap.config import TrainConfig, file_name
 from rankgap.console import Progress
 from rankgap.experiment import evaluate_model, prepare
 from rankgap.fitting import train
+from rankgap.report.figures import ResultRow
 
 DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
     ("siamese", None, None),
@@ -105,6 +106,12 @@ def run_all(configs: list[TrainConfig], workers: int) -> Iterator[Finished]:
         for run in pool.map(run_one, configs):
             print(f"{run.title} seed {run.seed}: kNN {100 * run.results['knn']:.1f} %", flush=True)
             yield run
+
+
+def result_row(title: str, runs: list[Finished]) -> ResultRow:
+    """A row of the figure."""
+    keys = ("knn", "linear", "erank_online", "erank_target")
+    return ResultRow(title, *([run.results[key] for run in runs] for key in keys))
 
 
 def untrained_scores(config: TrainConfig) -> dict[str, Any]:

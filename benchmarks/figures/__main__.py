@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cifar10_mini.runs import mini_config, run_one
+from benchmarks.cifar10_mini.runs import mini_config, result_row, run_one
 from rankgap.demo import trace
 from rankgap.experiment import restore
 from rankgap.maps import Clock
 from rankgap.pairs import PairSpectrum
-from rankgap.report.figures import ResultRow, alignment_figure, filters_figure, mini_figure, ranks_figure
+from rankgap.report.figures import alignment_figure, filters_figure, mini_figure, ranks_figure
 from rankgap.report.page import write_report
 from rankgap.runs import RunFolder
 from rankgap.streaming import PairSpectra
@@ -61,17 +61,7 @@ def main() -> None:
         method: mini_config(method, None, None, data=given.data, seed=given.seed, out=given.out)
         for method in (*SYMMETRIC, *ASYMMETRIC)
     }
-    finished = {method: run_one(config) for method, config in configs.items()}
-    rows = [
-        ResultRow(
-            method,
-            [run.results["knn"]],
-            [run.results["linear"]],
-            [run.results["erank_online"]],
-            [run.results["erank_target"]],
-        )
-        for method, run in finished.items()
-    ]
+    rows = [result_row(method, [run_one(config)]) for method, config in configs.items()]
     mini_figure(rows, HERE / "1-symmetric-asymmetric.png", title="Symmetric against asymmetric")
     traces = [trace(configs[method].folder, method) for method in ASYMMETRIC]
     ranks_figure(traces, HERE / "2-ranks.png")

@@ -123,7 +123,7 @@ def compare(runs: list[str]) -> None:
     from rankgap.runs import RunFolder, labels
 
     folders = [RunFolder(Path(path)) for path in runs]
-    found = [folder.results() or {k: v[-1] for k, v in folder.metrics().items() if v} for folder in folders]
+    found = [folder.results() or folder.last_reading() for folder in folders]
     show_results(dict(zip(labels(folders), found, strict=True)))
 
 

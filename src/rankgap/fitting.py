@@ -342,5 +342,4 @@ def _fit(
 
 def _last_reading(folder: RunFolder) -> dict[str, float]:
     """The last row of the metrics, by the names that results.json uses."""
-    metrics = folder.metrics()
-    return {name: values[-1] for name, values in metrics.items() if name in _REPORTED and values}
+    return {name: value for name, value in folder.last_reading().items() if name in _REPORTED}

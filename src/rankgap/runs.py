@@ -183,6 +183,10 @@ class RunFolder:
         whole = [row for row in rows[1:] if len(row) == len(names) and all(row)]
         return {name: [float(row[i]) for row in whole] for i, name in enumerate(names)}
 
+    def last_reading(self) -> dict[str, float]:
+        """The last row of the metrics; empty where there are none yet."""
+        return {name: values[-1] for name, values in self.metrics().items() if values}
+
     def add_spectra(self, step: int, epoch: float, pair: PairSpectrum) -> None:
         """Append a snapshot to `spectra.jsonl`, with five digits a number."""
         columns = [[float(f"{value:.5g}") for value in column.tolist()] for column in pair[:4]]

@@ -49,9 +49,7 @@ function save(name, text) {
 for (const [id, { data, layout, frames }] of Object.entries(FIGURES)) {
   const plot = document.getElementById(id);
   Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
-  dress(plot);
   FRAMES.set(plot, frames);
-  if (frames.length) show(plot, frames.at(-1));
   plot.closest("figure").querySelector("button").addEventListener("click", () => save(id, csv(plot)));
 }
 

@@ -58,8 +58,7 @@ def _draw(panel: Panel) -> str:
     title, note = html.escape(panel.title), html.escape(panel.note)
     if panel.figure is None:
         return f'<figure><figcaption><h3>{title}</h3></figcaption><p class="empty">{note}</p></figure>'
-    rows = (panel.figure.layout.meta or {}).get("rows", 0)
-    height = f' style="height:{max(9, 4 + 2.6 * rows):g}rem"' if rows else ""
+    height = f' style="height:{max(9, 4 + 2.6 * panel.rows):g}rem"' if panel.rows else ""
     return (
         f'<figure><figcaption><h3>{title}</h3><button type="button">data</button><small>{note}</small>'
         f'</figcaption><div class="plot" id="{panel.name}"{height} role="img" aria-label="{title}"></div></figure>'

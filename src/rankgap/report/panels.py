@@ -57,7 +57,7 @@ class Run:
     @cached_property
     def results(self) -> dict[str, Any]:
         """`results.json`; for a run without, its newest reading."""
-        return self.folder.results() or {name: values[-1] for name, values in self.metrics.items() if values}
+        return self.folder.results() or self.folder.last_reading()
 
     @cached_property
     def alarms(self) -> list[Diagnosis]:
@@ -88,6 +88,7 @@ class Panel:
         figure: None where the run has nothing to draw.
         frames: what its traces show along training: `at` (share of it), `note`, `y`, and `x` where it changes.
         note: under the title, or in the figure's place.
+        rows: of bars, for its height; 0 where it has a panel's own.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Panel:
     figure: go.Figure | None
     frames: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
+    rows: int = 0
 
 
 def thin(count: int, most: int) -> list[int]:
@@ -310,5 +312,4 @@ def bars_panel(runs: Sequence[Run], name: str, title: str, columns: Mapping[str,
     figure.update_layout(barmode="group", bargap=0.25, margin={"l": min(14 + 6 * longest, 170)})
     figure.update_layout(showlegend=len(columns) > 1)
     figure.update_yaxes(autorange="reversed", type="category", title=None)
-    figure.update_layout(meta={"rows": len(scored)})
-    return Panel(name=name, title=title, figure=figure)
+    return Panel(name=name, title=title, figure=figure, rows=len(scored))
