@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -10,8 +9,8 @@ from torch.testing import assert_close
 
 from rankgap.filters import Side, spectral_filter
 from rankgap.spectra import effective_rank, gather_rows
+from tests.processes import WORLD, needs_distributed, run_on_ranks
 
-WORLD = 2
 # More rows than columns in all but not on a rank; fewer; more on both; two views.
 SHAPES = [(16, 12), (8, 30), (40, 6), (2, 8, 30)]
 
@@ -53,20 +52,13 @@ def reference(z: Tensor, branch: Side) -> Tensor:
     return p
 
 
-def on_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    try:
-        branches: tuple[Side, ...] = ("online", "target")
-        for shape in SHAPES:
-            for branch in branches:
-                compare(rank, shape, branch)
-        Path(folder, f"done-{rank}").touch()
-    finally:
-        dist.destroy_process_group()
+def on_rank(rank: int) -> None:
+    branches: tuple[Side, ...] = ("online", "target")
+    for shape in SHAPES:
+        for branch in branches:
+            compare(rank, shape, branch)
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed")
+@needs_distributed
 def test_two_processes_equal_one_with_the_joint_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(on_rank, args=(str(tmp_path),), nprocs=WORLD)  # type: ignore[attr-defined, no-untyped-call]
-    assert sorted(p.name for p in tmp_path.glob("done-*")) == ["done-0", "done-1"]
+    run_on_ranks(on_rank, tmp_path)

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
@@ -12,8 +10,9 @@ from torch.testing import assert_close
 from rankgap.monitor import RankMonitor
 from rankgap.spectra import effective_rank
 from tests.matrices import gaussian
+from tests.processes import WORLD, needs_distributed, run_on_ranks
 
-WORLD, STEPS = 2, 4
+STEPS = 4
 
 
 class Both(nn.Module):
@@ -30,37 +29,30 @@ class Both(nn.Module):
         return -(torch.cosine_similarity(p1, z2.detach()) + torch.cosine_similarity(p2, z1.detach())).mean()
 
 
-def on_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
-    try:
-        model, twin = DistributedDataParallel(Both()), Both()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        seen: dict[str, list[Tensor]] = {"online": [], "target": []}
-        with RankMonitor(model, every=2) as monitor:
-            for step in range(STEPS):
-                views = [gaussian(24, 12, seed=10 * step + view, dtype=torch.float32) for view in (0, 1)]
-                if step % 2 == 0:  # what the whole batch gives, with this step's weights
-                    twin.load_state_dict(model.module.state_dict())
-                    with torch.no_grad():
-                        seen["online"].append(twin.predictor(twin.projector(views[0])))
-                        seen["target"].append(twin.projector(views[1]))
-                loss = model(*(view[rank::WORLD] for view in views))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-        found = monitor.compute()
-        assert found.rows == 2 * len(seen["online"][0])
-        for name in ("online", "target"):
-            wanted = effective_rank(torch.cat(seen[name]))
-            assert_close(getattr(found, f"erank_{name}"), wanted, rtol=1e-5, atol=0)
-        assert len(monitor.history) == 2
-        Path(folder, f"done-{rank}").touch()
-    finally:
-        dist.destroy_process_group()
+def on_rank(rank: int) -> None:
+    model, twin = DistributedDataParallel(Both()), Both()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen: dict[str, list[Tensor]] = {"online": [], "target": []}
+    with RankMonitor(model, every=2) as monitor:
+        for step in range(STEPS):
+            views = [gaussian(24, 12, seed=10 * step + view, dtype=torch.float32) for view in (0, 1)]
+            if step % 2 == 0:  # what the whole batch gives, with this step's weights
+                twin.load_state_dict(model.module.state_dict())
+                with torch.no_grad():
+                    seen["online"].append(twin.predictor(twin.projector(views[0])))
+                    seen["target"].append(twin.projector(views[1]))
+            loss = model(*(view[rank::WORLD] for view in views))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    found = monitor.compute()
+    assert found.rows == 2 * len(seen["online"][0])
+    for name in ("online", "target"):
+        wanted = effective_rank(torch.cat(seen[name]))
+        assert_close(getattr(found, f"erank_{name}"), wanted, rtol=1e-5, atol=0)
+    assert len(monitor.history) == 2
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed")
+@needs_distributed
 def test_under_ddp_every_process_watches_and_their_rows_add_up(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(on_rank, args=(str(tmp_path),), nprocs=WORLD)  # type: ignore[attr-defined, no-untyped-call]
-    assert sorted(p.name for p in tmp_path.glob("done-*")) == ["done-0", "done-1"]
+    run_on_ranks(on_rank, tmp_path)

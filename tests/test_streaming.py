@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -15,6 +14,7 @@ from rankgap.pairs import eigenspace_alignment, measured_filter
 from rankgap.spectra import effective_rank
 from rankgap.streaming import EffectiveRank, PairSpectra
 from tests.matrices import gaussian
+from tests.processes import needs_distributed, run_on_ranks
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -83,23 +83,16 @@ def test_what_cannot_be_added_is_named() -> None:
         zero.compute()
 
 
-def on_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    try:
-        online, target = gaussian(24, 6), gaussian(24, 6, seed=1)
-        mine = slice(12 * rank, 12 * rank + 12)
-        metric = PairSpectra(6)
-        metric.update(online[mine], target[mine])
-        found = metric.compute()
-        assert_close(found.spectrum_online, torch.linalg.svdvals(online), rtol=1e-7, atol=1e-9)
-        assert_close(found.measured_filter, measured_filter(online, target)[1], rtol=1e-6, atol=0)
-        Path(folder, f"done-{rank}").touch()
-    finally:
-        dist.destroy_process_group()
+def on_rank(rank: int) -> None:
+    online, target = gaussian(24, 6), gaussian(24, 6, seed=1)
+    mine = slice(12 * rank, 12 * rank + 12)
+    metric = PairSpectra(6)
+    metric.update(online[mine], target[mine])
+    found = metric.compute()
+    assert_close(found.spectrum_online, torch.linalg.svdvals(online), rtol=1e-7, atol=1e-9)
+    assert_close(found.measured_filter, measured_filter(online, target)[1], rtol=1e-6, atol=0)
 
 
-@pytest.mark.skipif(not dist.is_available(), reason="this torch is built without torch.distributed")
+@needs_distributed
 def test_ranks_of_a_distributed_run_add_up(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(on_rank, args=(str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
-    assert sorted(p.name for p in tmp_path.glob("done-*")) == ["done-0", "done-1"]
+    run_on_ranks(on_rank, tmp_path)

@@ -1,0 +1,31 @@
+"""Two processes that see one another, for the tests of what is distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+WORLD = 2
+needs_distributed = pytest.mark.skipif(
+    not dist.is_available(), reason="this torch is built without torch.distributed"
+)
+
+
+def run_on_ranks(check: Callable[[int], None], folder: Path) -> None:
+    """Call `check(rank)`, a function of a module, in each of `WORLD` gloo processes; all must come to its end."""
+    torch.multiprocessing.spawn(_worker, args=(check, str(folder)), nprocs=WORLD)  # type: ignore[attr-defined, no-untyped-call]
+    assert sorted(p.name for p in folder.glob("done-*")) == ["done-0", "done-1"]
+
+
+def _worker(rank: int, check: Callable[[int], None], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    try:
+        check(rank)
+        Path(folder, f"done-{rank}").touch()
+    finally:
+        dist.destroy_process_group()
