@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing import assert_close
 
-from rankgap.filters import Side, spectral_filter
+from rankgap.filters import Side, SpectralFilter, spectral_filter
 from rankgap.spectra import effective_rank, gather_rows
 from tests.processes import WORLD, needs_distributed, run_on_ranks
 
@@ -44,6 +44,22 @@ def compare(rank: int, shape: tuple[int, ...], branch: Side) -> None:
     assert_close(local / WORLD, joint, rtol=1e-9, atol=1e-9)
 
 
+def compare_running(rank: int) -> None:
+    """A running filter on a part of each batch, summed over ranks, is the one that saw the whole."""
+    ours = SpectralFilter("power:-0.5", "target", estimator="ema", dim=12, momentum=0.7, every=1)
+    expected = torch.zeros(12, 12, dtype=torch.float64)
+    for seed in range(3):
+        z = batch((2, 16, 12), seed)
+        mine = slice(rank * 8, (rank + 1) * 8)
+        found = ours(z[:, mine])
+        rows = z.flatten(0, 1).T @ z.flatten(0, 1) / 32
+        expected = rows if seed == 0 else 0.7 * expected + 0.3 * rows
+    assert ours.running is not None
+    assert_close(ours.running.correlation, expected)
+    values, vectors = torch.linalg.eigh(expected)
+    assert_close(found, z[:, mine] @ (vectors * values**-0.25 @ vectors.T), rtol=1e-5, atol=1e-5)
+
+
 def reference(z: Tensor, branch: Side) -> Tensor:
     """The definition, by SVD, in one process."""
     u, s, vt = torch.linalg.svd(z.detach(), full_matrices=False)
@@ -57,6 +73,7 @@ def on_rank(rank: int) -> None:
     for shape in SHAPES:
         for branch in branches:
             compare(rank, shape, branch)
+    compare_running(rank)
 
 
 @needs_distributed

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from rankgap.errors import NonFiniteError, UserError
 from rankgap.spectra import (
+    LARGE,
     Convention,
     effective_rank,
     effective_rank_of,
@@ -207,3 +208,26 @@ def test_rows_of_one_process_are_its_own() -> None:
     z = gaussian(4, 3).requires_grad_()
     assert_close(gather_rows(z), z.detach())
     assert not gather_rows(z).requires_grad
+
+
+@pytest.mark.parametrize(
+    "s",
+    [torch.logspace(0, -p, 640, dtype=torch.float64) for p in (0, 1, 3, 6)]
+    + [
+        torch.cat([torch.ones(k), torch.full((640 - k,), rest)]).double()
+        for k in (1, 20)
+        for rest in (0, 1e-4, 1e-3)
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_large_batch_of_few_bits_has_the_rank_of_its_float64(s: Tensor, dtype: torch.dtype) -> None:
+    assert len(s) >= LARGE
+    z = (100 * with_spectrum(s, 800, 640)).to(dtype)
+    exact = effective_rank_of(torch.linalg.svdvals(z.double()))
+    assert_close(effective_rank(z), exact, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_large_batch_of_any_scale_has_a_rank(scale: float) -> None:
+    z = gaussian(LARGE, LARGE, dtype=torch.float32)
+    assert_close(effective_rank(z * scale), effective_rank(z.double()), rtol=1e-4, atol=0)

@@ -8,21 +8,33 @@ Shapes: N rows of all ranks, D columns, R = min(N, D), `...` leading batch dimen
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
-from rankgap.spectra import check_batch, gather_rows, gram_basis
+from rankgap.products import gain_by_products
+from rankgap.spectra import (
+    check_batch,
+    eigenbasis,
+    gather_rows,
+    gram_basis,
+    rank_tolerance,
+    svd_basis,
+    world_sum,
+)
 
 Side = Literal["online", "target"]
 Scale = Literal["rms", "raw"]
+Solver = Literal["auto", "gram", "svd", "iterative"]
+Estimator = Literal["batch", "ema"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +46,20 @@ class Gain:
         function: g, elementwise; the null space never reaches it.
         is_low_pass: g is non-decreasing (lowers the effective rank: it belongs on the online branch).
         is_high_pass: g is non-increasing (raises it where x g(x) is non-decreasing: it belongs on the target).
+        power: p where g(x) = x^p, else None.
     """
 
     name: str
     function: Callable[[Tensor], Tensor]
     is_low_pass: bool
     is_high_pass: bool
+    power: float | None = None
+
+    @property
+    def gram_power(self) -> int:
+        """The m >= 1 with g(x) = x^2m, the Gram matrix's own m-th power, which needs no solver; 0 for none."""
+        even = self.power is not None and self.power > 0 and self.power % 2 == 0
+        return int(self.power or 0) // 2 if even else 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """g(x), elementwise."""
@@ -85,32 +105,92 @@ def parse_gain(spec: str) -> Gain:
         p = math.nan
     if not math.isfinite(p):
         raise UserError(f"gain {spec!r}: expected power:p with a finite number p, such as power:0.5 or power:-0.5")
-    return Gain(f"power:{p:g}", partial(torch.pow, exponent=p), is_low_pass=p >= 0, is_high_pass=p <= 0)
+    return Gain(f"power:{p:g}", partial(torch.pow, exponent=p), is_low_pass=p >= 0, is_high_pass=p <= 0, power=p)
 
 
 class _HeldMap(torch.autograd.Function):
     """P = Z W with W held constant, for fewer rows than columns: W (D x D) is never formed.
 
-    With V = Zc^T U / s, W = V diag(g) V^T gives dL/dZ = (dL/dP) W = ((dL/dP) Zc^T) U diag(g / s^2) U^T Zc. Forward
-    takes U diag(g) U^T Zc, which is one large product less than Z W written so. The factors stay apart: rounded
-    to float32, U diag(g / s^2) U^T would err by (s_1 / s_i)^2 where they err by s_1 / s_i.
+    With V = Y^T U / x, W = V diag(g) V^T gives dL/dZ = (dL/dP) W = ((dL/dP) Y^T) U diag(g / x^2) U^T Y. Forward
+    takes U diag(g) U^T Z, which is one large product less than Z W written so. The factors between stay apart:
+    rounded to float32, U diag(g / x^2) U^T would err by (x_1 / x_i)^2 where they err by x_1 / x_i.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, rows: Tensor, u: Tensor, g: Tensor, s: Tensor, first: int) -> Tensor:
-        """`z` (..., N', D): this rank's rows, from `first` on, of `rows` Zc (..., N, D); `g`, `s` (..., 1, N)."""
-        ctx.save_for_backward(rows, u / s, u * (g / s))
-        return (u.narrow(-2, first, z.shape[-2]) * g @ u.mT) @ rows
+    def forward(ctx: Any, z: Tensor, rows: Tensor, y: Tensor, matrix: Tensor, *between: Tensor) -> Tensor:
+        """`z` (..., N', D): this rank's share of `rows` (..., N, D); `y`: those scaled; `matrix` (..., N', N)."""
+        ctx.save_for_backward(y, *between)
+        return matrix @ rows
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Multiply the gradient by W."""
-        rows, left, right = ctx.saved_tensors
-        with torch.autocast(rows.device.type, enabled=False):  # a caller may go backward inside autocast
-            return grads[0] @ rows.mT @ left @ right.mT @ rows, None, None, None, None, None
+        y, *between = ctx.saved_tensors
+        with torch.autocast(y.device.type, enabled=False):  # a caller may go backward inside autocast
+            gradient = grads[0] @ y.mT
+            for factor in between:
+                gradient = gradient @ factor
+            return gradient @ y, None, None, None, *(None for _ in between)
 
 
-def spectral_filter(z: Tensor, gain: str | Gain, *, branch: Side = "online", scale: Scale = "rms") -> Tensor:
+class _Solution(NamedTuple):
+    """A gain in the coordinates of the smaller side of Y, whose singular values are x.
+
+    Args:
+        matrix: U diag(g) U^T (..., R, R).
+        between: factors of U diag(g / x^2) U^T, in order; the identity where there are none.
+    """
+
+    matrix: Tensor
+    between: tuple[Tensor, ...]
+
+
+def choose_solver(solver: Solver, gain: Gain, device: torch.device) -> Solver:
+    """What `auto` stands for: products for a power of 1/2 or 1, or its inverse, on a GPU; else the Gram matrix."""
+    if solver != "auto":
+        return solver
+    by_products = device.type == "cuda" and gain.power in (-1, -0.5, 0.5, 1)
+    return "iterative" if by_products else "gram"
+
+
+def _solve(y: Tensor, gain: Gain, solver: Solver) -> _Solution:
+    """The gain of `y` (..., N, D), float32 or float64."""
+    n, d = y.shape[-2:]
+    if gain.gram_power:
+        gram = y @ y.mT if n <= d else y.mT @ y
+        factors = (gram,) * gain.gram_power
+        return _Solution(functools.reduce(torch.matmul, factors), factors[1:])
+    solver = choose_solver(solver, gain, y.device)
+    if solver == "iterative":
+        matrix, inverse = gain_by_products(y @ y.mT if n <= d else y.mT @ y, gain, gain.power)
+        return _Solution(matrix, (inverse, matrix @ inverse))
+    x, vectors, keep = (svd_basis if solver == "svd" else gram_basis)(y, "spectral_filter")
+    x = torch.where(keep, x, 1.0)
+    g = torch.where(keep, gain(x), 0.0)
+    x, g, u = x.unsqueeze(-2).to(y.dtype), g.unsqueeze(-2).to(y.dtype), vectors.to(y.dtype)
+    return _Solution(u * g @ u.mT, (u / x, (u * (g / x)).mT))
+
+
+def _check_choices(branch: str, scale: str, solver: str, estimator: str = "batch") -> None:
+    choices: list[tuple[str, str, Any]] = [
+        ("branch", branch, Side),
+        ("scale", scale, Scale),
+        ("solver", solver, Solver),
+        ("estimator", estimator, Estimator),
+    ]
+    for what, given, kind in choices:
+        if given not in get_args(kind):
+            raise unknown(what, given, get_args(kind))
+
+
+def spectral_filter(
+    z: Tensor,
+    gain: str | Gain,
+    *,
+    branch: Side = "online",
+    scale: Scale = "rms",
+    solver: Solver = "auto",
+) -> Tensor:
     """F_g(Z) = U diag(s g(x)) V^T: the batch's singular values times a gain (RDM).
 
     Gradient. Online, the filter is a linear predictor that is held constant: P = Z W, W = V diag(g(x)) V^T,
@@ -120,8 +200,12 @@ def spectral_filter(z: Tensor, gain: str | Gain, *, branch: Side = "online", sca
     batch's columns sum to zero, so that a null direction is the normal case, and a negative power of what
     rounding leaves there would drown the rest.
 
-    Precision. The Gram matrix of the smaller side is built and decomposed in float64, the other products run in
-    float32 (float64 for a float64 input), with autocast off; allowing TF32 lowers them to three digits.
+    Solvers. `gram` builds the Gram matrix of the smaller side and decomposes it in float64; the other products
+    run in float32 (float64 for a float64 input), with autocast off; allowing TF32 lowers them to three digits.
+    `svd` is the definition, in float64. `iterative` takes products alone, see `products`: it never waits for a
+    GPU, resolves directions down to 1e-3 s_1 in float32, and passes on what is not finite. Whatever the solver,
+    power:2 and other even powers are products of the Gram matrix. `auto` is `iterative` on a GPU for power:p
+    with p in {-1, -0.5, 0.5, 1}; else `gram`, which is faster on a CPU at every size.
 
     Under `torch.distributed` the basis is that of all ranks' rows, N counts them all, and it acts on the local
     rows: every rank calls it, with the same shape.
@@ -131,13 +215,14 @@ def spectral_filter(z: Tensor, gain: str | Gain, *, branch: Side = "online", sca
         gain: a `Gain` or its name, see `parse_gain`.
         branch: whose gradient rule applies.
         scale: "rms", x = s / sqrt(N); "raw", x = s, as the authors wrote it (it depends on the batch size).
+        solver: "auto", "gram", "svd" or "iterative".
 
     Returns:
         (..., N, D); float32, since half precision would overflow (power:2), or float64 for a float64 input.
 
     Raises:
-        UserError: `z` is not a (..., N, D) of numbers, or gain, branch or scale is unknown.
-        NonFiniteError: `z` has a NaN or an infinity.
+        UserError: `z` is not a (..., N, D) of numbers, or gain, branch, scale or solver is unknown.
+        NonFiniteError: `z` has a NaN or an infinity, and a solver decomposes it.
         RuntimeError: the decomposition did not converge, nor after a jitter.
 
     Example:
@@ -146,10 +231,7 @@ def spectral_filter(z: Tensor, gain: str | Gain, *, branch: Side = "online", sca
                 [ 0.,  1.]])
     """
     gain = parse_gain(gain) if isinstance(gain, str) else gain
-    if branch not in get_args(Side):
-        raise unknown("branch", branch, get_args(Side))
-    if scale not in get_args(Scale):
-        raise unknown("scale", scale, get_args(Scale))
+    _check_choices(branch, scale, solver)
     check_batch(z, "spectral_filter")
     if branch == "target":
         z = z.detach()
@@ -157,45 +239,144 @@ def spectral_filter(z: Tensor, gain: str | Gain, *, branch: Side = "online", sca
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         rows = gather_rows(z)  # (..., N, D)
         n, d = rows.shape[-2:]
-        s, vectors, keep = gram_basis(rows, "spectral_filter")
-        s = torch.where(keep, s, 1.0)
-        g = torch.where(keep, gain(s / math.sqrt(n) if scale == "rms" else s), 0.0)
-        s, g, vectors = s.unsqueeze(-2).to(z.dtype), g.unsqueeze(-2).to(z.dtype), vectors.to(z.dtype)
+        y = rows / math.sqrt(n) if scale == "rms" else rows
+        matrix, between = _solve(y, gain, solver)
         if d < n:
-            return z @ (vectors * g @ vectors.mT)
-        first = 0 if n == z.shape[-2] else dist.get_rank() * z.shape[-2]
-        return _HeldMap.apply(z, rows, vectors, g, s, first)  # type: ignore[no-any-return]
+            return z @ matrix
+        local = z.shape[-2]
+        matrix = matrix.narrow(-2, 0 if n == local else dist.get_rank() * local, local)
+        return _HeldMap.apply(z, rows, y, matrix, *between)  # type: ignore[no-any-return]
+
+
+class _RunningMap(nn.Module):
+    """W = V diag(g(x)) V^T of a running correlation E[z z^T] over views, ranks and steps.
+
+    Args:
+        gain: g.
+        dim: D.
+        scale: as in `spectral_filter`; N of "raw" is the rows of one view.
+        solver: likewise; an "svd" is the "gram".
+        momentum: of the correlation.
+        every: training steps from one decomposition to the next.
+    """
+
+    correlation: Tensor
+    held: Tensor
+
+    def __init__(self, gain: Gain, dim: int, *, scale: Scale, solver: Solver, momentum: float, every: int) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1 or every < 1:
+            raise UserError(f"expected 0 <= momentum < 1 and every >= 1, not {momentum:g} and {every}")
+        self.gain, self.scale, self.solver = gain, scale, solver
+        self.momentum, self.every, self.seen = momentum, every, 0
+        self.register_buffer("correlation", torch.zeros(dim, dim, dtype=torch.float64))
+        self.register_buffer("held", torch.zeros(dim, dim))
+
+    @torch.no_grad()
+    def forward(self, z: Tensor) -> Tensor:
+        """Follow a batch (..., N, D) in training mode; W (D, D) float32, as of the last decomposition."""
+        if self.training:
+            rows = z.flatten(0, -2).double()
+            count = world_sum(rows.new_tensor(len(rows)))
+            now = world_sum(rows.mT @ rows) / count
+            self.correlation.lerp_(now, 1 - self.momentum if self.seen else 1.0)
+            if self.seen % self.every == 0:
+                n = 1 if self.scale == "rms" else count / math.prod(z.shape[:-2])
+                self.held.copy_(self._solve(n * self.correlation))
+            self.seen += 1
+        if self.seen == 0:
+            raise UserError("a filter with estimator='ema' has no spectrum before its first batch in training")
+        return self.held
+
+    def _solve(self, gram: Tensor) -> Tensor:
+        if self.gain.gram_power:
+            power: Tensor = torch.linalg.matrix_power(gram, self.gain.gram_power)
+            return power
+        if choose_solver(self.solver, self.gain, gram.device) == "iterative":
+            return gain_by_products(gram.float(), self.gain, self.gain.power)[0]
+        x, v, keep = eigenbasis(gram, rank_tolerance(len(gram), len(gram), torch.float32), "running spectrum")
+        return v * torch.where(keep, self.gain(torch.where(keep, x, 1.0)), 0.0) @ v.mT
+
+    def get_extra_state(self) -> int:
+        """Training steps seen, for a resumed run."""
+        return self.seen
+
+    def set_extra_state(self, state: int) -> None:
+        """Put the steps seen back."""
+        self.seen = state
 
 
 class SpectralFilter(nn.Module):
-    """`spectral_filter` as a map of a branch: (..., N, D) -> (..., N, D), no parameters, no state.
+    """`spectral_filter` as a map of a branch: (..., N, D) -> (..., N, D), no parameters.
+
+    The spectrum is that of the batch, each leading dimension (view) alone and without any state; or, by
+    `estimator="ema"`, that of a running correlation E[z z^T] (D x D) over all views and ranks, which is
+    decomposed every few steps and filters in D. The running one serves batches smaller than the rank they are to
+    show, and many devices: one all-reduce of D x D where the other gathers the features. It begins with the
+    first batch, follows training only, and costs a decomposition of D x D each `every` steps (at D = 2048 seconds
+    on a CPU; D = 256 is milliseconds).
 
     Args:
         gain: its name: `power:p`, `log`, `log1p` or `log1p2`.
         branch: "online" (a linear predictor held constant) or "target" (no gradient).
         scale: what the gain acts on: "rms", s / sqrt(N), or "raw", s.
+        solver: "auto", "gram", "svd" or "iterative", see `spectral_filter`. For "ema", which has no batch to take
+            an SVD of, "svd" is "gram".
+        estimator: "batch" or "ema".
+        dim: D, for "ema".
+        momentum: of the running correlation; 1 / (1 - momentum) steps is how far it looks back.
+        every: training steps from one decomposition of it to the next.
 
     Raises:
-        UserError: gain, branch or scale is unknown.
+        UserError: gain, branch, scale, solver or estimator is unknown; "ema" without `dim`, with a momentum
+            outside [0, 1) or with `every` below 1.
 
     Example:
         >>> SpectralFilter("power:-0.5", branch="target")
         SpectralFilter(power:-0.5, branch=target, scale=rms)
     """
 
-    def __init__(self, gain: str, branch: Side = "online", scale: Scale = "rms") -> None:
+    def __init__(
+        self,
+        gain: str,
+        branch: Side = "online",
+        scale: Scale = "rms",
+        *,
+        solver: Solver = "auto",
+        estimator: Estimator = "batch",
+        dim: int | None = None,
+        momentum: float = 0.99,
+        every: int = 10,
+    ) -> None:
         super().__init__()
         self.gain = parse_gain(gain)
-        if branch not in get_args(Side):
-            raise unknown("branch", branch, get_args(Side))
-        if scale not in get_args(Scale):
-            raise unknown("scale", scale, get_args(Scale))
-        self.branch, self.scale = branch, scale
+        _check_choices(branch, scale, solver, estimator)
+        self.branch, self.scale, self.solver = branch, scale, solver
+        self.running: _RunningMap | None = None
+        if estimator == "ema":
+            if dim is None:
+                raise UserError("a filter with estimator='ema' keeps a D x D correlation: give dim, the width D")
+            self.running = _RunningMap(self.gain, dim, scale=scale, solver=solver, momentum=momentum, every=every)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Filter a batch, each leading dimension (view) alone."""
-        return spectral_filter(z, self.gain, branch=self.branch, scale=self.scale)
+        """Filter a batch, each leading dimension (view) alone.
+
+        Raises:
+            UserError: as `spectral_filter`; or "ema" has seen no batch in training mode yet.
+        """
+        if self.running is None:
+            return spectral_filter(z, self.gain, branch=self.branch, scale=self.scale, solver=self.solver)
+        check_batch(z, "SpectralFilter")
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.to(torch.promote_types(z.dtype, torch.float32))
+            held: Tensor = self.running(z.detach())
+            return (z.detach() if self.branch == "target" else z) @ held.to(z.dtype)
 
     def extra_repr(self) -> str:
-        """Gain, branch and scale."""
-        return f"{self.gain.name}, branch={self.branch}, scale={self.scale}"
+        """Gain, branch and scale, and what else is not the default."""
+        parts = [self.gain.name, f"branch={self.branch}", f"scale={self.scale}"]
+        if self.solver != "auto":
+            parts.append(f"solver={self.solver}")
+        if self.running is not None:
+            parts.append(f"estimator=ema, momentum={self.running.momentum:g}, every={self.running.every}")
+        return ", ".join(parts)

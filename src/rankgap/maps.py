@@ -14,11 +14,11 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankgap.errors import UserError
+from rankgap.spectra import world_sum
 
 OutputNorm = Literal["none", "batch", "batch_affine"]
 Activation = Literal["relu", "gelu"]
@@ -154,13 +154,6 @@ class Assignment(nn.Module):
         """(V, B, D) -> probabilities (V, B, K), float32."""
         probabilities: Tensor = (self.prototypes(z).float() / self.temperature).softmax(dim=-1)
         return probabilities
-
-
-def world_sum(x: Tensor) -> Tensor:
-    """`x` summed over the ranks of a distributed run (in place); `x` itself in a run of one process."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-    return x
 
 
 def sinkhorn(scores: Tensor, *, eps: float = 0.05, iterations: int = 3) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from rankgap.backbones import Encoder, build_encoder
 from rankgap.branches import ALIGNMENTS, Branch, DualBranch
 from rankgap.errors import UserError, unknown
-from rankgap.filters import SpectralFilter, parse_gain
+from rankgap.filters import Scale, Side, SpectralFilter, parse_gain
 from rankgap.maps import Assignment, CentredAssignment, PerView, Prototypes, SinkhornCodes, mlp
 from rankgap.recipes import Heads, load_recipe
 
@@ -179,7 +180,7 @@ def build(
     channels: int = 3,
     size: int = 32,
     views: int = 2,
-    scale: Literal["rms", "raw"] = "rms",
+    scale: Scale = "rms",
 ) -> DualBranch:
     """A branch model: a plain `nn.Module` whose forward takes views and gives `Outputs`.
 
@@ -216,11 +217,21 @@ def build(
     assigns = {"assignment", "sinkhorn", "centred_assignment"} & {*row.online, *row.target}
     prototypes = Prototypes(width, heads.prototypes, freeze_epochs=heads.freeze_epochs) if assigns else None
 
-    def maps(side: Literal["online", "target"], branch: Branch) -> nn.Sequential:
+    spectral = partial(
+        SpectralFilter,
+        scale=scale,
+        solver=heads.solver,
+        estimator=heads.estimator,
+        dim=width,
+        momentum=heads.estimator_momentum,
+        every=heads.estimator_every,
+    )
+
+    def maps(side: Side, branch: Branch) -> nn.Sequential:
         names = row.online if side == "online" else row.target
         return nn.Sequential(
             *(
-                _MAPS[name](branch, heads, width, views) if name in _MAPS else SpectralFilter(name, side, scale)
+                _MAPS[name](branch, heads, width, views) if name in _MAPS else spectral(name, side)
                 for name in names
             )
         )

@@ -24,6 +24,7 @@ from rankgap.errors import NonFiniteError, UserError, unknown
 Convention = Literal["correlation", "features"]
 _Solution = TypeVar("_Solution")
 
+LARGE = 512  # rows and columns from which a decomposition in float32 saves time
 _EPS64 = torch.finfo(torch.float64).eps
 _GRAM_NOISE = 16 * _EPS64  # eigenvalues of a float64 Gram matrix err by up to 6 eps l_1 (seen at 2048 x 2048)
 _NotConverged: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
@@ -79,6 +80,13 @@ def gather_rows(z: Tensor) -> Tensor:
     return torch.cat(parts, dim=-2)
 
 
+def world_sum(x: Tensor) -> Tensor:
+    """`x` summed over the ranks of a distributed run (in place); `x` itself in a run of one process."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
 def check_batch(z: Tensor, name: str) -> None:
     """Raise `UserError` unless `z` is a non-empty floating-point (..., N, D)."""
     if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
@@ -91,12 +99,12 @@ def check_batch(z: Tensor, name: str) -> None:
 def _lower_gram(z: Tensor) -> Tensor:
     """Z Z^T or Z^T Z, whichever is smaller, on and below the diagonal: all that eigen-solvers read.
 
-    In four block rows, so that five eighths of the products are done; above the diagonal blocks it is zero.
+    In up to eight block rows, so that little over half of the products are done; above their diagonal it is zero.
     """
     z = z if z.shape[-2] <= z.shape[-1] else z.mT
     r = z.shape[-2]
     gram = z.new_zeros(*z.shape[:-1], r)
-    block = math.ceil(r / 4)
+    block = max(math.ceil(r / 8), 64)
     for start in range(0, r, block):
         stop = min(start + block, r)
         gram[..., start:stop, :stop] = z[..., start:stop, :] @ z[..., :stop, :].mT
@@ -131,6 +139,22 @@ def solve_gram(solve: Callable[[Tensor], _Solution], gram: Tensor, step: str) ->
         ) from error
 
 
+def eigenbasis(gram: Tensor, tolerance: float, step: str) -> Basis:
+    """The basis that a float64 Gram matrix holds.
+
+    Args:
+        gram: (..., R, R) float64, of which the lower triangle counts.
+        tolerance: the relative singular value at and below which a direction is null.
+        step: what it is for; names the step in an error.
+
+    Raises:
+        NonFiniteError, RuntimeError: as `solve_gram`.
+    """
+    eigenvalues, vectors = solve_gram(torch.linalg.eigh, gram, step)
+    s = eigenvalues.clamp_min(0).sqrt().flip(-1)
+    return Basis(s, vectors.flip(-1), s > tolerance * s[..., :1])
+
+
 def gram_basis(z: Tensor, step: str) -> Basis:
     """Singular values and the shorter side's singular vectors of `z` (..., N, D).
 
@@ -142,10 +166,25 @@ def gram_basis(z: Tensor, step: str) -> Basis:
         NonFiniteError: `z` has a NaN or an infinity.
         RuntimeError: the decomposition did not converge, nor after a jitter.
     """
-    eigenvalues, vectors = solve_gram(torch.linalg.eigh, _lower_gram(z.detach().double()), step)
-    s = eigenvalues.clamp_min(0).sqrt().flip(-1)
+    return eigenbasis(_lower_gram(z.detach().double()), rank_tolerance(z.shape[-2], z.shape[-1], z.dtype), step)
+
+
+def svd_basis(z: Tensor, step: str) -> Basis:
+    """`gram_basis` from the singular value decomposition itself: slower, but squaring halves no digits.
+
+    Args:
+        z: any float dtype; computed in float64.
+        step: what it is for; names the step in an error.
+
+    Raises:
+        NonFiniteError: `z` has a NaN or an infinity.
+        RuntimeError: the decomposition did not converge.
+    """
+    if not z.sum().isfinite():
+        raise NonFiniteError(f"{step}: the input is not finite")
+    u, s, vt = torch.linalg.svd(z.detach().double(), full_matrices=False)
     keep = s > rank_tolerance(z.shape[-2], z.shape[-1], z.dtype) * s[..., :1]
-    return Basis(s, vectors.flip(-1), keep)
+    return Basis(s, u if z.shape[-2] <= z.shape[-1] else vt.mT, keep)
 
 
 def singular_values(z: Tensor, *, center: bool = False) -> Tensor:
@@ -207,14 +246,27 @@ def exp_entropy(p: Tensor) -> Tensor:
     return entropy.exp()
 
 
-def checked_spectrum(z: Tensor, name: str, *, center: bool = False) -> Tensor:
-    """`singular_values` for the user's own tensors: what has no rank is an error."""
+def checked_spectrum(z: Tensor, name: str, *, center: bool = False, shares: bool = False) -> Tensor:
+    """`singular_values` for the user's own tensors: what has no rank is an error.
+
+    Args:
+        z: (..., N, D).
+        name: of the caller, for errors.
+        center: as `singular_values`.
+        shares: only each s_i^2 / sum s^2 matters, so that large float32 batches are decomposed in float32: what
+            rounding does to such shares moved no rank by more than 4e-5, of any spectrum tried (a test holds it).
+    """
     check_batch(z, name)
     z = z.detach()
-    if not z.isfinite().all():
+    norm = torch.linalg.vector_norm(z, dim=(-2, -1), dtype=torch.promote_types(z.dtype, torch.float32))
+    if not norm.isfinite().all() and not z.isfinite().all():
         raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
+    ordinary = z.dtype != torch.float64 and bool(((norm > 1e-12) & (norm < 1e12)).all())
+    if shares and ordinary and not center and min(z.shape[-2:]) >= LARGE:
+        return (
+            solve_gram(torch.linalg.eigvalsh, _lower_gram(z.float()), name).clamp_min(0).double().sqrt().flip(-1)
+        )
     s = singular_values(z, center=center)
-    norm = torch.linalg.vector_norm(z, dim=(-2, -1), dtype=torch.float64)
     if (s[..., 0] <= max(z.shape[-2:]) * _EPS64 * norm).any():  # centring leaves rounding of equal rows
         what = "all rows are equal, nothing is left after centring" if center else "all values are zero"
         raise UserError(f"{name}: {what}, so no rank is defined")
@@ -245,7 +297,8 @@ def effective_rank(z: Tensor, of: Convention = "correlation", center: bool = Fal
         >>> round(float(effective_rank(torch.eye(5))), 6)
         5.0
     """
-    return effective_rank_of(checked_spectrum(z, "effective_rank", center=center), of)
+    s = checked_spectrum(z, "effective_rank", center=center, shares=of == "correlation")
+    return effective_rank_of(s, of)
 
 
 def rank_difference(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import yaml
 
 from rankgap.errors import UserError, unknown
+from rankgap.filters import Estimator, Solver
 from rankgap.maps import Activation, OutputNorm
 from rankgap.views import ViewConfig
 
@@ -45,6 +46,10 @@ class Heads:
         teacher_warmup_epochs: epochs from one to the other.
         centre_momentum: of DINO's centre.
         momentum: of the EMA teacher at the start; it ends at 1.
+        solver: of spectral filters: auto, gram, svd or iterative.
+        estimator: whose spectrum they filter by: the batch's, or ema, a running correlation's.
+        estimator_momentum: of the running correlation.
+        estimator_every: steps from one decomposition of it to the next.
     """
 
     projector: tuple[int, ...]
@@ -64,6 +69,10 @@ class Heads:
     teacher_warmup_epochs: float = 50
     centre_momentum: float = 0.9
     momentum: float = 0.99
+    solver: Solver = "auto"
+    estimator: Estimator = "batch"
+    estimator_momentum: float = 0.99
+    estimator_every: int = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
