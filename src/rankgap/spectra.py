@@ -259,13 +259,14 @@ def checked_spectrum(z: Tensor, name: str, *, center: bool = False, shares: bool
     check_batch(z, name)
     z = z.detach()
     norm = torch.linalg.vector_norm(z, dim=(-2, -1), dtype=torch.promote_types(z.dtype, torch.float32))
-    if not norm.isfinite().all() and not z.isfinite().all():
-        raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
+    if not norm.isfinite().all():
+        if not z.isfinite().all():
+            raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
+        norm = torch.linalg.vector_norm(z, dim=(-2, -1), dtype=torch.float64)
     ordinary = z.dtype != torch.float64 and bool(((norm > 1e-12) & (norm < 1e12)).all())
     if shares and ordinary and not center and min(z.shape[-2:]) >= LARGE:
-        return (
-            solve_gram(torch.linalg.eigvalsh, _lower_gram(z.float()), name).clamp_min(0).double().sqrt().flip(-1)
-        )
+        squares: Tensor = solve_gram(torch.linalg.eigvalsh, _lower_gram(z.float()), name).double()
+        return squares.clamp_min(0).sqrt().flip(-1)
     s = singular_values(z, center=center)
     if (s[..., 0] <= max(z.shape[-2:]) * _EPS64 * norm).any():  # centring leaves rounding of equal rows
         what = "all rows are equal, nothing is left after centring" if center else "all values are zero"
