@@ -1,8 +1,9 @@
 """Measure what the project claims of its speed, side by side in one run, and write the table beside this file.
 
-python -m benchmarks [--suite views,filters,monitor,report] [--repeats 7]
+python -m benchmarks [--suite views,step,filters,monitor,eval,report,run,scale] [--peers] [--data hf:DIR]
 
-The views are compared with kornia: pip install '.[bench]'.
+--peers also compares with kornia and lightly: pip install '.[bench]'. --data is CIFAR-10, for the suite that
+measures a whole run (`run`). The same command runs on a GPU.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import json
 from pathlib import Path
 
 from benchmarks.machine import machine
-from benchmarks.suites.timing import Row
+from benchmarks.suites.scale import Growth
+from benchmarks.suites.timing import Row, Settings
 
 HERE = Path(__file__).parent
-SUITES = ("views", "filters", "monitor", "report")
+SUITES = ("views", "step", "filters", "monitor", "eval", "report", "run", "scale")
 
 
 def table(rows: list[Row]) -> str:
@@ -36,29 +38,53 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def growth_table(growths: list[Growth]) -> str:
+    """How time and memory grow, in Markdown."""
+    lines = [
+        "| what | over | sizes | milliseconds | exponent | peak MiB | exponent |",
+        "|---|---|---|---|--:|---|--:|",
+    ]
+    for growth in growths:
+        columns = [growth.sizes, [1000 * t for t in growth.seconds], growth.mebibytes]
+        sizes, times, memory = (", ".join(f"{x:,.4g}" if x < 1000 else f"{x:,.0f}" for x in c) for c in columns)
+        lines.append(
+            f"| {growth.what} | {growth.over} | {sizes} | {times} | {growth.exponent(growth.seconds):.2f} | "
+            f"{memory} | {growth.exponent(growth.mebibytes):.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Run the suites that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default=",".join(SUITES), help="joined by commas (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--peers", action="store_true", help="compare with the libraries of the bench extra too")
+    parser.add_argument("--data", help="CIFAR-10, such as hf:DIR_OR_NAME; without it no whole run is measured")
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the results (default: beside this file)")
     given = parser.parse_args()
     names = given.suite.split(",")
     if unknown := [name for name in names if name not in SUITES]:
         parser.error(f"no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
-    rows = [
-        row
-        for name in names
-        for row in importlib.import_module(f"benchmarks.suites.{name}").measure(given.repeats)
-    ]
-    text = table(rows)
+    settings = Settings(repeats=given.repeats, peers=given.peers, data=given.data)
+    found = [x for name in names for x in importlib.import_module(f"benchmarks.suites.{name}").measure(settings)]
+    rows = [row for row in found if isinstance(row, Row)]
+    growths = [growth for growth in found if isinstance(growth, Growth)]
+    parts = ([table(rows)] if rows else []) + ([growth_table(growths)] if growths else [])
+    text = "\n".join(parts)
     print(text)
+    flags = f"--suite {given.suite} --repeats {given.repeats}" + " --peers" * given.peers
     (given.out / "speed.md").write_text(
-        f"# Speed\n\n    python -m benchmarks --suite {given.suite} --repeats {given.repeats}\n\n"
+        f"# Speed\n\n    python -m benchmarks {flags}\n\n"
         f"Machine: {machine()}. Ratios are medians over {given.repeats} repetitions in turns.\n\n{text}"
     )
-    found = {"machine": machine(), "repeats": given.repeats, "rows": [dataclasses.asdict(row) for row in rows]}
-    (given.out / "speed.json").write_text(json.dumps(found, indent=2) + "\n")
+    result = {
+        "machine": machine(),
+        "repeats": given.repeats,
+        "rows": [dataclasses.asdict(row) for row in rows],
+        "growth": [dataclasses.asdict(growth) for growth in growths],
+    }
+    (given.out / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
+import time
 from pathlib import Path
 
 import torch
@@ -21,3 +23,18 @@ def machine() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, rankgap {rankgap.__version__}"
     return f"{cpu}, {device}; {versions}"
+
+
+def matrix_rate(repeats: int = 9) -> float:
+    """Operations a second of a large square bf16 product, the median of some; twice the multiplications."""
+    cuda = torch.cuda.is_available()
+    size = 8192 if cuda else 2048
+    a = torch.randn(size, size, device="cuda" if cuda else "cpu").bfloat16()
+    rates = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        a @ a
+        if cuda:
+            torch.cuda.synchronize()
+        rates.append(2 * size**3 / (time.perf_counter() - start))
+    return statistics.median(rates[1:])

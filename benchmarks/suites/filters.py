@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.suites.timing import Row, compared
+from benchmarks.suites.timing import Row, Settings, compared
 from rankgap.filters import spectral_filter
 from rankgap.spectra import effective_rank, effective_rank_of
 
@@ -38,7 +38,7 @@ def _with_backward(run: Callable[[Tensor], Tensor], z: Tensor) -> Callable[[], N
     return step
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(settings: Settings) -> list[Row]:
     """N = 256, D = 2048 for filters; 10,000 x 2048 features for the effective rank."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(256, 2048, generator=generator) @ torch.diag(torch.logspace(0, -2, 2048))
@@ -70,6 +70,6 @@ def measure(repeats: int) -> list[Row]:
         ),
     ]
     return [
-        compared(what, against, ours, theirs, bar=bar, repeats=repeats)
+        compared(what, against, ours, theirs, bar=bar, repeats=settings.repeats)
         for what, against, ours, theirs, bar in cases
     ]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 import rankgap as rg
-from benchmarks.suites.timing import Row, seconds
+from benchmarks.suites.timing import Row, Settings, seconds
 from rankgap.diagnosis import read
 from rankgap.pairs import pair_spectrum
 from rankgap.presets import Work, adapt
@@ -17,7 +17,7 @@ from rankgap.recipes import load_recipe
 BATCH, EVERY = 256, 10
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(settings: Settings) -> list[Row]:
     """SimSiam's step on `resnet_tiny` at 32 px, batch 256, as the preset for small work has it."""
     torch.manual_seed(0)
     method = rg.design("simsiam")
@@ -53,13 +53,13 @@ def measure(repeats: int) -> list[Row]:
     rows = []
     for what, reading in readings.items():
         reading()
-        ratios = [1 + seconds(reading) / sum(seconds(step) for _ in range(EVERY)) for _ in range(repeats)]
+        ratios = [1 + seconds(reading) / sum(seconds(step) for _ in range(EVERY)) for _ in range(settings.repeats)]
         ratio = statistics.median(ratios)
         rows.append(
             Row(
                 what=f"{what}: {EVERY} steps and a reading",
                 against=f"the {EVERY} steps",
-                seconds=statistics.median(seconds(reading) for _ in range(repeats)),
+                seconds=statistics.median(seconds(reading) for _ in range(settings.repeats)),
                 ratio=ratio,
                 spread=(min(ratios), max(ratios)),
                 bar="1.02x the time at most",

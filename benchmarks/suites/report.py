@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.suites.timing import Row, seconds
+from benchmarks.suites.timing import Row, Settings, seconds
 from rankgap.config import TrainConfig
 from rankgap.experiment import prepare, resolved
 from rankgap.pairs import pair_spectrum
 from rankgap.runs import RunFolder
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(settings: Settings) -> list[Row]:
     """Seconds to write it, and its size."""
     from rankgap.report.page import write_report
 
@@ -32,7 +32,7 @@ def measure(repeats: int) -> list[Row]:
             head = "step,epoch,loss,erank_online,erank_target,rank_difference"
             folder.metrics_file.write_text("\n".join([head, *rows]) + "\n")
         out = Path(home) / "report.html"
-        times = sorted(seconds(lambda: write_report(folders, out)) for _ in range(repeats))
+        times = sorted(seconds(lambda: write_report(folders, out)) for _ in range(settings.repeats))
         size = out.stat().st_size
     return [
         Row(

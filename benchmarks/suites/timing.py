@@ -6,6 +6,22 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a suite is run with.
+
+    Args:
+        repeats: of each measurement.
+        peers: compare with the libraries of the `bench` extra too.
+        data: `--data` of rankgap for what needs real images; None leaves that out.
+    """
+
+    repeats: int = 7
+    peers: bool = False
+    data: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,28 +55,49 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def in_turns(
-    ours: Callable[[], object], theirs: Callable[[], object], repeats: int
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    repeats: int,
+    clock: Callable[[Any], float] = seconds,
 ) -> tuple[float, float, tuple[float, float]]:
     """Median seconds of ours, and the ratio theirs / ours: its median, least and greatest.
 
     Both run once before the clock starts, and each repetition swaps who goes first.
+
+    Args:
+        ours: what is measured.
+        theirs: what it is compared with.
+        repeats: repetitions of both.
+        clock: seconds of a call; `itself` for calls that return their own.
     """
     ours(), theirs()
     times, ratios = [], []
     for repeat in range(repeats):
         first, second = (ours, theirs) if repeat % 2 else (theirs, ours)
-        a, b = seconds(first), seconds(second)
+        a, b = clock(first), clock(second)
         mine, other = (a, b) if repeat % 2 else (b, a)
         times.append(mine)
         ratios.append(other / mine)
     return statistics.median(times), statistics.median(ratios), (min(ratios), max(ratios))
 
 
+def itself(run: Callable[[], float]) -> float:
+    """The clock of calls that return their seconds."""
+    return run()
+
+
 def compared(
-    what: str, against: str, ours: Callable[[], object], theirs: Callable[[], object], *, bar: float, repeats: int
+    what: str,
+    against: str,
+    ours: Callable[[], object],
+    theirs: Callable[[], object],
+    *,
+    bar: float,
+    repeats: int,
+    clock: Callable[[Any], float] = seconds,
 ) -> Row:
     """The row of a peer that ours is to be `bar` times as fast as."""
-    mine, ratio, spread = in_turns(ours, theirs, repeats)
+    mine, ratio, spread = in_turns(ours, theirs, repeats, clock)
     return Row(
         what=what,
         against=against,

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from benchmarks.suites.timing import Row, compared
+from benchmarks.suites.timing import Row, Settings, compared
 from rankgap.recipes import load_recipe
 from rankgap.views import ViewConfig, Views
 
@@ -72,25 +72,26 @@ class Pictures(Dataset[Any]):
         return [view(self.images[index]) for view in self.views]
 
 
-def measure(repeats: int) -> list[Row]:
+def measure(settings: Settings) -> list[Row]:
     """SimSiam's recipe, and BYOL's for ImageNet, which blurs and solarises."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8 * BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     rows = []
     for name, data, bar in (("simsiam", "cifar", 8.0), ("byol", "imagenet100", 5.0)):
         configs = load_recipe(data, name).views
-        ours, kornia = Views(configs, SIZE, MEAN, STD), kornia_views(configs)
+        ours = Views(configs, SIZE, MEAN, STD)
         pictures, cores = Pictures(images, configs), os.cpu_count() or 1
         loader = DataLoader(pictures, BATCH, num_workers=cores, persistent_workers=True)
         others: dict[str, Callable[[], object]] = {
-            "kornia": partial(_each, kornia, images.float() / 255),
-            f"torchvision v2 on PIL, {cores} workers": partial(list, loader),
+            f"torchvision v2 on PIL, {cores} workers": partial(list, loader)
         }
+        if settings.peers:
+            others["kornia"] = partial(_each, kornia_views(configs), images.float() / 255)
         what = (
             f"{len(configs)} views of {len(images):,} images by {name}'s {data} recipe, {SIZE} px, batch {BATCH}"
         )
         rows += [
-            compared(what, against, partial(_each, ours, images), theirs, bar=bar, repeats=repeats)
+            compared(what, against, partial(_each, ours, images), theirs, bar=bar, repeats=settings.repeats)
             for against, theirs in others.items()
         ]
     return rows

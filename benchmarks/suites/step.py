@@ -1,0 +1,225 @@
+"""A SimSiam training step, data loading included: our trainer against lightly's modules in Lightning.
+
+Both train the same network with heads of the same widths, on the same images in memory, by SGD, in batches of the
+same size. lightly's side is what its documentation shows for SimSiam in Lightning, with its own transform (without
+blur, as on CIFAR-10) on PIL images and a loader worker a core; once at Lightning's default precision, as
+documented, and once with two things that a user may add in a line each: bf16 and channels-last.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms.v2.functional import to_pil_image
+
+import rankgap as rg
+from benchmarks.machine import matrix_rate
+from benchmarks.suites.timing import Row, Settings, compared, itself
+from rankgap.backbones import Encoder, build_encoder
+from rankgap.data import ImageSet
+from rankgap.presets import Work, adapt
+from rankgap.recipes import Recipe, load_recipe
+from rankgap.training import SelfSupervised, TrainingData
+
+WARM = 2  # steps before the clock starts
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A network to measure.
+
+    Args:
+        backbone: its name.
+        batch: images a step.
+        steps: of a measurement.
+        faster: the bar against lightly.
+        share: the bar of the machine's rate.
+    """
+
+    backbone: str
+    batch: int
+    steps: int
+    faster: float
+    share: float
+
+
+CASES = (Case("resnet_tiny", 256, 18, 4.0, 0.45), Case("resnet18", 128, 7, 1.9, 0.7))
+
+
+class Clock(L.Callback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note the time."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+    @property
+    def step(self) -> float:
+        """Seconds a step, after the first ones."""
+        return (self.ends[-1] - self.ends[WARM - 1]) / (len(self.ends) - WARM)
+
+
+class Pictures(Dataset[Any]):
+    """PIL images with a transform, as lightly's data sets give them."""
+
+    def __init__(self, images: Tensor, transform: Callable[[Any], Any]) -> None:
+        self.images, self.transform = [to_pil_image(image) for image in images], transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.images[index])
+
+
+class LightlySimSiam(L.LightningModule):
+    """SimSiam of lightly's documentation, with our encoder and widths."""
+
+    def __init__(self, encoder: Encoder, recipe: Recipe, *, channels_last: bool) -> None:
+        super().__init__()
+        from lightly.loss import NegativeCosineSimilarity
+        from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
+
+        heads = recipe.heads
+        self.backbone: nn.Module = encoder
+        self.projection_head = SimSiamProjectionHead(encoder.features, heads.projector[0], heads.projector[-1])
+        self.prediction_head = SimSiamPredictionHead(heads.projector[-1], heads.predictor[0], heads.projector[-1])
+        self.criterion = NegativeCosineSimilarity()
+        self.channels_last = channels_last
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A view -> embedding without gradient, and prediction."""
+        x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
+        z = self.projection_head(self.backbone(x).flatten(start_dim=1))
+        return z.detach(), self.prediction_head(z)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The documentation's loss."""
+        (z0, p0), (z1, p1) = self(batch[0]), self(batch[1])
+        loss: Tensor = 0.5 * (self.criterion(z0, p1) + self.criterion(z1, p0))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The documentation's optimiser."""
+        return torch.optim.SGD(self.parameters(), lr=0.06)
+
+
+def fit(module: L.LightningModule, steps: int, precision: Any, data: Any) -> float:
+    """Seconds a step of a Lightning trainer that does nothing else."""
+    clock = Clock()
+    trainer = L.Trainer(
+        max_steps=steps,
+        precision=precision,
+        devices=1,
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, data)
+    return clock.step
+
+
+def our_step(module: SelfSupervised, data: TrainingData) -> float:
+    """Seconds a step of our trainer; it begins its run again."""
+    module.step = 0
+    return fit(module, module.work.steps, "bf16-mixed", data)
+
+
+def our_side(case: Case) -> tuple[SelfSupervised, TrainingData, Recipe]:
+    """Our trainer's module and data, as the preset for small work has them."""
+    images = torch.randint(0, 256, (case.batch * case.steps, 3, 32, 32), dtype=torch.uint8)
+    method = rg.design("simsiam")
+    work = Work(images=len(images), batch_size=case.batch, epochs=1, features=128)
+    recipe, _ = adapt(load_recipe("cifar", method.body), method, work)
+    model = rg.build(method, backbone=case.backbone, heads=recipe.heads)
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    module = SelfSupervised(model, rg.Views(recipe.views, 32, mean, std), recipe.optimizer, work)
+    return module, TrainingData(ImageSet("random", images, None, mean, std), work), recipe
+
+
+def lightly_sides(case: Case, images: Tensor, recipe: Recipe) -> dict[str, Callable[[], float]]:
+    """Seconds a step of lightly's SimSiam, by how it is run."""
+    from lightly.transforms import SimSiamTransform
+
+    cores = os.cpu_count() or 1
+    pictures = Pictures(images, SimSiamTransform(input_size=32, gaussian_blur=0.0))
+    loader = DataLoader(pictures, case.batch, shuffle=True, drop_last=True, num_workers=cores)
+    sides: dict[str, Callable[[], float]] = {}
+    for precision, channels_last in (("32-true", False), ("bf16-mixed", True)):
+        module = LightlySimSiam(build_encoder(case.backbone), recipe, channels_last=channels_last)
+        name = f"lightly in Lightning, {precision}{', channels-last' * channels_last}, {cores} workers"
+        sides[name] = partial(fit, module, case.steps, precision, loader)
+    return sides
+
+
+def work_of_a_step(module: SelfSupervised, images: Tensor) -> int:
+    """Floating-point operations of the products and convolutions of a step, forward and backward."""
+    views = module.views(images)
+    with FlopCounterMode(display=False) as counter:
+        module.model(views).loss.backward()
+    module.zero_grad()
+    flops: int = counter.get_total_flops()
+    return flops
+
+
+def share_of_the_machine(what: str, case: Case, step: Callable[[], float], flops: int, repeats: int) -> Row:
+    """How near a whole training step comes to the rate of one large product, measured before and after it."""
+    times, rates = [], [matrix_rate()]
+    for _ in range(repeats):
+        times.append(step())
+        rates.append(matrix_rate())
+    shares = [2 * flops / t / (a + b) for t, (a, b) in zip(times, pairwise(rates), strict=True)]
+    seconds, share = statistics.median(times), statistics.median(shares)
+    return Row(
+        what=f"{what}: {case.batch / seconds:,.0f} images a second, {flops / seconds / 1e12:.2f} Tflop/s",
+        against=f"the machine's bf16 product, {statistics.median(rates) / 1e12:.2f} Tflop/s",
+        seconds=seconds,
+        ratio=share,
+        spread=(min(shares), max(shares)),
+        bar=f"{case.share:g} of it at least",
+        met=share >= case.share,
+    )
+
+
+def measure(settings: Settings) -> list[Row]:
+    """A row for each network against each way to run lightly, and one for its share of the machine's rate."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    rows = []
+    for case in CASES:
+        module, data, recipe = our_side(case)
+        what = f"SimSiam step, {case.backbone}, 32 px, batch {case.batch}"
+        step = partial(our_step, module, data)
+        images = data.images.batch(range(len(data.images))).images
+        if settings.peers:
+            rows += [
+                compared(what, name, step, side, bar=case.faster, repeats=settings.repeats, clock=itself)
+                for name, side in lightly_sides(case, images, recipe).items()
+            ]
+        flops = work_of_a_step(module, images[: case.batch])
+        rows.append(share_of_the_machine(what, case, step, flops, settings.repeats))
+    return rows
