@@ -54,6 +54,8 @@ class TrainConfig:
         protocol: evaluation at the end: knn, linear, linear_sgd, joined by commas; none for no evaluation.
         seed: of weights, order of images and views; the same seed gives the same numbers on a CPU.
         precision: auto is bf16-mixed where the device has bf16, else 16-mixed on a GPU and 32-true on a CPU.
+        compile: compile the encoder with torch.compile: the first step waits for it (half a minute on a CPU), each
+            other one is faster. Numbers differ in the last digits.
         accelerator: auto, cpu, gpu, cuda or mps.
         devices: how many devices; they share each batch.
         workers: processes that decode files ahead; by default 0 for sets in memory, else one a core.
@@ -84,6 +86,7 @@ class TrainConfig:
     protocol: str = "knn,linear"
     seed: int = 0
     precision: Precision = "auto"
+    compile: bool = False
     accelerator: str = "auto"
     devices: int = 1
     workers: int | None = None
@@ -194,6 +197,8 @@ def device(accelerator: str) -> torch.device:
     """Where a run computes.
 
     Args:
+        compile: compile the encoder with torch.compile: the first step waits for it (half a minute on a CPU), each
+            other one is faster. Numbers differ in the last digits.
         accelerator: auto, cpu, gpu, cuda or mps.
 
     Raises:

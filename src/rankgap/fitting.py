@@ -30,7 +30,18 @@ from rankgap.spectra import rankme
 from rankgap.training import SelfSupervised, TrainingData
 
 # What may change on resumption.
-_FREE = {"out", "resume", "overwrite", "workers", "accelerator", "protocol", "eval", "loggers", "keep_every"}
+_FREE = {
+    "out",
+    "resume",
+    "overwrite",
+    "workers",
+    "accelerator",
+    "protocol",
+    "eval",
+    "loggers",
+    "keep_every",
+    "compile",
+}
 SNAPSHOTS = 40  # of the spectra in a run, about
 BEST_OF = 2048  # images whose features rate an epoch
 _REPORTED = {
@@ -270,6 +281,9 @@ def train(
                 module.diagnosis = module.doctor(reading)
         if is_first_process():
             folder.forget_spectra(module.step)
+    if config.compile:
+        for encoder in {module.model.encoder("online"), module.model.encoder("target")}:
+            encoder.compile(fullgraph=True)
     checkpoints = _Checkpoints(experiment, state)
     if module.step < experiment.work.steps:
         _fit(experiment, module, checkpoints, [*([_Restore(state)] if state else []), *callbacks])
@@ -327,6 +341,11 @@ def _fit(
             raise NonFiniteError(
                 f"training stopped at step {module.step}: {error}; {kept}. Lower --lr, or train with "
                 "--precision 32-true"
+            ) from error
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"torch.compile cannot do the encoder {experiment.backbone} here ({reason}): leave --compile out"
             ) from error
         finally:
             for logger in trainer.loggers:

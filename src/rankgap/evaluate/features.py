@@ -90,8 +90,9 @@ def feature_batches(
     )
     with evaluating(encoder):
         for batch in loader:
-            # The mode is entered a batch at a time: around a `yield` it would leak into the caller.
-            with torch.inference_mode(), _autocast(device, dtype):
+            # The modes are entered a batch at a time: around a `yield` they would leak into the caller. An encoder
+            # that was compiled for training would be compiled anew, for a pass or two.
+            with torch.inference_mode(), _autocast(device, dtype), torch.compiler.set_stance("force_eager"):
                 view = eval_view(
                     batch.images.to(device, non_blocking=True),
                     None if batch.sizes is None else batch.sizes.to(device, non_blocking=True),

@@ -1,0 +1,183 @@
+"""What a GPU gives: the speed suites, training steps of ResNet-18 by method, and whole CIFAR-10 runs.
+
+    python -m benchmarks.gpu --data hf:DIR_OR_NAME [--out runs/gpu] [--seconds 540]
+
+A call does what is not done yet until its seconds are over, and writes gpu.md beside this file; call it again to
+go on. A training run that time cuts short is resumed. --tiny does all of it in small, to try the script on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rankgap as rg
+from benchmarks.machine import machine, matrix_rate
+from benchmarks.suites.step import Case, our_side, our_step, work_of_a_step
+from benchmarks.suites.timing import Settings
+from rankgap.runs import RunFolder
+
+HERE = Path(__file__).parent
+DESIGNS: dict[str, dict[str, str]] = {
+    "simsiam": {},
+    "byol": {},
+    "swav": {},
+    "dino": {},
+    "online power:1": {"online": "power:1"},
+    "target power:-0.5": {"target": "power:-0.5"},
+}
+RUNS = ("simsiam", "byol", "online power:1", "target power:-0.5")
+NOT = "not measured"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Size:
+    """How large everything is.
+
+    Args:
+        backbone: of steps and runs.
+        batches: images a step.
+        steps: of a measurement.
+        epochs: of a run.
+        suites: of `python -m benchmarks`.
+    """
+
+    backbone: str = "resnet18"
+    batches: tuple[int, ...] = (256, 1024)
+    steps: int = 40
+    epochs: int = 100
+    suites: tuple[str, ...] = ("views", "step", "filters", "monitor", "eval", "scale")
+
+
+TINY = Size(backbone="resnet_tiny", batches=(16,), steps=4, epochs=1, suites=("monitor",))
+
+
+def suite(name: str) -> list[dict[str, Any]]:
+    """The rows of a suite of `python -m benchmarks`."""
+    rows = importlib.import_module(f"benchmarks.suites.{name}").measure(Settings(repeats=5))
+    return [dataclasses.asdict(row) for row in rows]
+
+
+def step(design: str, size: Size, batch: int) -> dict[str, float]:
+    """Images a second of a training step, and its share of the machine's bf16 rate."""
+    method = rg.design(design if design in rg.METHODS else "simsiam", **DESIGNS[design])
+    case = Case(size.backbone, batch, size.steps, 0, 0)
+    module, data, _ = our_side(case, method, small=False)
+    our_step(module, data)
+    rates, seconds = [], []
+    for _ in range(3):
+        rates.append(matrix_rate())
+        seconds.append(our_step(module, data))
+    per_step = statistics.median(seconds)
+    flops = work_of_a_step(module, data.images.batch(range(batch)).images)
+    return {
+        "images_per_second": batch / per_step,
+        "milliseconds": 1000 * per_step,
+        "share": flops / per_step / statistics.median(rates),
+    }
+
+
+def run(design: str, size: Size, data: str, out: Path, deadline: float) -> dict[str, Any] | None:
+    """The results of a whole run, or None where time was over before it was."""
+    folder = RunFolder(out / design.replace(" ", "-").replace(":", ""))
+    flags = [f"--{side}={gain}" for side, gain in DESIGNS[design].items()]
+    method = design if design in rg.METHODS else "simsiam"
+    resume = ["--resume"] if folder.checkpoint.is_file() else ["--overwrite"]
+    command = [
+        *(str(Path(sys.executable).with_name("rankgap")), "train", "--method", method, *flags, "--data", data),
+        *("--backbone", size.backbone, "--epochs", str(size.epochs), "--out", str(folder.path)),
+        *([] if size.epochs == 1 else ["--compile"]),
+    ]
+    process = subprocess.Popen([*command, *resume])
+    try:
+        process.wait(max(deadline - time.monotonic(), 1))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # it writes a checkpoint and ends
+        process.wait(60)
+    return folder.results() or None
+
+
+def units(size: Size, data: str, out: Path, deadline: float) -> dict[str, tuple[float, Callable[[], Any]]]:
+    """Everything there is to do: the seconds it should have, and the call."""
+    steps = {
+        f"step {design} {batch}": (30.0, partial(step, design, size, batch))
+        for batch in size.batches
+        for design in DESIGNS
+    }
+    runs = {f"run {design}": (60.0, partial(run, design, size, data, out, deadline)) for design in RUNS}
+    return steps | runs | {f"suite {name}": (150.0, partial(suite, name)) for name in size.suites}
+
+
+def report(done: dict[str, Any], size: Size) -> str:
+    """The tables, with what is missing said."""
+    lines = ["| step | " + " | ".join(f"images/s, batch {b} | share of bf16 rate" for b in size.batches) + " |"]
+    lines.append("|---|" + "--:|" * 2 * len(size.batches))
+    for design in DESIGNS:
+        cells = []
+        for batch in size.batches:
+            found = done.get(f"step {design} {batch}")
+            cells += [f"{found['images_per_second']:,.0f}", f"{found['share']:.0%}"] if found else [NOT, NOT]
+        lines.append(f"| {design} | {' | '.join(cells)} |")
+    lines += ["", f"| {size.epochs} epochs | kNN | linear | minutes of training |", "|---|--:|--:|--:|"]
+    for design in RUNS:
+        found = done.get(f"run {design}")
+        cells = (
+            [f"{found['knn']:.1%}", f"{found['linear']:.1%}", f"{found['seconds'] / 60:.1f}"]
+            if found
+            else [NOT] * 3
+        )
+        lines.append(f"| {design} | {' | '.join(cells)} |")
+    lines += ["", "| suite | what | against | seconds | ratio |", "|---|---|---|--:|--:|"]
+    for name in size.suites:
+        for row in done.get(f"suite {name}") or [{}]:
+            seconds = row.get("seconds", NOT)
+            seconds = ", ".join(f"{s:.3g}" for s in seconds) if isinstance(seconds, list | tuple) else seconds
+            seconds = f"{seconds:.3g}" if isinstance(seconds, float) else seconds
+            ratio = "" if row.get("ratio") is None else f"{row['ratio']:.2f}"
+            against = row.get("against", row.get("over", ""))
+            lines.append(f"| {name} | {row.get('what', NOT)} | {against} | {seconds} | {ratio} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Do what is left, as far as the seconds go."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="CIFAR-10, such as hf:DIR_OR_NAME")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="run folders and what is done")
+    parser.add_argument("--table", type=Path, default=HERE / "gpu.md", help="where the tables go")
+    parser.add_argument("--seconds", type=float, default=540, help="after which no more is begun")
+    parser.add_argument("--tiny", action="store_true", help="in small, to try the script")
+    given = parser.parse_args()
+    size, deadline = TINY if given.tiny else Size(), time.monotonic() + given.seconds
+    given.out.mkdir(parents=True, exist_ok=True)
+    record = given.out / "done.json"
+    done: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
+    for name, (needed, call) in units(size, given.data, given.out, deadline).items():
+        if name not in done and time.monotonic() + needed < deadline:
+            found = call()
+            if found is not None:
+                done[name] = found
+                record.write_text(json.dumps(done, indent=2) + "\n")
+                print(f"{name}: done", flush=True)
+    given.table.write_text(f"# On a GPU\n\nMachine: {machine()}\n\n{report(done, size)}")
+    left = [name for name in units(size, given.data, given.out, deadline) if name not in done]
+    print(f"{len(done)} done, left: {', '.join(left) or 'nothing'}")
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
