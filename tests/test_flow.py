@@ -340,3 +340,16 @@ def test_a_flow_that_leaves_all_bounds_is_stopped_and_named() -> None:
         white(Flow(target="power:2", loss="squared"), FLAT)  # dw/dt = 0.8 w^3 - w
     with pytest.raises(NonFiniteError, match="diverges or grows too stiff at t ="):
         white(Flow(online="power:0.5", weight_decay=0.1), FLAT, row([0.0, 200.0]))  # |W| falls to exp(-20)
+
+
+def test_what_there_is_of_a_flow_whose_directions_die_in_finite_time_can_be_had() -> None:
+    """A whitening on the online branch pushes the weaker of two directions ever faster, until it is gone."""
+    flow, times = Flow(online="power:-1"), torch.linspace(0, 100, 201, dtype=torch.float64)
+    s, shared = row([2.0, 1.0]), row([0.8, 0.8])
+    with pytest.raises(NonFiniteError, match="too stiff"):
+        white(flow, shared, times, s)
+    found = linear_flow(flow, s, shared, 1 - shared, times, partial=True)
+    assert 2 < len(found.times) == len(found.erank_online) == len(found.encoder) < 201
+    assert_close(found.times, times[: len(found.times)])
+    assert float(found.erank_target[-1]) < 1.2 < 1.6 < float(found.erank_target[0])
+    assert (found.erank_target.diff() < 0).all()
