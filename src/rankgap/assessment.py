@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rankgap.errors import UserError
 from rankgap.filters import Gain, parse_gain
+from rankgap.gains import LARGEST
 from rankgap.methods import design
 from rankgap.pairs import low_pass_score
 from rankgap.runs import RunFolder
@@ -275,7 +276,7 @@ def _numerics(dtype: torch.dtype, reference: Reference, online: Gain | None, tar
     keep = seen > rank_tolerance(reference.rows, reference.columns, dtype) * seen[0]
     shares, largest = [], 0.0
     for gain in (online, target):
-        g = torch.ones_like(x) if gain is None else gain(seen)
+        g = torch.ones_like(x) if gain is None else gain(seen).clamp_max(LARGEST)
         g = torch.where(keep, g, 0.0).square()
         shares.append(float((noise * g).sum() / (seen.square() * g).sum()))
         largest = max(largest, float((seen * g.sqrt()).max()) * math.sqrt(reference.rows))
