@@ -18,8 +18,9 @@ from rankgap.assessment import Assessment, Reference, assess, reference_spectrum
 from rankgap.cli import main
 from rankgap.config import TrainConfig
 from rankgap.errors import UserError
-from rankgap.filters import Gain, spectral_filter
+from rankgap.filters import spectral_filter
 from rankgap.fitting import train
+from rankgap.gains import Gain
 from rankgap.pairs import pair_spectrum
 from rankgap.report import design_figure
 from rankgap.spectra import effective_rank

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from rankgap.errors import UserError
-from rankgap.filters import GAINS, Gain, SpectralFilter, parse_gain, spectral_filter
-from rankgap.gains import GRID, LARGEST, Expression, checked_gain
+from rankgap.filters import SpectralFilter, spectral_filter
+from rankgap.gains import GAINS, GRID, LARGEST, Expression, Gain, checked_gain, parse_gain
 from rankgap.methods import build, design
 from tests.matrices import gaussian
 

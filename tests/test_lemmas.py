@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rankgap.errors import UserError
-from rankgap.filters import Gain
+from rankgap.gains import Gain
 from rankgap.spectra import Convention, effective_rank_of
 from rankgap.theory import filter_lemma, majorises, step_lemma
 from tests.matrices import gaussian

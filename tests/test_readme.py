@@ -8,8 +8,8 @@ import torch
 
 import rankgap
 from rankgap.config import TrainConfig
-from rankgap.filters import GAINS
 from rankgap.fitting import train
+from rankgap.gains import GAINS
 from rankgap.methods import METHODS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import UserError
-from rankgap.filters import Gain, parse_gain
-from rankgap.gains import LARGEST
+from rankgap.gains import LARGEST, Gain, parse_gain
 from rankgap.methods import design
 from rankgap.pairs import low_pass_score
 from rankgap.runs import RunFolder

@@ -9,113 +9,20 @@ Shapes: N rows of all ranks, D columns, R = min(N, D), `...` leading batch dimen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rankgap.errors import UserError, unknown
-from rankgap.gains import GRID, Expression, checked_gain, is_expression
+from rankgap.errors import unknown
+from rankgap.gains import GAINS as GAINS
+from rankgap.gains import Gain as Gain
+from rankgap.gains import parse_gain as parse_gain
 from rankgap.spectra import check_batch, gather_rows, gram_basis
 
 Side = Literal["online", "target"]
 Scale = Literal["rms", "raw"]
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """A gain g on singular values x > 0.
-
-    Args:
-        name: how the user writes it.
-        function: g, elementwise; the null space never reaches it.
-        is_low_pass: g is non-decreasing (lowers the effective rank: it belongs on the online branch).
-        is_high_pass: g is non-increasing (raises it where x g(x) is non-decreasing: it belongs on the target).
-    """
-
-    name: str
-    function: Callable[[Tensor], Tensor]
-    is_low_pass: bool
-    is_high_pass: bool
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """g(x), elementwise."""
-        return self.function(x)
-
-    @classmethod
-    def of(cls, name: str, function: Callable[[Tensor], Tensor]) -> Gain:
-        """A gain from any monotone function; put into `GAINS`, it has a name everywhere.
-
-        It is looked at on 1e-5 <= x <= 1e4, on a logarithmic grid: what it does between the points or beyond
-        them is not seen (`check` looks at a spectrum).
-
-        Args:
-            name: how to call it.
-            function: g, elementwise.
-
-        Raises:
-            UserError: as `gains.checked_gain`.
-
-        Example:
-            >>> Gain.of("saturating", lambda x: x / (x + 1)).is_low_pass
-            True
-        """
-        _, low, high = checked_gain(name, function, GRID)
-        return cls(name, function, is_low_pass=low, is_high_pass=high)
-
-    def check(self, x: Tensor) -> Tensor:
-        """Values on a spectrum x > 0 (R,), float64; a `UserError` where it is no gain there (`checked_gain`)."""
-        return checked_gain(self.name, self.function, x)[0]
-
-
-def _log(x: Tensor) -> Tensor:
-    return x.log().clamp_min(0)  # below 1 the authors' |ln x| rises again: a high-pass
-
-
-def _log1p2(x: Tensor) -> Tensor:
-    return x.square().log1p()
-
-
-GAINS: dict[str, Gain] = {
-    "log": Gain("log", _log, is_low_pass=True, is_high_pass=False),
-    "log1p": Gain("log1p", torch.log1p, is_low_pass=True, is_high_pass=False),
-    "log1p2": Gain("log1p2", _log1p2, is_low_pass=True, is_high_pass=False),
-}
-
-
-def parse_gain(spec: str) -> Gain:
-    """A gain by name: `power:p` is x^p, `log` is max(ln x, 0), `log1p` is ln(1 + x), `log1p2` is ln(1 + x^2).
-
-    The RDM paper's range: online p in {0.3 .. 2} and the three logs; target p in {-0.3, -0.5, -0.7, -1}, where
-    -1 makes all non-zero singular values equal (whitening). Or a formula of your own, in s: "s/(s+0.1)" (see
-    `gains.Expression`, and `Gain.of` for what is checked).
-
-    Raises:
-        UserError: an unknown name, with the nearest one there is, an exponent that is not a finite number, or a
-            formula that is no gain.
-
-    Example:
-        >>> parse_gain("power:0.5")(torch.tensor([4.0, 1.0]))
-        tensor([2., 1.])
-    """
-    if spec in GAINS:
-        return GAINS[spec]
-    if is_expression(spec):
-        return Gain.of(spec, Expression(spec))
-    name, _, exponent = spec.partition(":")
-    if name != "power":
-        raise unknown("gain", spec, [*GAINS, "power:p"])
-    try:
-        p = float(exponent)
-    except ValueError:
-        p = math.nan
-    if not math.isfinite(p):
-        raise UserError(f"gain {spec!r}: expected power:p with a finite number p, such as power:0.5 or power:-0.5")
-    return Gain(f"power:{p:g}", partial(torch.pow, exponent=p), is_low_pass=p >= 0, is_high_pass=p <= 0)
 
 
 class _HeldMap(torch.autograd.Function):

@@ -32,7 +32,7 @@ from scipy.integrate import DOP853
 from torch import Tensor
 
 from rankgap.errors import NonFiniteError, UserError, unknown
-from rankgap.filters import Gain, parse_gain
+from rankgap.gains import Gain, parse_gain
 from rankgap.spectra import above_noise, effective_rank_of, rank_tolerance, solve_gram
 
 Predictor = Literal["filter", "fixed", "learned"]

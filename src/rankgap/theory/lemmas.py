@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import UserError
-from rankgap.filters import Gain, parse_gain
-from rankgap.gains import checked_gain
+from rankgap.gains import Gain, checked_gain, parse_gain
 from rankgap.spectra import Convention, effective_rank_of
 
 _ROUNDING = 1e-9
