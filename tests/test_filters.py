@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rankgap.errors import NonFiniteError, UserError
-from rankgap.filters import GAINS, Gain, Scale, Side, SpectralFilter, parse_gain, spectral_filter
+from rankgap.filters import Scale, Side, SpectralFilter, spectral_filter
+from rankgap.gains import GAINS, Gain, parse_gain
 from rankgap.pairs import measured_filter
 from rankgap.spectra import effective_rank, mean_energy, rank_tolerance, singular_values
 from tests.matrices import gaussian, orthogonal

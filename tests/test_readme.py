@@ -9,6 +9,7 @@ import torch
 import rankgap
 from rankgap.config import TrainConfig
 from rankgap.fitting import train
+from rankgap.gains import GAINS
 from rankgap.methods import METHODS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -20,13 +21,15 @@ def test_the_readme_s_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch
     train(TrainConfig(data="digits", limit=64, epochs=1, batch_size=32, protocol="none", out="runs/photos"))
     images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     names = {"images": images, **dict(METHODS)}
-    before = dict(METHODS)
+    before, gains = dict(METHODS), dict(GAINS)
     try:
         for block in BLOCKS:
             exec(compile(block, "README.md", "exec"), names)
     finally:
         METHODS.clear()
         METHODS.update(before)
+        GAINS.clear()
+        GAINS.update(gains)
     assert len(BLOCKS) >= 3
 
 

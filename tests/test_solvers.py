@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rankgap.errors import UserError
-from rankgap.filters import Solver, SpectralFilter, parse_gain, spectral_filter
+from rankgap.filters import Solver, SpectralFilter, spectral_filter
+from rankgap.gains import parse_gain
 from rankgap.products import gain_by_products, square_roots
 from rankgap.spectra import effective_rank, mean_energy, rank_tolerance
 from tests.matrices import gaussian, with_spectrum

@@ -179,6 +179,27 @@ def methods() -> None:
     show_methods()
 
 
+def design(
+    online: str | None = None, target: str | None = None, spectrum: str | None = None, out: str = "design.png"
+) -> None:
+    """Look at a pair of filters without training: kind, rank difference, growth, numerics, and a picture.
+
+    Args:
+        online: the gain of the online filter: power:0.5, log1p, or a formula in s, such as "s/(s+0.1)".
+        target: the gain of the target filter (power:-0.5).
+        spectrum: what to look at it on: a run folder, a file of numbers, or numbers (4,3,2,1), singular values
+            over sqrt(batch size); by default 256 directions whose eigenvalues fall as 1/j.
+        out: the picture's file.
+    """
+    from rankgap.assessment import assess, reference_spectrum
+    from rankgap.console import show_assessment
+    from rankgap.report import design_figure
+
+    found = assess(online, target, reference_spectrum(spectrum))
+    design_figure(found, out)
+    show_assessment(found, Path(out))
+
+
 def inspect_data(
     data: str,
     method: str = "simsiam",
@@ -217,6 +238,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "watch": watch,
     "methods": methods,
+    "design": design,
     "inspect": inspect_data,
 }
 _POSITIONAL = {

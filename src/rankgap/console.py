@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from rankgap.assessment import UNITS, Assessment
 from rankgap.data import Inspection
 from rankgap.diagnosis import Diagnosis
 from rankgap.experiment import Experiment
@@ -210,10 +211,65 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
     console.print(f"views beside their images: {picture}", highlight=False, soft_wrap=True)
 
 
+def show_assessment(found: Assessment, picture: Path) -> None:
+    """Print what a pair of filters would do, and what speaks against it.
+
+    Args:
+        found: the pair, assessed.
+        picture: where its picture is.
+    """
+    kinds = {(True, False): "low-pass", (False, True): "high-pass", (True, True): "constant"}
+    flow, baseline = (each.erank_online.tolist() for each in (found.flow, found.baseline))
+    time = float(found.flow.times[-1]) / found.unit
+    ended = "" if time > UNITS - 1e-6 else ", where directions die out"
+    rows = {
+        "spectrum": f"{found.reference.name}: erank {found.erank:.1f}, {found.null} null",
+        "gains": ", ".join(
+            f"{side} {gain.name} ({kinds.get((gain.is_low_pass, gain.is_high_pass), 'neither')})"
+            for side, gain in found.gains.items()
+        ),
+        "pair": f"{found.kind}: online against target, score {found.score:+.2f}",
+        "erank": f"online {found.erank_online:.1f}, target {found.erank_target:.1f}: "
+        f"rank difference {found.rank_difference:+.1f}",
+        "filter lemma": "\n".join(
+            f"{side}: {lemma.claim}, {lemma.left:.1f} >= {lemma.right:.1f}"
+            if lemma.premise
+            else f"{side}: promises nothing"
+            for side, lemma in found.lemmas.items()
+        ),
+        "linear flow": f"online erank {flow[0]:.1f} -> {flow[-1]:.1f} by time {time:.3g}{ended}; "
+        f"{found.rate:+.1f} a unit of time at first\nwithout filters {baseline[0]:.1f} -> {baseline[-1]:.1f}",
+        "dynamic range": ", ".join(f"{name} {spread:.3g}" for name, spread in found.ranges.items()),
+        "rounding": "\n".join(
+            f"{each.dtype}: online {each.rounding_online:.1g} of the energy, target {each.rounding_target:.1g}"
+            for each in found.numerics
+        ),
+        "largest output": ", ".join(f"{each.largest:.1g} of {each.dtype}'s" for each in found.numerics),
+    }
+    table = Table(title=found.title, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in rows.items():
+        table.add_row(name, escape(value))
+    console.print(table)
+    for warning in (warnings := found.warnings()):
+        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False)
+    if not warnings:
+        console.print("nothing speaks against it: dimensions grow, and the numbers are safe in every dtype above")
+    console.print(
+        "[dim]erank: of the correlation. Flow: the linear model, cosine loss, from white inputs; views share "
+        "x²/(x² + n) of a direction, n a quarter of the mean x²; a unit of time is the sum of x². It compares "
+        "designs and does not foretell a run's ranks. Dynamic range: strongest over weakest singular value.[/dim]",
+        highlight=False,
+    )
+    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+
+
 def show_methods() -> None:
     """Print the zoo."""
     table = Table(
-        caption="Any gain goes on any row: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2).",
+        caption="Any gain goes on any row: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, "
+        "or a formula in s).",
         caption_justify="left",
     )
     for column in ("method", "online map", "target map", "teacher", "alignment", "source"):

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -20,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
+from rankgap.gains import Gain, parse_gain
 from rankgap.products import gain_by_products
 from rankgap.spectra import (
     check_batch,
@@ -35,77 +33,6 @@ Side = Literal["online", "target"]
 Scale = Literal["rms", "raw"]
 Solver = Literal["auto", "gram", "svd", "iterative"]
 Estimator = Literal["batch", "ema"]
-
-
-@dataclass(frozen=True, slots=True)
-class Gain:
-    """A gain g on singular values x > 0.
-
-    Args:
-        name: how the user writes it.
-        function: g, elementwise; the null space never reaches it.
-        is_low_pass: g is non-decreasing (lowers the effective rank: it belongs on the online branch).
-        is_high_pass: g is non-increasing (raises it where x g(x) is non-decreasing: it belongs on the target).
-        power: p where g(x) = x^p, else None.
-    """
-
-    name: str
-    function: Callable[[Tensor], Tensor]
-    is_low_pass: bool
-    is_high_pass: bool
-    power: float | None = None
-
-    @property
-    def gram_power(self) -> int:
-        """The m >= 1 with g(x) = x^2m, the Gram matrix's own m-th power, which needs no solver; 0 for none."""
-        even = self.power is not None and self.power > 0 and self.power % 2 == 0
-        return int(self.power or 0) // 2 if even else 0
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """g(x), elementwise."""
-        return self.function(x)
-
-
-def _log(x: Tensor) -> Tensor:
-    return x.log().clamp_min(0)  # below 1 the authors' |ln x| rises again: a high-pass
-
-
-def _log1p2(x: Tensor) -> Tensor:
-    return x.square().log1p()
-
-
-GAINS: dict[str, Gain] = {
-    "log": Gain("log", _log, is_low_pass=True, is_high_pass=False),
-    "log1p": Gain("log1p", torch.log1p, is_low_pass=True, is_high_pass=False),
-    "log1p2": Gain("log1p2", _log1p2, is_low_pass=True, is_high_pass=False),
-}
-
-
-def parse_gain(spec: str) -> Gain:
-    """A gain by name: `power:p` is x^p, `log` is max(ln x, 0), `log1p` is ln(1 + x), `log1p2` is ln(1 + x^2).
-
-    The RDM paper's range: online p in {0.3 .. 2} and the three logs; target p in {-0.3, -0.5, -0.7, -1}, where
-    -1 makes all non-zero singular values equal (whitening).
-
-    Raises:
-        UserError: an unknown name, with the nearest one there is, or an exponent that is not a finite number.
-
-    Example:
-        >>> parse_gain("power:0.5")(torch.tensor([4.0, 1.0]))
-        tensor([2., 1.])
-    """
-    if spec in GAINS:
-        return GAINS[spec]
-    name, _, exponent = spec.partition(":")
-    if name != "power":
-        raise unknown("gain", spec, [*GAINS, "power:p"])
-    try:
-        p = float(exponent)
-    except ValueError:
-        p = math.nan
-    if not math.isfinite(p):
-        raise UserError(f"gain {spec!r}: expected power:p with a finite number p, such as power:0.5 or power:-0.5")
-    return Gain(f"power:{p:g}", partial(torch.pow, exponent=p), is_low_pass=p >= 0, is_high_pass=p <= 0, power=p)
 
 
 class _HeldMap(torch.autograd.Function):

@@ -16,7 +16,8 @@ from torch import nn
 from rankgap.backbones import Encoder, build_encoder
 from rankgap.branches import ALIGNMENTS, Branch, DualBranch
 from rankgap.errors import UserError, unknown
-from rankgap.filters import Scale, Side, SpectralFilter, parse_gain
+from rankgap.filters import Scale, Side, SpectralFilter
+from rankgap.gains import parse_gain
 from rankgap.maps import Assignment, CentredAssignment, PerView, Prototypes, SinkhornCodes, mlp
 from rankgap.recipes import Heads, load_recipe
 

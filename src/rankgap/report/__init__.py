@@ -1,5 +1,6 @@
-"""Pictures of runs."""
+"""Pictures of runs and of designs."""
 
+from rankgap.report.design import design_figure
 from rankgap.report.figures import (
     RankTrace,
     ResultRow,
@@ -15,6 +16,7 @@ __all__ = [
     "ResultRow",
     "alignment_figure",
     "contact_sheet",
+    "design_figure",
     "filters_figure",
     "mini_figure",
     "ranks_figure",

@@ -67,7 +67,8 @@ class ResultRow:
     erank_target: Sequence[float]
 
 
-def _plain(axes: Axes) -> None:
+def plain(axes: Axes) -> None:
+    """Axes without a box, on a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#BFBFBF")
     axes.tick_params(colors=GREY, labelsize=8, length=3)
@@ -82,7 +83,7 @@ def save(figure: Figure, path: str | Path) -> Figure:
     return figure
 
 
-def _log_ticks(axis: Axis) -> None:
+def log_ticks(axis: Axis) -> None:
     """Ticks at 1, 2, 5, 10, ... written as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
@@ -127,7 +128,7 @@ def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = 
     values = values[np.isfinite(values) & (values > 0)]
     if values.size and values.max() > 10 * values.min():
         panels[0].set_yscale("log")
-        _log_ticks(panels[0].yaxis)
+        log_ticks(panels[0].yaxis)
     for panel, run in zip(panels, runs, strict=False):
         _rank_panel(panel, run)
     for panel, run in zip(panels, runs, strict=False):
@@ -144,7 +145,7 @@ def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = 
 
 def _rank_panel(axes: Axes, run: RankTrace) -> None:
     x, online, target = (np.asarray(v, dtype=float) for v in (run.step, run.erank_online, run.erank_target))
-    _plain(axes)
+    plain(axes)
     marker = "o" if len(x) < 2 else ""
     axes.plot(x, target, color=TARGET, linewidth=1.5, marker=marker, label="target")
     axes.plot(x, online, color=ONLINE, linewidth=1.5, marker=marker, label="online")
@@ -214,7 +215,7 @@ def mini_figure(
     figure.subplots_adjust(left=left / width, right=1 - 0.25 / width, top=top, bottom=0.55 / height, wspace=0.08)
     accuracy, ranks = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1.15, 1)})
     for axes in (accuracy, ranks):
-        _plain(axes)
+        plain(axes)
         axes.tick_params(axis="y", length=0)
     for y, row in enumerate(rows):
         _seeds(accuracy, y + 0.13, row.knn, KNN, "o")
@@ -225,7 +226,7 @@ def mini_figure(
     accuracy.set_xlabel("accuracy (%)", size=9, color=GREY)
     ranks.set_xlabel("final effective rank, of the correlation (log scale)", size=9, color=GREY)
     ranks.set_xscale("log")
-    _log_ticks(ranks.xaxis)
+    log_ticks(ranks.xaxis)
     for axes, labels in (
         (accuracy, (("kNN", KNN, "o"), ("linear", LINEAR, "D"))),
         (ranks, (("online", ONLINE, "o"), ("target", TARGET, "o"))),
@@ -283,7 +284,7 @@ def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figu
         panel.set_title(f"{name}: mean {values.mean():.2f}", size=9, weight="bold", loc="left", parse_math=False)
         panel.set_ylim(0, 1.04)
         panel.set_xscale("log")
-        _log_ticks(panel.xaxis)
+        log_ticks(panel.xaxis)
         panel.set_xlabel("rank of the eigenvector", size=8, color=GREY)
     panels[0][0].set_ylabel("alignment", size=8, color=GREY)
     return save(figure, path)
@@ -347,5 +348,5 @@ def _panel_row(
     )
     panels: NDArray[np.object_] = figure.subplots(rows, len(runs), squeeze=False)
     for panel in panels.ravel():
-        _plain(panel)
+        plain(panel)
     return figure, panels

@@ -1,0 +1,282 @@
+"""Gains of spectral filters: by name, as a formula in s, or any monotone function; and what each must be.
+
+A formula is read with `ast` and evaluated node by node; there is no `eval`, and nothing but the names below is
+ever looked up.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rankgap.errors import UserError, unknown
+
+GRID = torch.logspace(-5, 4, 1801, dtype=torch.float64)  # where a gain of one's own is looked at: 200 a decade
+LARGEST = torch.finfo(torch.float32).max  # filters run in float32
+_LONGEST = 200  # characters; it bounds the depth of the tree as well
+_SAME = 1e-9  # values closer than this, relatively, count as equal: rounding is no reversal
+
+_OPERATORS: dict[type[ast.operator], Callable[[Tensor, Tensor], Tensor]] = {
+    ast.Add: torch.add,
+    ast.Sub: torch.sub,
+    ast.Mult: torch.mul,
+    ast.Div: torch.div,
+    ast.Pow: torch.pow,
+}
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "exp": torch.exp,
+    "log": torch.log,
+    "log1p": torch.log1p,
+    "sqrt": torch.sqrt,
+    "tanh": torch.tanh,
+}
+_EXTREMES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"max": torch.maximum, "min": torch.minimum}
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """A gain g on singular values x > 0.
+
+    Args:
+        name: how the user writes it.
+        function: g, elementwise; the null space never reaches it.
+        is_low_pass: g is non-decreasing (lowers the effective rank: it belongs on the online branch).
+        is_high_pass: g is non-increasing (raises it where x g(x) is non-decreasing: it belongs on the target).
+        power: p where g(x) = x^p, else None.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    is_low_pass: bool
+    is_high_pass: bool
+    power: float | None = None
+
+    @property
+    def gram_power(self) -> int:
+        """The m >= 1 with g(x) = x^2m, the Gram matrix's own m-th power, which needs no solver; 0 for none."""
+        even = self.power is not None and self.power > 0 and self.power % 2 == 0
+        return int(self.power or 0) // 2 if even else 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """g(x), elementwise."""
+        return self.function(x)
+
+    @classmethod
+    def of(cls, name: str, function: Callable[[Tensor], Tensor]) -> Gain:
+        """A gain from any monotone function; put into `GAINS`, it has a name everywhere.
+
+        It is looked at on 1e-5 <= x <= 1e4, on a logarithmic grid: what it does between the points or beyond
+        them is not seen (`check` looks at a spectrum).
+
+        Args:
+            name: how to call it.
+            function: g, elementwise.
+
+        Raises:
+            UserError: as `checked_gain`.
+
+        Example:
+            >>> Gain.of("saturating", lambda x: x / (x + 1)).is_low_pass
+            True
+        """
+        _, low, high = checked_gain(name, function, GRID)
+        return cls(name, function, is_low_pass=low, is_high_pass=high)
+
+    def check(self, x: Tensor) -> Tensor:
+        """Values on a spectrum x > 0 (R,), float64; a `UserError` where it is no gain there (`checked_gain`)."""
+        return checked_gain(self.name, self.function, x)[0]
+
+
+def _log(x: Tensor) -> Tensor:
+    return x.log().clamp_min(0)  # below 1 the authors' |ln x| rises again: a high-pass
+
+
+def _log1p2(x: Tensor) -> Tensor:
+    return x.square().log1p()
+
+
+GAINS: dict[str, Gain] = {
+    "log": Gain("log", _log, is_low_pass=True, is_high_pass=False),
+    "log1p": Gain("log1p", torch.log1p, is_low_pass=True, is_high_pass=False),
+    "log1p2": Gain("log1p2", _log1p2, is_low_pass=True, is_high_pass=False),
+}
+
+
+def parse_gain(spec: str) -> Gain:
+    """A gain by name: `power:p` is x^p, `log` is max(ln x, 0), `log1p` is ln(1 + x), `log1p2` is ln(1 + x^2).
+
+    The RDM paper's range: online p in {0.3 .. 2} and the three logs; target p in {-0.3, -0.5, -0.7, -1}, where
+    -1 makes all non-zero singular values equal (whitening). Or a formula of your own, in s: "s/(s+0.1)" (see
+    `Expression`, and `Gain.of` for what is checked).
+
+    Raises:
+        UserError: an unknown name, with the nearest one there is, an exponent that is not a finite number, or a
+            formula that is no gain.
+
+    Example:
+        >>> parse_gain("power:0.5")(torch.tensor([4.0, 1.0]))
+        tensor([2., 1.])
+    """
+    if spec in GAINS:
+        return GAINS[spec]
+    if is_expression(spec):
+        return Gain.of(spec, Expression(spec))
+    name, _, exponent = spec.partition(":")
+    if name != "power":
+        raise unknown("gain", spec, [*GAINS, "power:p"])
+    try:
+        p = float(exponent)
+    except ValueError:
+        p = math.nan
+    if not math.isfinite(p):
+        raise UserError(f"gain {spec!r}: expected power:p with a finite number p, such as power:0.5 or power:-0.5")
+    return Gain(
+        f"power:{p:g}", functools.partial(torch.pow, exponent=p), is_low_pass=p >= 0, is_high_pass=p <= 0, power=p
+    )
+
+
+def is_expression(spec: str) -> bool:
+    """Whether `spec` is meant as an expression: `s`, or anything that is not a name with or without a value."""
+    return spec == "s" or re.fullmatch(r"\s*|[A-Za-z_]\w*(:.*)?", spec) is None
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """A gain as a formula: numbers, s, + - * / **, and log, log1p, exp, sqrt, tanh, min, max.
+
+    It is its text alone, so that it can be pickled and compared.
+
+    Args:
+        text: such as "s/(s+0.1)".
+
+    Example:
+        >>> Expression("s/(s+1)")(torch.tensor([1.0, 3.0]))
+        tensor([0.5000, 0.7500])
+    """
+
+    text: str
+
+    def __call__(self, s: Tensor) -> Tensor:
+        """The formula's value, elementwise, in the dtype of `s`.
+
+        Raises:
+            UserError: the text is no such formula; says where.
+        """
+        return _value(_tree(self.text), s, self.text).expand_as(s)
+
+
+@functools.lru_cache(maxsize=256)
+def _tree(text: str) -> ast.expr:
+    if len(text) > _LONGEST:
+        raise UserError(f"a gain's formula has at most {_LONGEST} characters, this one has {len(text)}")
+    try:
+        return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"gain {text!r} is no formula: {error}; expected one such as 's/(s+0.1)'") from error
+
+
+def _value(node: ast.expr, s: Tensor, text: str) -> Tensor:
+    match node:
+        case ast.Name(id="s"):
+            return s
+        case ast.Name(id=name):
+            raise unknown(f"name in gain {text!r}:", name, ["s", *_FUNCTIONS, *_EXTREMES])
+        case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+            if abs(number) > LARGEST:  # an int may be too large for a float
+                raise UserError(f"gain {text!r}: a number in it is beyond float32 ({LARGEST:.3g})")
+            return torch.full((), float(number), dtype=s.dtype, device=s.device)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_value(operand, s, text)
+        case ast.BinOp(op=ast.BitXor()):
+            raise UserError(f"gain {text!r}: a power is written **, not ^")
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_value(left, s, text), _value(right, s, text))
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
+            values = [_value(argument, s, text) for argument in arguments]
+            if name in _FUNCTIONS and len(values) == 1:
+                return _FUNCTIONS[name](values[0])
+            if name in _EXTREMES and len(values) >= 2:
+                return functools.reduce(_EXTREMES[name], values)
+            if name not in (*_FUNCTIONS, *_EXTREMES):
+                raise unknown(f"function in gain {text!r}:", name, [*_FUNCTIONS, *_EXTREMES])
+            wanted = "one value" if name in _FUNCTIONS else "two values or more"
+            raise UserError(f"gain {text!r}: {name} takes {wanted}, got {len(values)}")
+    raise UserError(
+        f"gain {text!r}: {ast.unparse(node)!r} is not allowed in it; a gain is made of numbers, s, + - * / ** and "
+        f"{', '.join([*_FUNCTIONS, *_EXTREMES])}"
+    )
+
+
+def checked_gain(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, bool, bool]:
+    """A gain's values on a spectrum, and its kind there.
+
+    Args:
+        name: what to call the gain in an error.
+        function: g, elementwise.
+        x: singular values as the gain sees them (R,), above 0, in any order.
+
+    Returns:
+        g(x) (R,) float64; whether g is non-decreasing on it; whether non-increasing (both where it is constant).
+
+    Raises:
+        UserError: the spectrum is none; or the gain is no elementwise function, negative, not a number, not
+            monotone, zero throughout, or g(x) or x g(x) beyond float32. It says at which s, with the value, and
+            what to write instead.
+    """
+    if x.ndim != 1 or not len(x) or not ((x > 0) & x.isfinite()).all():
+        raise UserError(f"gain {name!r}: a spectrum is a row of finite numbers above 0, got {_shown(x)}")
+    x = x.double()
+    values = function(x)
+    if not isinstance(values, Tensor) or values.shape != x.shape:
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(f"gain {name!r} must give a tensor of one value for each of {len(x)}, got {got}")
+    values = values.double()
+
+    def first(bad: Tensor) -> str:
+        i = int(bad.nonzero()[0])
+        return f"at s = {float(x[i]):.4g}: it gives {float(values[i]):.4g}"
+
+    if (bad := values.isnan()).any():
+        raise UserError(f"gain {name!r} is not a number {first(bad)}; keep s where it is defined, as max(s, 1)")
+    if (bad := (values.abs() > LARGEST) | (values.abs() * x > LARGEST)).any():
+        raise UserError(
+            f"gain {name!r} overflows float32 {first(bad)}; bound it: min(s, ...) for s, or a lower power"
+        )
+    if (bad := values < 0).any():
+        raise UserError(f"gain {name!r} is negative {first(bad)}; a gain is at least 0: clip it, max({name}, 0)")
+    if not values.any():
+        raise UserError(
+            f"gain {name!r} is 0 at every s from {float(x.min()):.4g} to {float(x.max()):.4g}: nothing passes; "
+            "scale s up in it, or take log1p"
+        )
+    low, high, turn = _monotone(x, values)
+    if turn is not None:
+        raise UserError(
+            f"gain {name!r} is not monotone: it turns at s = {turn:.4g}; a low-pass never falls and a high-pass "
+            f"never rises: put min(s, {turn:.4g}) or max(s, {turn:.4g}) in place of s"
+        )
+    return values, low, high
+
+
+def _monotone(x: Tensor, values: Tensor) -> tuple[bool, bool, float | None]:
+    """Whether values never fall along rising x, never rise, and where they first turn."""
+    x, order = x.sort()
+    values = values[order]
+    step = values.diff()
+    real = step.abs() > _SAME * torch.maximum(values[1:], values[:-1])
+    rises, falls = real & (step > 0), real & (step < 0)
+    if not (rises.any() and falls.any()):
+        return not falls.any(), not rises.any(), None
+    turn = max(int(rises.nonzero()[0]), int(falls.nonzero()[0]))
+    return False, False, float(x[turn])
+
+
+def _shown(x: Tensor) -> str:
+    return f"{x.tolist()[:4]} of shape {tuple(x.shape)}" if x.numel() else "none"
