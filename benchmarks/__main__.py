@@ -67,7 +67,10 @@ def main() -> None:
     if unknown := [name for name in names if name not in SUITES]:
         parser.error(f"no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
     settings = Settings(repeats=given.repeats, peers=given.peers, data=given.data)
-    found = [x for name in names for x in importlib.import_module(f"benchmarks.suites.{name}").measure(settings)]
+    found: list[Row | Growth] = []
+    for name in names:
+        found += importlib.import_module(f"benchmarks.suites.{name}").measure(settings)
+        print(f"{name}: done", flush=True)
     rows = [row for row in found if isinstance(row, Row)]
     growths = [growth for growth in found if isinstance(growth, Growth)]
     parts = ([table(rows)] if rows else []) + ([growth_table(growths)] if growths else [])

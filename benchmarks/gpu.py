@@ -40,7 +40,6 @@ DESIGNS: dict[str, dict[str, str]] = {
     "online power:1": {"online": "power:1"},
     "target power:-0.5": {"target": "power:-0.5"},
 }
-RUNS = ("simsiam", "byol", "online power:1", "target power:-0.5")
 NOT = "not measured"
 
 
@@ -53,6 +52,7 @@ class Size:
         batches: images a step.
         steps: of a measurement.
         epochs: of a run.
+        runs: designs to train in full.
         suites: of `python -m benchmarks`.
     """
 
@@ -60,10 +60,11 @@ class Size:
     batches: tuple[int, ...] = (256, 1024)
     steps: int = 40
     epochs: int = 100
+    runs: tuple[str, ...] = ("simsiam", "byol", "online power:1", "target power:-0.5")
     suites: tuple[str, ...] = ("views", "step", "filters", "monitor", "eval", "scale")
 
 
-TINY = Size(backbone="resnet_tiny", batches=(16,), steps=4, epochs=1, suites=("monitor",))
+TINY = Size(backbone="resnet_tiny", batches=(16,), steps=4, epochs=1, runs=("byol",), suites=("report",))
 
 
 def suite(name: str) -> list[dict[str, Any]]:
@@ -118,7 +119,7 @@ def units(size: Size, data: str, out: Path, deadline: float) -> dict[str, tuple[
         for batch in size.batches
         for design in DESIGNS
     }
-    runs = {f"run {design}": (60.0, partial(run, design, size, data, out, deadline)) for design in RUNS}
+    runs = {f"run {design}": (60.0, partial(run, design, size, data, out, deadline)) for design in size.runs}
     return steps | runs | {f"suite {name}": (150.0, partial(suite, name)) for name in size.suites}
 
 
@@ -133,7 +134,7 @@ def report(done: dict[str, Any], size: Size) -> str:
             cells += [f"{found['images_per_second']:,.0f}", f"{found['share']:.0%}"] if found else [NOT, NOT]
         lines.append(f"| {design} | {' | '.join(cells)} |")
     lines += ["", f"| {size.epochs} epochs | kNN | linear | minutes of training |", "|---|--:|--:|--:|"]
-    for design in RUNS:
+    for design in size.runs:
         found = done.get(f"run {design}")
         cells = (
             [f"{found['knn']:.1%}", f"{found['linear']:.1%}", f"{found['seconds'] / 60:.1f}"]

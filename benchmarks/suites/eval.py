@@ -21,13 +21,15 @@ NEIGHBOURS, TEMPERATURE = 20, 0.1
 
 
 def features(rows: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Overlapping classes with a decaying spectrum and a mean, as an encoder gives them; unit rows, labels."""
+    """Overlapping classes as encoders give them: a decaying spectrum in no axis' direction, a mean; unit rows."""
     shared = torch.Generator().manual_seed(0)
     scales = torch.logspace(0, -1.5, WIDTH)
-    centres = torch.randn(CLASSES, WIDTH, generator=shared) * scales * 0.3
+    centres = torch.randn(CLASSES, WIDTH, generator=shared) * scales * 0.08
+    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=shared))[0]
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, CLASSES, (rows,), generator=generator)
-    z = centres[labels] + torch.randn(rows, WIDTH, generator=generator) * scales + 0.1
+    nuisance = torch.randn(rows, WIDTH, generator=generator) * torch.where(torch.arange(WIDTH) < 8, 1.0, 0.4)
+    z = (centres[labels] + nuisance * scales) @ turn + 0.1
     return torch.nn.functional.normalize(z), labels
 
 

@@ -1,0 +1,89 @@
+"""Where a training step's time goes, by kind of operation.
+
+    python -m benchmarks.profile [--backbone resnet_tiny] [--batch 256] [--compile]
+
+The table is torch's profiler over some steps of SimSiam, random images of 32 px in memory, our trainer's module in
+a plain loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import rankgap as rg
+from benchmarks.machine import machine
+from benchmarks.suites.step import Case, our_side
+from rankgap.training import build_optimizer
+
+STEPS = 5
+# The first kind whose word is in an operation's name.
+KINDS = {
+    "convolution, backward": ("convolution_backward",),
+    "convolution": ("convolution", "mkldnn_conv"),
+    "batch norm, backward": ("batch_norm_backward",),
+    "batch norm": ("batch_norm",),
+    "compiled kernels": ("graph_", "triton_", "CompiledFunction"),
+    "linear": ("aten::mm", "addmm", "bmm", "linear"),
+    "optimiser": ("_fused_sgd", "_foreach", "Optimizer"),
+    "crop and flip": ("grid_sampler",),
+    "casts and copies": ("aten::copy_", "aten::_to_copy", "aten::cat", "aten::stack", "aten::fill_"),
+    "activations and sums": ("threshold_backward", "aten::add", "relu", "clamp", "aten::mul", "aten::div"),
+}
+
+
+def kind_of(name: str) -> str:
+    """The kind of an operation."""
+    return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "all else")
+
+
+def measure(backbone: str, batch: int, *, compiled: bool) -> tuple[Counter[str], float]:
+    """Milliseconds a step by kind, and in all."""
+    module, data, _ = our_side(Case(backbone, batch, 2, 0, 0), rg.design("simsiam"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module.to(device)
+    if compiled:
+        module.model.encoder().compile(fullgraph=True)
+    optimizer = build_optimizer(module.model, module.optimizer)
+    images = data.images.batch(range(batch)).images.to(device)
+    generator = torch.Generator(device)
+
+    def step() -> None:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            outputs = module.model(module.views(images, None, generator))
+        optimizer.zero_grad()
+        outputs.loss.backward()
+        optimizer.step()
+
+    for _ in range(3):
+        step()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    with profile(activities=activities) as found:
+        for _ in range(STEPS):
+            step()
+    times: Counter[str] = Counter()
+    for event in found.key_averages():
+        micros = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        times[kind_of(event.key)] += micros / 1000 / STEPS
+    return times, times.total()
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="resnet_tiny")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--compile", action="store_true", help="the encoder")
+    given = parser.parse_args()
+    times, total = measure(given.backbone, given.batch, compiled=given.compile)
+    print(f"{machine()}\n\n| kind | ms a step | share |\n|---|--:|--:|")
+    for kind, milliseconds in times.most_common():
+        print(f"| {kind} | {milliseconds:.1f} | {milliseconds / total:.0%} |")
+    print(f"| in all | {total:.1f} | |")
+
+
+if __name__ == "__main__":
+    main()
