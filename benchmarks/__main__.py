@@ -1,9 +1,9 @@
-"""Measure what the project claims of its speed, side by side in one run, and write the table beside this file.
+"""Measure what the project claims of its speed, side by side in one run, and write the tables beside this file.
 
 python -m benchmarks [--suite views,step,filters,monitor,eval,report,run,scale] [--peers] [--data hf:DIR]
 
 --peers also compares with kornia and lightly: pip install '.[bench]'. --data is CIFAR-10, for the suite that
-measures a whole run (`run`). The same command runs on a GPU.
+measures a whole run (`run`). The tables keep what other suites found before. The same command runs on a GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import machine
 from benchmarks.suites.scale import Growth
@@ -33,7 +34,7 @@ def table(rows: list[Row]) -> str:
         low, high = row.spread
         lines.append(
             f"| {row.what} | {row.against} | {row.seconds:.3f} | {ratio} | {low:.3f} to {high:.3f} | {row.bar} | "
-            f"{'yes' if row.met else 'no'} |"
+            f"{'yes' if row.met else '**no**'} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -46,12 +47,38 @@ def growth_table(growths: list[Growth]) -> str:
     ]
     for growth in growths:
         columns = [growth.sizes, [1000 * t for t in growth.seconds], growth.mebibytes]
-        sizes, times, memory = (", ".join(f"{x:,.4g}" if x < 1000 else f"{x:,.0f}" for x in c) for c in columns)
+        sizes, times, memory = (", ".join(f"{x:,.3g}" if x < 1000 else f"{x:,.0f}" for x in c) for c in columns)
         lines.append(
             f"| {growth.what} | {growth.over} | {sizes} | {times} | {growth.exponent(growth.seconds):.2f} | "
             f"{memory} | {growth.exponent(growth.mebibytes):.2f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def measured(name: str, settings: Settings) -> dict[str, Any]:
+    """A suite, run now: where, how, and what it found."""
+    found = importlib.import_module(f"benchmarks.suites.{name}").measure(settings)
+    return {
+        "machine": machine(),
+        "repeats": settings.repeats,
+        "peers": settings.peers,
+        "found": [dataclasses.asdict(each) for each in found],
+    }
+
+
+def tables(suites: dict[str, dict[str, Any]]) -> str:
+    """All that is known, a section a suite."""
+    parts = ["# Speed\n\nSeconds are medians; a ratio is the median over repetitions that took turns.\n"]
+    for name in SUITES:
+        if name not in suites:
+            parts.append(f"## {name}\n\nNot measured.\n")
+            continue
+        suite = suites[name]
+        flags = f"--suite {name} --repeats {suite['repeats']}" + " --peers" * suite["peers"]
+        found = suite["found"]
+        text = growth_table([Growth(**x) for x in found]) if name == "scale" else table([Row(**x) for x in found])
+        parts.append(f"## {name}\n\n    python -m benchmarks {flags}\n\n{suite['machine']}\n\n{text}")
+    return "\n".join(parts)
 
 
 def main() -> None:
@@ -61,33 +88,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="of each measurement (default: %(default)s)")
     parser.add_argument("--peers", action="store_true", help="compare with the libraries of the bench extra too")
     parser.add_argument("--data", help="CIFAR-10, such as hf:DIR_OR_NAME; without it no whole run is measured")
-    parser.add_argument("--out", type=Path, default=HERE, help="folder of the results (default: beside this file)")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the tables (default: beside this file)")
     given = parser.parse_args()
     names = given.suite.split(",")
     if unknown := [name for name in names if name not in SUITES]:
         parser.error(f"no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
-    settings = Settings(repeats=given.repeats, peers=given.peers, data=given.data)
-    found: list[Row | Growth] = []
+    record = given.out / "speed.json"
+    suites: dict[str, dict[str, Any]] = json.loads(record.read_text()) if record.is_file() else {}
     for name in names:
-        found += importlib.import_module(f"benchmarks.suites.{name}").measure(settings)
+        suites[name] = measured(name, Settings(repeats=given.repeats, peers=given.peers, data=given.data))
+        record.write_text(json.dumps(suites, indent=2) + "\n")
+        (given.out / "speed.md").write_text(tables(suites))
         print(f"{name}: done", flush=True)
-    rows = [row for row in found if isinstance(row, Row)]
-    growths = [growth for growth in found if isinstance(growth, Growth)]
-    parts = ([table(rows)] if rows else []) + ([growth_table(growths)] if growths else [])
-    text = "\n".join(parts)
-    print(text)
-    flags = f"--suite {given.suite} --repeats {given.repeats}" + " --peers" * given.peers
-    (given.out / "speed.md").write_text(
-        f"# Speed\n\n    python -m benchmarks {flags}\n\n"
-        f"Machine: {machine()}. Ratios are medians over {given.repeats} repetitions in turns.\n\n{text}"
-    )
-    result = {
-        "machine": machine(),
-        "repeats": given.repeats,
-        "rows": [dataclasses.asdict(row) for row in rows],
-        "growth": [dataclasses.asdict(growth) for growth in growths],
-    }
-    (given.out / "speed.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(tables({name: suites[name] for name in names}))
 
 
 if __name__ == "__main__":

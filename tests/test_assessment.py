@@ -152,7 +152,7 @@ def test_a_high_pass_online_kills_directions_and_the_flow_is_told_up_to_there(tm
 def test_the_linear_flow_orders_filters_as_training_on_photographs_did() -> None:
     """Final online rank in the flow against kNN and target rank over three seeds: their order, not their size."""
     measured: dict[str, list[tuple[float, float]]] = {}
-    for each in json.loads(RESULTS.read_text()):
+    for each in json.loads(RESULTS.read_text())["runs"]:
         if each["row"].startswith("simsiam "):
             measured.setdefault(each["row"], []).append((each["results"]["knn"], each["results"]["erank_target"]))
     predicted = []

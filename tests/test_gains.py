@@ -15,8 +15,9 @@ from torch.testing import assert_close
 
 from rankgap.errors import UserError
 from rankgap.filters import SpectralFilter, spectral_filter
-from rankgap.gains import GAINS, GRID, LARGEST, Expression, Gain, checked_gain, parse_gain
+from rankgap.gains import GAINS, GRID, LARGEST, AutoPower, Expression, Gain, checked_gain, parse_gain
 from rankgap.methods import build, design
+from rankgap.spectra import effective_rank_of, singular_values
 from tests.matrices import gaussian
 
 properties = settings(max_examples=200, derandomize=True, deadline=None)
@@ -223,3 +224,55 @@ def test_a_reversal_is_found_wherever_it_is(seed: int, n: int) -> None:
 
 def test_the_grid_spans_what_it_says() -> None:
     assert [float(GRID[0]), float(GRID[-1])] == pytest.approx([1e-5, 1e4])
+
+
+spectra = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40).map(
+    lambda v: torch.tensor(v, dtype=torch.float64)
+)
+
+
+@properties
+@given(spectra, st.floats(0.05, 0.5), st.floats(0.55, 0.95))
+def test_auto_keeps_its_share_of_whitening_s_rank_difference_in_the_band(
+    x: Tensor, low: float, high: float
+) -> None:
+    gain = AutoPower(low, high)
+    p = float(gain.exponent(x))
+    assert -1 <= p <= 0
+    before, filtered = (float(effective_rank_of(s)) for s in (x, x * gain(x)))
+    most = len(x) - before
+    share = (filtered - before) / most if most > 1e-3 else low
+    assert low - 1e-3 <= share <= high + 1e-3
+    if low + 1e-3 < share < high - 1e-3:
+        assert p == pytest.approx(gain.preferred, abs=1e-5)
+
+
+def test_auto_is_stronger_on_steeper_spectra_and_knows_no_scale() -> None:
+    steep, flat = torch.logspace(0, -3, 64), torch.logspace(0, -0.3, 64)
+    gain = AutoPower()
+    assert gain.exponent(steep) < gain.exponent(flat)
+    assert_close(gain.exponent(100 * steep), gain.exponent(steep))
+    both = gain.exponent(torch.stack([steep, flat]))  # each leading dimension has its own
+    assert_close(both, torch.stack([gain.exponent(steep), gain.exponent(flat)]))
+
+
+def test_auto_does_not_count_the_null_space() -> None:
+    x = torch.logspace(0, -2, 30, dtype=torch.float64)
+    padded = torch.cat([x, torch.zeros(10, dtype=torch.float64)])
+    assert_close(AutoPower().exponent(padded), AutoPower().exponent(x))
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (2, 12, 40)])
+def test_a_filter_with_auto_is_the_power_that_it_chose(shape: tuple[int, ...]) -> None:
+    z = gaussian(*shape) * torch.logspace(0, -1, shape[-1], dtype=torch.float64)
+    found = spectral_filter(z, "auto", branch="target")
+    for view, filtered in zip(z.view(-1, *shape[-2:]), found.view(-1, *shape[-2:]), strict=True):
+        p = float(AutoPower().exponent(singular_values(view) / shape[-2] ** 0.5))
+        assert_close(filtered, spectral_filter(view, f"power:{p:.17g}", branch="target"), rtol=1e-4, atol=1e-6)
+
+
+def test_auto_refuses_a_solver_that_knows_no_spectrum() -> None:
+    with pytest.raises(
+        UserError, match="'auto' is chosen from the spectrum, which solver='iterative' never knows"
+    ):
+        spectral_filter(torch.eye(3), "auto", solver="iterative")

@@ -1,9 +1,10 @@
 """Run the mini benchmark, or go on with it, and write its table and figure beside this file.
 
-    python -m benchmarks.cifar10_mini --data hf:DIR_OR_NAME [--out runs/mini] [--seeds 0,1,2] [--workers 2]
+    python -m benchmarks.cifar10_mini --data hf:DIR_OR_NAME [--out runs/mini] [--rows "byol,dino"] [--workers 2]
 
-A run that has results is not repeated; one that was interrupted is resumed. The table is written after every run.
-On a CPU, as many workers as cores, of one thread each, finish the table soonest.
+A run that has results is not repeated; one that was interrupted is resumed. The table is written after every run,
+and keeps the rows of results.json that were not asked for. On a CPU, as many workers as cores, of one thread each,
+finish the table soonest.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from scipy import stats
 from benchmarks.cifar10_mini.runs import (
     BASELINE,
     DESIGNS,
+    RANK_EVERY,
     Finished,
     mini_config,
     result_row,
@@ -26,11 +28,10 @@ from benchmarks.cifar10_mini.runs import (
     untrained_scores,
 )
 from benchmarks.machine import machine
-from rankgap.config import TrainConfig
-from rankgap.diagnosis import alarms, readings
 from rankgap.report.figures import mini_figure
 
 HERE = Path(__file__).parent
+KEPT = ("epoch", "erank_online", "erank_target")  # of a run's readings, in results.json
 
 
 def spread(values: list[float], digits: int = 1) -> str:
@@ -54,10 +55,9 @@ def first_alarms(runs: list[Finished]) -> str:
     """Each kind of alarm that a row's runs raised, when it first began, and in how many of them."""
     began: dict[str, list[float]] = {}
     for run in runs:
-        epochs = dict(zip(run.metrics["step"], run.metrics["epoch"], strict=True))
-        first = {alarm.kind: epochs[alarm.step] for alarm in reversed(alarms(readings(run.metrics)))}
-        for kind, epoch in first.items():
-            began.setdefault(kind, []).append(epoch)
+        epochs_a_step = run.metrics["epoch"][1] / RANK_EVERY
+        for alarm in {alarm["kind"]: alarm for alarm in reversed(run.results["alarms"])}.values():
+            began.setdefault(alarm["kind"], []).append(epochs_a_step * alarm["step"])
     said = [f"{kind} ({min(epochs):.1f}; {len(epochs)} of {len(runs)})" for kind, epochs in began.items()]
     return ", ".join(said) or "none"
 
@@ -96,6 +96,17 @@ def table(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]]) -> s
     return head + "".join(line(title, runs) for title, runs in rows.items()) + last
 
 
+def recorded() -> tuple[dict[str, list[Finished]], list[dict[str, Any]]]:
+    """The rows and the untrained scores of results.json."""
+    file = HERE / "results.json"
+    found = json.loads(file.read_text()) if file.is_file() else {"runs": [], "untrained": []}
+    rows: dict[str, list[Finished]] = {}
+    for run in found["runs"]:
+        metrics = {name: run[name] for name in KEPT}
+        rows.setdefault(run["row"], []).append(Finished(run["row"], run["seed"], run["results"], metrics))
+    return rows, found["untrained"]
+
+
 def write(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]], workers: int) -> None:
     """Write table, figure and raw results beside this file."""
     text = (HERE / "ABOUT.md").read_text()
@@ -107,18 +118,11 @@ def write(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]], work
     )
     mini_figure([result_row(title, runs) for title, runs in rows.items()], HERE / "mini.png")
     raw = [
-        {
-            "row": run.title,
-            "seed": run.seed,
-            "results": run.results,
-            "epoch": run.metrics["epoch"],
-            "erank_online": run.metrics["erank_online"],
-            "erank_target": run.metrics["erank_target"],
-        }
+        {"row": run.title, "seed": run.seed, "results": run.results} | {name: run.metrics[name] for name in KEPT}
         for runs in rows.values()
         for run in runs
     ]
-    (HERE / "results.json").write_text(json.dumps(raw) + "\n")
+    (HERE / "results.json").write_text(json.dumps({"untrained": untrained, "runs": raw}) + "\n")
 
 
 def main() -> None:
@@ -130,28 +134,25 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=10_000, help="training images (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=10, help="epochs of a run (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--rows", help="titles as the table has them, joined by commas (default: all)")
     given = parser.parse_args()
-    configs: list[TrainConfig] = []
-    untrained: list[dict[str, Any]] = []
-    for seed in map(int, given.seeds.split(",")):
-        for method, online, target in DESIGNS:
-            config = mini_config(
-                method,
-                online,
-                target,
-                data=given.data,
-                seed=seed,
-                out=given.out,
-                limit=given.limit,
-                epochs=given.epochs,
-            )
-            configs.append(config)
-            if (method, online, target) == (BASELINE, None, None):
-                untrained.append(untrained_scores(config))
-    rows: dict[str, list[Finished]] = {}
-    for run in run_all(configs, given.workers):
-        rows.setdefault(run.title, []).append(run)
-        write(rows, untrained, given.workers)
+    seeds = [int(seed) for seed in given.seeds.split(",")]
+    every = [
+        mini_config(*design, data=given.data, seed=seed, out=given.out, limit=given.limit, epochs=given.epochs)
+        for seed in seeds
+        for design in DESIGNS
+    ]
+    titles = list(dict.fromkeys(config.title for config in every))
+    asked = given.rows.split(",") if given.rows else titles
+    if unknown := [name for name in asked if name not in titles]:
+        parser.error(f"no row {', '.join(unknown)}; there are {', '.join(titles)}")
+    found, untrained = recorded()
+    rows = {name: [] if name in asked else found.get(name, []) for name in titles}
+    if BASELINE in asked or not untrained:
+        untrained = [untrained_scores(config) for config in every if config.title == BASELINE]
+    for run in run_all([config for config in every if config.title in asked], given.workers):
+        rows[run.title].append(run)
+        write({name: runs for name, runs in rows.items() if runs}, untrained, given.workers)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,10 @@ DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
     ("simsiam", None, "power:-0.3"),
     ("simsiam", None, "power:-0.5"),
     ("simsiam", None, "power:-1"),
+    ("simsiam", None, "auto"),
 )
 BASELINE = "simsiam"
+RANK_EVERY = 10  # steps between two readings
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ class Finished:
 
     def after_first_epoch(self) -> np.ndarray:
         """Rank differences at every reading after the first epoch."""
-        epoch, difference = np.array(self.metrics["epoch"]), np.array(self.metrics["rank_difference"])
-        return difference[epoch >= 1]
+        epoch, online, target = (np.array(self.metrics[k]) for k in ("epoch", "erank_online", "erank_target"))
+        difference: np.ndarray = (target - online)[epoch >= 1]
+        return difference
 
 
 def mini_config(
@@ -77,6 +80,7 @@ def mini_config(
         limit=limit,
         epochs=epochs,
         backbone="resnet_tiny",
+        rank_every=RANK_EVERY,
         seed=seed,
     )
     config.out = str(out / file_name(f"{config.title}-seed{seed}"))

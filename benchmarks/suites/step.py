@@ -57,7 +57,7 @@ class Case:
     share: float
 
 
-CASES = (Case("resnet_tiny", 256, 18, 4.0, 0.45), Case("resnet18", 128, 7, 1.9, 0.7))
+CASES = (Case("resnet_tiny", 256, 14, 4.0, 0.45), Case("resnet18", 128, 5, 1.9, 0.7))
 
 
 class Clock(L.Callback):

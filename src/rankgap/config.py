@@ -30,8 +30,9 @@ class TrainConfig:
         method: a row of the zoo (`rankgap methods` lists them).
         online: replaces the online map: identity, predictor, or the gain of a low-pass filter (power:0.5, log1p,
             or a formula in s, such as "s/(s+0.1)").
-        target: replaces the target map: identity, or the gain of a high-pass filter (power:-0.5). A target filter
-            alone also removes the predictor; --online predictor keeps it.
+        target: replaces the target map: identity, or the gain of a high-pass filter (power:-0.5; auto chooses the
+            exponent from each batch's spectrum). A target filter alone also removes the predictor; --online
+            predictor keeps it.
         scale: what a gain acts on: rms is s / sqrt(batch size), raw is s (as the paper's authors wrote it).
         data: training images: digits, cifar10, cifar100, folder:DIR (any nested folder of images, labels not
             needed), or hf:NAME_OR_DIR (a Hub name, or a folder of Parquet).

@@ -74,6 +74,10 @@ class _Solution(NamedTuple):
 
 def choose_solver(solver: Solver, gain: Gain, device: torch.device) -> Solver:
     """What `auto` stands for: products for a power of 1/2 or 1, or its inverse, on a GPU; else the Gram matrix."""
+    if solver == "iterative" and not gain.elementwise:
+        raise UserError(
+            f"gain {gain.name!r} is chosen from the spectrum, which solver='iterative' never knows: gram"
+        )
     if solver != "auto":
         return solver
     by_products = device.type == "cuda" and gain.power in (-1, -0.5, 0.5, 1)
@@ -92,8 +96,8 @@ def _solve(y: Tensor, gain: Gain, solver: Solver) -> _Solution:
         matrix, inverse = gain_by_products(y @ y.mT if n <= d else y.mT @ y, gain, gain.power)
         return _Solution(matrix, (inverse, matrix @ inverse))
     x, vectors, keep = (svd_basis if solver == "svd" else gram_basis)(y, "spectral_filter")
+    g = torch.where(keep, gain(torch.where(keep, x, 0.0)), 0.0)
     x = torch.where(keep, x, 1.0)
-    g = torch.where(keep, gain(x), 0.0)
     x, g, u = x.unsqueeze(-2).to(y.dtype), g.unsqueeze(-2).to(y.dtype), vectors.to(y.dtype)
     return _Solution(u * g @ u.mT, (u / x, (u * (g / x)).mT))
 
@@ -222,7 +226,7 @@ class _RunningMap(nn.Module):
         if choose_solver(self.solver, self.gain, gram.device) == "iterative":
             return gain_by_products(gram.float(), self.gain, self.gain.power)[0]
         x, v, keep = eigenbasis(gram, rank_tolerance(len(gram), len(gram), torch.float32), "running spectrum")
-        return v * torch.where(keep, self.gain(torch.where(keep, x, 1.0)), 0.0) @ v.mT
+        return v * torch.where(keep, self.gain(torch.where(keep, x, 0.0)), 0.0) @ v.mT
 
     def get_extra_state(self) -> int:
         """Training steps seen, for a resumed run."""

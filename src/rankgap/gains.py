@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import UserError, unknown
+from rankgap.spectra import exp_entropy
 
 GRID = torch.logspace(-5, 4, 1801, dtype=torch.float64)  # where a gain of one's own is looked at: 200 a decade
 LARGEST = torch.finfo(torch.float32).max  # filters run in float32
@@ -50,6 +51,7 @@ class Gain:
         is_low_pass: g is non-decreasing (lowers the effective rank: it belongs on the online branch).
         is_high_pass: g is non-increasing (raises it where x g(x) is non-decreasing: it belongs on the target).
         power: p where g(x) = x^p, else None.
+        elementwise: whether g(x) depends on x alone, and not on the spectrum that it is part of.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Gain:
     is_low_pass: bool
     is_high_pass: bool
     power: float | None = None
+    elementwise: bool = True
 
     @property
     def gram_power(self) -> int:
@@ -94,6 +97,54 @@ class Gain:
         return checked_gain(self.name, self.function, x)[0]
 
 
+@dataclass(frozen=True, slots=True)
+class AutoPower:
+    """x^p with p in [-1, 0] chosen from the spectrum: `auto`, for the target branch.
+
+    The exponent decides how much of the rank difference that whitening would make, erank(x^0) - erank(x), a filter
+    makes: none at p = 0, all at p = -1, monotone between (the filter lemma). p is the one nearest to `preferred`
+    for which that share lies in [low, high]: where a spectrum is so steep that a fixed power hardly lifts it the
+    filter is stronger, where it is nearly flat weaker.
+
+    Args:
+        low: the least share.
+        high: the largest.
+        preferred: the exponent where the band allows it.
+    """
+
+    low: float = 0.5
+    high: float = 0.9
+    preferred: float = -0.5
+
+    def exponent(self, x: Tensor) -> Tensor:
+        """P (..., 1) for spectra x (..., R); what is 0 in them is the null space."""
+        keep = x > 0
+        logs = torch.where(keep, x, 1.0).double().log()
+
+        def erank(p: Tensor) -> Tensor:
+            energy = torch.where(keep, (2 * (1 + p) * logs).exp(), 0.0)
+            return exp_entropy(energy / energy.sum(-1, keepdim=True)).unsqueeze(-1)
+
+        none = torch.zeros_like(logs[..., :1])
+        least, most = erank(none), erank(none - 1)
+
+        def reaching(share: float) -> Tensor:
+            """The exponent of a share, by bisection: 2^-20 is finer than any spectrum is known."""
+            wanted = least + share * (most - least)
+            weak, strong = none, none - 1
+            for _ in range(20):
+                middle = (weak + strong) / 2
+                enough = erank(middle) >= wanted
+                weak, strong = torch.where(enough, weak, middle), torch.where(enough, middle, strong)
+            return (weak + strong) / 2
+
+        return (none + self.preferred).clamp(reaching(self.high), reaching(self.low))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x^p (..., R), in the dtype of `x`; infinite in the null space."""
+        return x.pow(self.exponent(x).to(x.dtype))
+
+
 def _log(x: Tensor) -> Tensor:
     return x.log().clamp_min(0)  # below 1 the authors' |ln x| rises again: a high-pass
 
@@ -106,6 +157,7 @@ GAINS: dict[str, Gain] = {
     "log": Gain("log", _log, is_low_pass=True, is_high_pass=False),
     "log1p": Gain("log1p", torch.log1p, is_low_pass=True, is_high_pass=False),
     "log1p2": Gain("log1p2", _log1p2, is_low_pass=True, is_high_pass=False),
+    "auto": Gain("auto", AutoPower(), is_low_pass=False, is_high_pass=True, elementwise=False),
 }
 
 
@@ -113,7 +165,8 @@ def parse_gain(spec: str) -> Gain:
     """A gain by name: `power:p` is x^p, `log` is max(ln x, 0), `log1p` is ln(1 + x), `log1p2` is ln(1 + x^2).
 
     The RDM paper's range: online p in {0.3 .. 2} and the three logs; target p in {-0.3, -0.5, -0.7, -1}, where
-    -1 makes all non-zero singular values equal (whitening). Or a formula of your own, in s: "s/(s+0.1)" (see
+    -1 makes all non-zero singular values equal (whitening). `auto` chooses the exponent of a target filter from
+    each spectrum (`AutoPower`). Or a formula of your own, in s: "s/(s+0.1)" (see
     `Expression`, and `Gain.of` for what is checked).
 
     Raises:

@@ -260,7 +260,7 @@ def _map(gain: str | Gain | None, w: Tensor, a: Tensor) -> Tensor:
         values, vectors = solve_gram(torch.linalg.eigh, correlation, "linear flow")
     s = values.clamp_min(0).sqrt()
     keep = s > rank_tolerance(len(w), len(w), torch.float64) * s.max()
-    g = torch.where(keep, gain(torch.where(keep, s, 1.0)), 0.0)
+    g = torch.where(keep, gain(torch.where(keep, s, 0.0)), 0.0)
     return g if w.ndim == 1 else vectors * g @ vectors.mT
 
 
