@@ -330,6 +330,10 @@ def test_design_prints_the_pair_and_draws_it(tmp_path: Path, capsys: pytest.Capt
         (["--online", "log", "--spectrum", "0.9,0.5"], "'log' is 0 at every s from 0.5 to 0.9"),
         (["--target", "power:-300", "--spectrum", "1,0.1"], "overflows float32 at s = 0.1"),
         (["--online", "power:0.5", "--spectrum", "missing"], "expected a run folder"),
+        (["--online", "directpred"], "directpred is set or trained along a run: a design takes a gain, such as"),
+        (["--target", "learned"], "learned is set or trained along a run"),
+        (["--online", "directset"], "expected directset:alpha with a finite number above 0"),
+        (["--online", "directed"], "unknown gain 'directed'"),
     ],
 )
 def test_a_bad_design_gets_one_line_and_no_picture(

@@ -14,6 +14,7 @@ from rankgap.branches import (
     cosine,
     cross_entropy,
     regression,
+    squared,
 )
 from rankgap.maps import Clock
 
@@ -42,6 +43,12 @@ def test_regression_is_the_squared_distance_of_unit_vectors_summed_over_both_ord
     unit_p, unit_t = nn.functional.normalize(p, dim=-1), nn.functional.normalize(t, dim=-1)
     expected = sum((unit_p[i] - unit_t[1 - i]).square().sum(-1).mean() for i in (0, 1))
     assert_close(regression(p, t), torch.as_tensor(expected))
+
+
+def test_squared_is_the_distance_of_what_is_not_normalised_summed_over_ordered_pairs() -> None:
+    p, t = torch.randn(3, 7, 5), torch.randn(3, 7, 5)
+    pairs = [(p[i] - t[j]).square().sum(-1).mean() for i in range(3) for j in range(3) if i != j]
+    assert_close(squared(p, t), torch.stack(pairs).sum())
 
 
 def test_centred_cosine_gives_a_constant_direction_nothing() -> None:

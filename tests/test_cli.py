@@ -28,7 +28,7 @@ from rankgap.demo import DESIGNS, run_demo
 from rankgap.errors import UserError
 from rankgap.evaluate import extract_features
 from rankgap.experiment import reopen, restore
-from rankgap.methods import METHODS
+from rankgap.methods import METHODS, PREDICTORS
 from rankgap.runs import RunFolder
 from rankgap.scoring import SCORES, RunScores, Score, rate
 from rankgap.spectra import rankme
@@ -264,7 +264,7 @@ def test_watch_shows_what_there_is_of_a_run_that_has_just_begun(run: Path, tmp_p
 def test_methods_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in METHODS)
+    assert all(name in out for name in (*METHODS, *PREDICTORS))
 
 
 def test_train_help_gives_each_flag_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,6 +283,8 @@ def test_train_help_gives_each_flag_its_meaning(capsys: pytest.CaptureFixture[st
         ("swav", ["--settings", "heads.queue=128", "heads.queue_epochs=0"]),
         ("dino", []),
         ("symsimsiam", []),
+        ("directcopy", []),
+        ("byol", ["--online=learned"]),
         ("simsiam", ["--target=power:-0.5", "--settings", "heads.estimator=ema", "heads.estimator_every=4"]),
     ],
 )

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from rankgap.filters import Side, SpectralFilter, spectral_filter
+from rankgap.predictors import ClosedForm, ClosedFormPredictor, LearnedFilter, MonotoneGain
 from rankgap.spectra import effective_rank, gather_rows
 from tests.processes import WORLD, needs_distributed, run_on_ranks
 
@@ -47,17 +48,44 @@ def compare(rank: int, shape: tuple[int, ...], branch: Side) -> None:
 def compare_running(rank: int) -> None:
     """A running filter on a part of each batch, summed over ranks, is the one that saw the whole."""
     ours = SpectralFilter("power:-0.5", "target", estimator="ema", dim=12, momentum=0.7, every=1)
+    predictor = ClosedFormPredictor(ClosedForm(alpha=0.5, eps=0.1, momentum=0.7), 12)
     expected = torch.zeros(12, 12, dtype=torch.float64)
     for seed in range(3):
         z = batch((2, 16, 12), seed)
         mine = slice(rank * 8, (rank + 1) * 8)
-        found = ours(z[:, mine])
-        rows = z.flatten(0, 1).T @ z.flatten(0, 1) / 32
-        expected = rows if seed == 0 else 0.7 * expected + 0.3 * rows
+        found, predicted = ours(z[:, mine]), predictor(z[:, mine])
+        expected = 0.7 * expected + 0.3 * z.flatten(0, 1).T @ z.flatten(0, 1) / 32
+    expected = expected / (1 - 0.7**3)
     assert ours.running is not None
     assert_close(ours.running.correlation, expected)
     values, vectors = torch.linalg.eigh(expected)
     assert_close(found, z[:, mine] @ (vectors * values**-0.25 @ vectors.T), rtol=1e-5, atol=1e-5)
+    w = vectors * ((values / values.max()).sqrt() + 0.1) @ vectors.T
+    assert_close(predicted, z[:, mine] @ w, rtol=1e-5, atol=1e-5)
+
+
+def compare_learned(rank: int, shape: tuple[int, ...]) -> None:
+    """The mean over ranks of a learned gain's gradients is that of the joint batch; so are the encoder's."""
+    z, partner, weight = batch(shape, 0), batch(shape, 1), batch((shape[-1], shape[-1]), 2)
+    rows = shape[-2] // WORLD
+    mine = slice(rank * rows, (rank + 1) * rows)
+    ours = LearnedFilter().double()
+    joint_weight, local_weight = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    joint_p = joint_learned(z @ joint_weight, ours.gain)
+    local_p = ours(z[..., mine, :] @ local_weight)
+    assert_close(local_p, joint_p[..., mine, :], rtol=1e-9, atol=1e-9)
+    joint = torch.autograd.grad(loss_of(joint_p, partner), (joint_weight, ours.gain.raw))
+    local = torch.autograd.grad(loss_of(local_p, partner[..., mine, :]), (local_weight, ours.gain.raw))
+    for found, wanted in zip(local, joint, strict=True):
+        dist.all_reduce(found)
+        assert_close(found / WORLD, wanted, rtol=1e-9, atol=1e-9)
+
+
+def joint_learned(z: Tensor, gain: MonotoneGain) -> Tensor:
+    """The definition, by SVD, in one process: W is held, and its gain is trained."""
+    _, s, vt = torch.linalg.svd(z.detach(), full_matrices=False)
+    p: Tensor = z @ (vt.mT * gain(s / z.shape[-2] ** 0.5).unsqueeze(-2) @ vt)
+    return p
 
 
 def reference(z: Tensor, branch: Side) -> Tensor:
@@ -74,6 +102,8 @@ def on_rank(rank: int) -> None:
         for branch in branches:
             compare(rank, shape, branch)
     compare_running(rank)
+    for shape in SHAPES:
+        compare_learned(rank, shape)
 
 
 @needs_distributed

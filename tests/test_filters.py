@@ -305,7 +305,7 @@ def test_the_measured_filter_is_the_gain() -> None:
     [
         ("log1", "did you mean 'log1p'"),
         ("powr:0.5", "did you mean 'power:p'"),
-        ("", "There are: log, log1p, log1p2, power:p"),
+        ("", "There are: auto, log, log1p, log1p2, power:p"),
         ("log:2", "unknown gain 'log:2'"),
         ("power", "'power': expected power:p with a finite number"),
         ("power:", "expected power:p"),

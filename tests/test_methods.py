@@ -11,6 +11,7 @@ from rankgap.errors import UserError
 from rankgap.filters import SpectralFilter
 from rankgap.maps import Assignment, Clock, PerView
 from rankgap.methods import METHODS, Method, build, design, title
+from rankgap.predictors import ClosedFormPredictor, LearnedFilter
 from rankgap.recipes import Heads
 
 HEADS = Heads(
@@ -61,6 +62,20 @@ def test_any_filter_goes_on_any_row(method: str, online: str | None, target: str
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("online", ["directpred", "directset:0.5", "directcopy", "isoloss", "learned"])
+def test_any_predictor_goes_on_any_row(method: str, online: str) -> None:
+    model = small(method, online)
+    out = model(images())
+    out.loss.backward()
+    assert torch.isfinite(out.loss)
+    kind = LearnedFilter if online == "learned" else ClosedFormPredictor
+    first, *rest = model.online_map.children()
+    assert type(first) is kind
+    assert [type(m) for m in rest] == [Assignment] * (METHODS[method].alignment == "cross_entropy")
+    assert [name for name, p in model.online_map.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_a_few_steps_of_descent_lower_the_loss_of_a_fixed_batch(method: str) -> None:
     model = small(method)
     views, losses = images(batch=32), []
@@ -85,6 +100,13 @@ GOLDEN: dict[tuple[str, str | None, str | None], float] = {
     ("byol", None, None): 2.35927,
     ("swav", None, None): 2.15603,
     ("dino", None, None): 2.36380,
+    ("directpred", None, None): 1.29824,
+    ("directset", None, None): 1.76192,
+    ("directcopy", None, None): 1.38263,
+    ("isoloss", None, None): 1.36111,
+    ("isoloss_l2", None, None): 2.45894,
+    ("byol", "learned", None): 1.21486,
+    ("simsiam", "directset:1", None): -0.71966,
     ("simsiam", "power:1", None): -0.75824,
     ("simsiam", "log1p", None): -0.77222,
     ("simsiam", None, "power:-0.5"): -0.68385,
@@ -127,6 +149,11 @@ def test_a_filter_takes_the_predictor_s_place() -> None:
     assert design("byol", target="power:-0.5").online == ()
     assert design("byol", online="predictor", target="power:-0.5").online == ("predictor",)
     assert design("simsiam", online="identity").online == ()
+    assert design("directpred", online="log1p").online == ("log1p",)
+    assert design("directset", target="power:-0.5").online == ()
+    assert design("isoloss", online="predictor").online == ("predictor",)
+    assert design("byol", online="directcopy").online == ("directcopy",)
+    assert design("directset", online="directset:1").online == ("directset:1",)
 
 
 def test_a_filter_stands_before_the_prototypes() -> None:
@@ -154,7 +181,22 @@ def test_swav_shares_its_prototypes_and_dino_averages_them() -> None:
         ({"method": "simsam"}, "did you mean 'simsiam'"),
         ({"method": "simsiam", "online": "powr:1"}, "power"),
         ({"method": "simsiam", "online": "power:one"}, "power:one"),
-        ({"method": "simsiam", "target": "predictor"}, "online branch"),
+        ({"method": "simsiam", "target": "predictor"}, "predictor stands on the online branch"),
+        ({"method": "simsiam", "target": "directpred"}, "directpred stands on the online branch"),
+        ({"method": "simsiam", "target": "directset:2"}, "directset:2 stands on the online branch"),
+        ({"method": "simsiam", "target": "learned"}, "learned stands on the online branch"),
+        ({"method": "simsiam", "online": "directpre"}, "unknown map 'directpre': did you mean 'directpred'"),
+        ({"method": "simsiam", "online": "lerned"}, "did you mean 'learned'"),
+        ({"method": "simsiam", "target": "lerned"}, "There are: auto, identity, log, log1p, log1p2, power:p"),
+        ({"method": "directpre"}, "unknown method 'directpre': did you mean 'directpred'"),
+        (
+            {"method": "simsiam", "online": "directset"},
+            "'directset': expected directset:alpha with a finite number",
+        ),
+        ({"method": "simsiam", "online": "directset:0"}, "'directset:0': expected"),
+        ({"method": "simsiam", "online": "directset:x"}, "'directset:x': expected"),
+        ({"method": "simsiam", "online": "directset:inf"}, "such as directset:2"),
+        ({"method": "simsiam", "online": "directpred:2"}, "unknown map 'directpred:2': did you mean 'directpred'"),
         ({"method": "siamese", "online": "predictor"}, None),
     ],
 )
@@ -164,6 +206,20 @@ def test_a_design_that_cannot_be_is_named(arguments: dict[str, str], says: str |
     else:
         with pytest.raises(UserError, match=says):
             design(**arguments)
+
+
+def test_a_learned_filter_takes_each_batch_s_spectrum() -> None:
+    heads = dataclasses.replace(HEADS, estimator="ema")
+    with pytest.raises(UserError, match=r"set heads\.estimator to batch"):
+        build("byol", online="learned", backbone="resnet_tiny", heads=heads)
+
+
+@pytest.mark.parametrize(("asked", "momentum"), [(None, 0.998), (0.5, 0.5)])
+def test_a_correlation_has_the_published_memory_or_the_one_asked_for(asked: float | None, momentum: float) -> None:
+    heads = dataclasses.replace(HEADS, correlation_momentum=asked)
+    predictor = build("directcopy", backbone="resnet_tiny", heads=heads).online_map.get_submodule("0")
+    assert isinstance(predictor, ClosedFormPredictor)
+    assert predictor.running.momentum == momentum
 
 
 def test_an_unknown_backbone_names_the_nearest() -> None:

@@ -86,6 +86,12 @@ def test_the_preset_for_small_work_leaves_nothing_to_warn_of(method: str) -> Non
         assert adapted.heads.prototypes == 256
         assert adapted.heads.freeze_epochs == 1
         assert adapted.heads.queue == 0 or method == "dino"
+    remembers = adapted.heads.correlation_momentum
+    assert (
+        (remembers == 1 - 4 / SMALL.steps)
+        if method in ("directcopy", "isoloss", "isoloss_l2")
+        else remembers is None
+    )
     if row.ema:
         assert adapted.heads.momentum < 0.99 < published.heads.momentum + 0.001
 

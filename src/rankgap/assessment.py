@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rankgap.errors import UserError
 from rankgap.gains import LARGEST, Gain, parse_gain
-from rankgap.methods import design
+from rankgap.methods import design, is_predictor
 from rankgap.pairs import low_pass_score
 from rankgap.runs import RunFolder
 from rankgap.spectra import effective_rank_of, rank_tolerance
@@ -250,6 +250,8 @@ def assess(online: str | Gain | None, target: str | Gain | None, reference: Refe
 def _gain(choice: str | Gain | None) -> Gain | None:
     if choice in (None, "identity") or isinstance(choice, Gain):
         return choice if isinstance(choice, Gain) else None
+    if is_predictor(str(choice)):
+        raise UserError(f"{choice} is set or trained along a run: a design takes a gain, such as power:0.5")
     return parse_gain(str(choice))
 
 

@@ -72,6 +72,17 @@ def regression(online: Tensor, target: Tensor) -> Tensor:
     return views * (views - 1) * (2 + 2 * cosine(online, target))
 
 
+def squared(online: Tensor, target: Tensor) -> Tensor:
+    """Squared distance |P - T|^2 of what is not normalised, mean over images, summed over ordered pairs of views.
+
+    Under a predictor that passes gradients straight through, this is the Euclidean IsoLoss |z - sg(T + z - W z)|^2
+    (Halvagal et al. 2023), and `regression` has the gradient of their cosine one.
+    """
+    views = len(online)
+    distances = (online.float().unsqueeze(1) - target.float()).square().sum(-1)  # (V, V, B)
+    return views * (views - 1) * _between_views(distances.mean(-1))
+
+
 def cross_entropy(online: Tensor, target: Tensor) -> Tensor:
     """Mean cross-entropy -sum T ln P between views, in nats (SwAV, eq. 2; DINO, eq. 2).
 
@@ -87,6 +98,7 @@ ALIGNMENTS: dict[str, Alignment] = {
     "cosine": cosine,
     "centred_cosine": centred_cosine,
     "regression": regression,
+    "squared": squared,
     "cross_entropy": cross_entropy,
 }
 

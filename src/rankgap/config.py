@@ -28,8 +28,9 @@ class TrainConfig:
 
     Args:
         method: a row of the zoo (`rankgap methods` lists them).
-        online: replaces the online map: identity, predictor, or the gain of a low-pass filter (power:0.5, log1p,
-            or a formula in s, such as "s/(s+0.1)").
+        online: replaces the online map: identity, the gain of a low-pass filter (power:0.5, log1p, or a formula in
+            s, such as "s/(s+0.1)"), learned (a low-pass whose gain is trained), or a predictor (predictor,
+            directpred, directset:2, directcopy, isoloss).
         target: replaces the target map: identity, or the gain of a high-pass filter (power:-0.5; auto chooses the
             exponent from each batch's spectrum). A target filter alone also removes the predictor; --online
             predictor keeps it.

@@ -19,7 +19,7 @@ from rankgap.assessment import UNITS, Assessment
 from rankgap.data import Inspection
 from rankgap.diagnosis import Diagnosis
 from rankgap.experiment import Experiment
-from rankgap.methods import METHODS
+from rankgap.methods import METHODS, PREDICTORS
 from rankgap.runs import RESULT_COLUMNS, percent
 from rankgap.scoring import SCORES, RunScores
 from rankgap.training import SelfSupervised
@@ -269,7 +269,7 @@ def show_methods() -> None:
     """Print the zoo."""
     table = Table(
         caption="Any gain goes on any row: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, "
-        "or a formula in s).",
+        f"or a formula in s); so does, by --online, {', '.join(PREDICTORS[:-1])} or {PREDICTORS[-1]}.",
         caption_justify="left",
     )
     for column in ("method", "online map", "target map", "teacher", "alignment", "source"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -41,23 +42,26 @@ class _HeldMap(torch.autograd.Function):
     With V = Y^T U / x, W = V diag(g) V^T gives dL/dZ = (dL/dP) W = ((dL/dP) Y^T) U diag(g / x^2) U^T Y. Forward
     takes U diag(g) U^T Z, which is one large product less than Z W written so. The factors between stay apart:
     rounded to float32, U diag(g / x^2) U^T would err by (x_1 / x_i)^2 where they err by x_1 / x_i.
+
+    A gain with parameters gets its gradient through U diag(g) U^T, in which alone P holds g.
     """
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, rows: Tensor, y: Tensor, matrix: Tensor, *between: Tensor) -> Tensor:
         """`z` (..., N', D): this rank's share of `rows` (..., N, D); `y`: those scaled; `matrix` (..., N', N)."""
-        ctx.save_for_backward(y, *between)
+        ctx.save_for_backward(rows if ctx.needs_input_grad[3] else None, y, *between)
         return matrix @ rows
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Multiply the gradient by W."""
-        y, *between = ctx.saved_tensors
+        rows, y, *between = ctx.saved_tensors
         with torch.autocast(y.device.type, enabled=False):  # a caller may go backward inside autocast
             gradient = grads[0] @ y.mT
             for factor in between:
                 gradient = gradient @ factor
-            return gradient @ y, None, None, None, *(None for _ in between)
+            of_matrix = None if rows is None else grads[0] @ rows.mT
+            return gradient @ y, None, None, of_matrix, *(None for _ in between)
 
 
 class _Solution(NamedTuple):
@@ -99,7 +103,7 @@ def _solve(y: Tensor, gain: Gain, solver: Solver) -> _Solution:
     g = torch.where(keep, gain(torch.where(keep, x, 0.0)), 0.0)
     x = torch.where(keep, x, 1.0)
     x, g, u = x.unsqueeze(-2).to(y.dtype), g.unsqueeze(-2).to(y.dtype), vectors.to(y.dtype)
-    return _Solution(u * g @ u.mT, (u / x, (u * (g / x)).mT))
+    return _Solution(u * g @ u.mT, (u / x, (u * (g.detach() / x)).mT))
 
 
 def _check_choices(branch: str, scale: str, solver: str, estimator: str = "batch") -> None:
@@ -179,54 +183,52 @@ def spectral_filter(
         return _HeldMap.apply(z, rows, y, matrix, *between)  # type: ignore[no-any-return]
 
 
-class _RunningMap(nn.Module):
-    """W = V diag(g(x)) V^T of a running correlation E[z z^T] over views, ranks and steps.
+class RunningMap(nn.Module):
+    """W of a running correlation C = E[z z^T] over views, ranks and steps.
+
+    C averages batches with weights 1, m, m^2, ... from the newest back, divided by their sum: it begins with the
+    first batch, which then counts no more than any other (m = 0.998 would remember it for hundreds of steps).
 
     Args:
-        gain: g.
+        solve: C (D, D) float64 -> W (D, D).
         dim: D.
-        scale: as in `spectral_filter`; N of "raw" is the rows of one view.
-        solver: likewise; an "svd" is the "gram".
-        momentum: of the correlation.
-        every: training steps from one decomposition to the next.
+        scale: "rms" solves C, "raw" N C, N the rows of one view.
+        momentum: m.
+        every: training steps from one solution to the next.
+
+    Raises:
+        UserError: a momentum outside [0, 1), or `every` below 1.
     """
 
     correlation: Tensor
     held: Tensor
 
-    def __init__(self, gain: Gain, dim: int, *, scale: Scale, solver: Solver, momentum: float, every: int) -> None:
+    def __init__(
+        self, solve: Callable[[Tensor], Tensor], dim: int, *, momentum: float, every: int, scale: Scale = "rms"
+    ) -> None:
         super().__init__()
         if not 0 <= momentum < 1 or every < 1:
             raise UserError(f"expected 0 <= momentum < 1 and every >= 1, not {momentum:g} and {every}")
-        self.gain, self.scale, self.solver = gain, scale, solver
+        self.solve, self.scale = solve, scale
         self.momentum, self.every, self.seen = momentum, every, 0
         self.register_buffer("correlation", torch.zeros(dim, dim, dtype=torch.float64))
         self.register_buffer("held", torch.zeros(dim, dim))
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> Tensor:
-        """Follow a batch (..., N, D) in training mode; W (D, D) float32, as of the last decomposition."""
+        """Follow a batch (..., N, D) in training mode; W (D, D) float32, as of the last solution."""
         if self.training:
             rows = z.flatten(0, -2).double()
             count = world_sum(rows.new_tensor(len(rows)))
             now = world_sum(rows.mT @ rows) / count
-            self.correlation.lerp_(now, 1 - self.momentum if self.seen else 1.0)
+            self.correlation.lerp_(now, (1 - self.momentum) / (1 - self.momentum ** (self.seen + 1)))
             if self.seen % self.every == 0:
                 n = 1 if self.scale == "rms" else count / math.prod(z.shape[:-2])
-                self.held.copy_(self._solve(n * self.correlation))
+                self.held.copy_(self.solve(n * self.correlation))
             self.seen += 1
         if self.seen == 0:
-            raise UserError("a filter with estimator='ema' has no spectrum before its first batch in training")
+            raise UserError("a running correlation has no spectrum before its first batch in training")
         return self.held
-
-    def _solve(self, gram: Tensor) -> Tensor:
-        if self.gain.gram_power:
-            power: Tensor = torch.linalg.matrix_power(gram, self.gain.gram_power)
-            return power
-        if choose_solver(self.solver, self.gain, gram.device) == "iterative":
-            return gain_by_products(gram.float(), self.gain, self.gain.power)[0]
-        x, v, keep = eigenbasis(gram, rank_tolerance(len(gram), len(gram), torch.float32), "running spectrum")
-        return v * torch.where(keep, self.gain(torch.where(keep, x, 0.0)), 0.0) @ v.mT
 
     def get_extra_state(self) -> int:
         """Training steps seen, for a resumed run."""
@@ -235,6 +237,17 @@ class _RunningMap(nn.Module):
     def set_extra_state(self, state: int) -> None:
         """Put the steps seen back."""
         self.seen = state
+
+
+def _gain_of_gram(gram: Tensor, gain: Gain, solver: Solver) -> Tensor:
+    """V diag(g(x)) V^T of a running V diag(x^2) V^T (D, D); an "svd" is the "gram"."""
+    if gain.gram_power:
+        power: Tensor = torch.linalg.matrix_power(gram, gain.gram_power)
+        return power
+    if choose_solver(solver, gain, gram.device) == "iterative":
+        return gain_by_products(gram.float(), gain, gain.power)[0]
+    x, v, keep = eigenbasis(gram, rank_tolerance(len(gram), len(gram), torch.float32), "running spectrum")
+    return v * torch.where(keep, gain(torch.where(keep, x, 0.0)), 0.0) @ v.mT
 
 
 class SpectralFilter(nn.Module):
@@ -283,11 +296,12 @@ class SpectralFilter(nn.Module):
         self.gain = parse_gain(gain)
         _check_choices(branch, scale, solver, estimator)
         self.branch, self.scale, self.solver = branch, scale, solver
-        self.running: _RunningMap | None = None
+        self.running: RunningMap | None = None
         if estimator == "ema":
             if dim is None:
                 raise UserError("a filter with estimator='ema' keeps a D x D correlation: give dim, the width D")
-            self.running = _RunningMap(self.gain, dim, scale=scale, solver=solver, momentum=momentum, every=every)
+            solve = functools.partial(_gain_of_gram, gain=self.gain, solver=solver)
+            self.running = RunningMap(solve, dim, momentum=momentum, every=every, scale=scale)
 
     def forward(self, z: Tensor) -> Tensor:
         """Filter a batch, each leading dimension (view) alone.

@@ -10,7 +10,7 @@ import ast
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -161,13 +161,17 @@ GAINS: dict[str, Gain] = {
 }
 
 
-def parse_gain(spec: str) -> Gain:
+def parse_gain(spec: str, *, beside: Iterable[str] = ()) -> Gain:
     """A gain by name: `power:p` is x^p, `log` is max(ln x, 0), `log1p` is ln(1 + x), `log1p2` is ln(1 + x^2).
 
     The RDM paper's range: online p in {0.3 .. 2} and the three logs; target p in {-0.3, -0.5, -0.7, -1}, where
     -1 makes all non-zero singular values equal (whitening). `auto` chooses the exponent of a target filter from
     each spectrum (`AutoPower`). Or a formula of your own, in s: "s/(s+0.1)" (see
     `Expression`, and `Gain.of` for what is checked).
+
+    Args:
+        spec: the name or formula.
+        beside: what else may stand where this one was found, for the error of an unknown name.
 
     Raises:
         UserError: an unknown name, with the nearest one there is, an exponent that is not a finite number, or a
@@ -183,7 +187,7 @@ def parse_gain(spec: str) -> Gain:
         return Gain.of(spec, Expression(spec))
     name, _, exponent = spec.partition(":")
     if name != "power":
-        raise unknown("gain", spec, [*GAINS, "power:p"])
+        raise unknown("map" if beside else "gain", spec, [*GAINS, "power:p", *beside])
     try:
         p = float(exponent)
     except ValueError:

@@ -1,6 +1,7 @@
 """The zoo. A method is a row: which maps stand on the two branches, and how they are aligned.
 
-To add a method, add a row to `METHODS`; a new map goes to `maps.py` and gets a line in `_MAPS`.
+To add a method, add a row to `METHODS`; a new map goes to `maps.py` and gets a line in `_MAPS`, a new closed-form
+predictor is a row of `predictors.CLOSED_FORMS`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rankgap.errors import UserError, unknown
 from rankgap.filters import Scale, Side, SpectralFilter
 from rankgap.gains import parse_gain
 from rankgap.maps import Assignment, CentredAssignment, PerView, Prototypes, SinkhornCodes, mlp
+from rankgap.predictors import CLOSED_FORMS, ClosedFormPredictor, LearnedFilter, closed_form
 from rankgap.recipes import Heads, load_recipe
 
 Body = Literal["byol", "simsiam", "swav", "dino"]
@@ -29,8 +31,9 @@ class Method:
     """A row of the zoo.
 
     Args:
-        online: the maps of the online branch, in order; names of `_MAPS` or gains of a spectral filter.
-        target: the same for the target branch.
+        online: the maps of the online branch, in order; names of `_MAPS`, of `PREDICTORS`, or gains of a spectral
+            filter.
+        target: the same for the target branch, but no predictor.
         alignment: a name of `branches.ALIGNMENTS`.
         body: whose projector, optimiser and views it is trained with by default.
         ema: the target branch is an EMA copy (else it shares the weights).
@@ -79,7 +82,39 @@ METHODS: dict[str, Method] = {
         ema=True,
         source="Caron et al. 2021",
     ),
+    "directpred": Method(
+        online=("directpred",), alignment="regression", body="byol", ema=True, source="Tian et al. 2021"
+    ),
+    # 1/2 would be directpred, 1 is directcopy but for eps and momentum.
+    "directset": Method(
+        online=("directset:2",), alignment="regression", body="byol", ema=True, source="Wang et al. 2021"
+    ),
+    "directcopy": Method(
+        online=("directcopy",),
+        alignment="regression",
+        body="byol",
+        ema=True,
+        source="Wang et al. 2021, as Halvagal et al. 2023 run it",
+    ),
+    "isoloss": Method(
+        online=("isoloss",), alignment="regression", body="byol", ema=True, source="Halvagal et al. 2023, cosine"
+    ),
+    "isoloss_l2": Method(
+        online=("isoloss",), alignment="squared", body="byol", ema=True, source="Halvagal et al. 2023, Euclidean"
+    ),
 }
+
+
+PREDICTORS = ("predictor", "learned", *CLOSED_FORMS, "directset:alpha")
+
+
+def is_predictor(name: str) -> bool:
+    """Whether a map predicts the target, and so stands on the online branch alone: is it one of `PREDICTORS`?
+
+    Raises:
+        UserError: `directset` without its power.
+    """
+    return name in ("predictor", "learned") or closed_form(name) is not None
 
 
 def _predictor(branch: Branch, heads: Heads, width: int, views: int) -> nn.Module:
@@ -124,15 +159,18 @@ _MAPS: dict[str, Callable[[Branch, Heads, int, int], nn.Module]] = {
 }
 
 
-def _replaced(maps: tuple[str, ...], choice: str | None) -> tuple[str, ...]:
-    """The maps of a branch with the user's choice in the predictor's place, in front of any prototypes."""
+def _replaced(maps: tuple[str, ...], choice: str | None, beside: tuple[str, ...]) -> tuple[str, ...]:
+    """The maps of a branch with the user's choice in the predictor's place, in front of any prototypes.
+
+    `beside` are the names that may stand there and are no gains.
+    """
     if choice is None:
         return maps
-    rest = tuple(name for name in maps if name != "predictor")
+    rest = tuple(name for name in maps if not is_predictor(name))
     if choice == "identity":
         return rest
-    if choice != "predictor":
-        parse_gain(choice)
+    if not is_predictor(choice):
+        parse_gain(choice, beside=beside)
     return (choice, *rest)
 
 
@@ -145,7 +183,7 @@ def design(method: str, *, online: str | None = None, target: str | None = None)
 
     Args:
         method: a name of `METHODS`.
-        online: None (the method's own), "identity", "predictor", or a gain such as "power:0.5".
+        online: None (the method's own), "identity", one of `PREDICTORS`, or a gain such as "power:0.5".
         target: None, "identity", or a gain such as "power:-0.5".
 
     Raises:
@@ -157,12 +195,16 @@ def design(method: str, *, online: str | None = None, target: str | None = None)
     """
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    if target == "predictor":
-        raise UserError("a predictor stands on the online branch; the target takes identity or a gain")
+    if target is not None and is_predictor(target):
+        raise UserError(f"{target} stands on the online branch; the target takes identity or a gain")
     row = METHODS[method]
     if target not in (None, "identity") and online is None:
         online = "identity"
-    return dataclasses.replace(row, online=_replaced(row.online, online), target=_replaced(row.target, target))
+    return dataclasses.replace(
+        row,
+        online=_replaced(row.online, online, ("identity", *PREDICTORS)),
+        target=_replaced(row.target, target, ("identity",)),
+    )
 
 
 def title(method: str, *, online: str | None = None, target: str | None = None) -> str:
@@ -188,7 +230,7 @@ def build(
     Args:
         method: a name of the zoo, or a row of your own.
         backbone: `resnet_tiny`, any timm name, or an encoder with its width in `.features`.
-        online: replaces the online map: "identity", "predictor" or a gain ("power:0.5", "log1p").
+        online: replaces the online map: "identity", one of `PREDICTORS`, or a gain ("power:0.5", "log1p").
         target: replaces the target map: "identity" or a gain ("power:-0.5").
         heads: widths, temperatures and momenta; the method's CIFAR recipe by default.
         channels: channels of an image.
@@ -197,7 +239,8 @@ def build(
         scale: what a gain acts on: "rms", s / sqrt(N), or "raw", s (as the RDM authors wrote it).
 
     Raises:
-        UserError: an unknown method, gain or backbone, with the nearest name there is.
+        UserError: an unknown method, gain or backbone, with the nearest name there is; or a learned filter beside
+            `heads.estimator` "ema", which no gradient of its gain would pass.
 
     Example:
         >>> import torch
@@ -228,14 +271,20 @@ def build(
         every=heads.estimator_every,
     )
 
+    def make(name: str, side: Side, branch: Branch) -> nn.Module:
+        if name in _MAPS:
+            return _MAPS[name](branch, heads, width, views)
+        if (form := closed_form(name)) is not None:
+            return ClosedFormPredictor(form, width, momentum=heads.correlation_momentum)
+        if name != "learned":
+            return spectral(name, side)
+        if heads.estimator != "batch":
+            raise UserError("a learned filter takes each batch's own spectrum: set heads.estimator to batch")
+        return LearnedFilter(scale, solver=heads.solver)
+
     def maps(side: Side, branch: Branch) -> nn.Sequential:
         names = row.online if side == "online" else row.target
-        return nn.Sequential(
-            *(
-                _MAPS[name](branch, heads, width, views) if name in _MAPS else spectral(name, side)
-                for name in names
-            )
-        )
+        return nn.Sequential(*(make(name, side, branch) for name in names))
 
     branch = Branch(encoder, projector, prototypes)
     return DualBranch(

@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from rankgap.methods import Method
+from rankgap.predictors import closed_form
 from rankgap.recipes import Recipe
 from rankgap.views import ViewConfig
 
@@ -123,6 +124,9 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
         notes.append(
             f"EMA momentum {slowest:.4f}: the teacher averages over at most a quarter of the run at first"
         )
+    if any((form := closed_form(name)) and form.momentum > slowest for name in method.online):
+        heads = dataclasses.replace(heads, correlation_momentum=slowest)
+        notes.append(f"correlation momentum {slowest:.4f}: the predictor looks back over a quarter of the run")
     return dataclasses.replace(recipe, heads=heads, optimizer=optimizer, views=views), notes
 
 

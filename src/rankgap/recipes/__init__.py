@@ -50,6 +50,7 @@ class Heads:
         estimator: whose spectrum they filter by: the batch's, or ema, a running correlation's.
         estimator_momentum: of the running correlation.
         estimator_every: steps from one decomposition of it to the next.
+        correlation_momentum: of a closed-form predictor's running correlation; by default the published one.
     """
 
     projector: tuple[int, ...]
@@ -73,6 +74,7 @@ class Heads:
     estimator: Estimator = "batch"
     estimator_momentum: float = 0.99
     estimator_every: int = 10
+    correlation_momentum: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
