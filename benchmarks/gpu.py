@@ -9,8 +9,6 @@ go on. A training run that time cuts short is resumed. --tiny does all of it in 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import importlib
 import json
 import signal
 import statistics
@@ -26,6 +24,7 @@ from typing import Any
 import torch
 
 import rankgap as rg
+from benchmarks.__main__ import measured, tables
 from benchmarks.machine import machine, matrix_rate
 from benchmarks.suites.step import Case, our_side, our_step, work_of_a_step
 from benchmarks.suites.timing import Settings
@@ -65,12 +64,6 @@ class Size:
 
 
 TINY = Size(backbone="resnet_tiny", batches=(16,), steps=4, epochs=1, runs=("byol",), suites=("report",))
-
-
-def suite(name: str) -> list[dict[str, Any]]:
-    """The rows of a suite of `python -m benchmarks`."""
-    rows = importlib.import_module(f"benchmarks.suites.{name}").measure(Settings(repeats=5))
-    return [dataclasses.asdict(row) for row in rows]
 
 
 def step(design: str, size: Size, batch: int) -> dict[str, float]:
@@ -120,7 +113,11 @@ def units(size: Size, data: str, out: Path, deadline: float) -> dict[str, tuple[
         for design in DESIGNS
     }
     runs = {f"run {design}": (60.0, partial(run, design, size, data, out, deadline)) for design in size.runs}
-    return steps | runs | {f"suite {name}": (150.0, partial(suite, name)) for name in size.suites}
+    return (
+        steps
+        | runs
+        | {f"suite {name}": (150.0, partial(measured, name, Settings(repeats=5))) for name in size.suites}
+    )
 
 
 def report(done: dict[str, Any], size: Size) -> str:
@@ -142,15 +139,8 @@ def report(done: dict[str, Any], size: Size) -> str:
             else [NOT] * 3
         )
         lines.append(f"| {design} | {' | '.join(cells)} |")
-    lines += ["", "| suite | what | against | seconds | ratio |", "|---|---|---|--:|--:|"]
-    for name in size.suites:
-        for row in done.get(f"suite {name}") or [{}]:
-            seconds = row.get("seconds", NOT)
-            seconds = ", ".join(f"{s:.3g}" for s in seconds) if isinstance(seconds, list | tuple) else seconds
-            seconds = f"{seconds:.3g}" if isinstance(seconds, float) else seconds
-            ratio = "" if row.get("ratio") is None else f"{row['ratio']:.2f}"
-            against = row.get("against", row.get("over", ""))
-            lines.append(f"| {name} | {row.get('what', NOT)} | {against} | {seconds} | {ratio} |")
+    suites = {name: done[f"suite {name}"] for name in size.suites if f"suite {name}" in done}
+    lines += ["", tables(suites, size.suites)]
     return "\n".join(lines) + "\n"
 
 

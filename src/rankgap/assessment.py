@@ -120,6 +120,11 @@ class Assessment:
         return float(self.flow.erank_online[1] - self.flow.erank_online[0]) / float(self.flow.times[1]) * self.unit
 
     @property
+    def dies_out(self) -> bool:
+        """Whether directions die out in finite time, where the flow ends early."""
+        return len(self.flow.times) < len(self.baseline.times)
+
+    @property
     def ranges(self) -> dict[str, float]:
         """The strongest over the weakest singular value that is not 0, of Z and of the filtered branches."""
         kept = self.reference.x[: len(self.reference.x) - self.null]

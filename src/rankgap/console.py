@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from rich import box
@@ -15,7 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from rankgap.assessment import UNITS, Assessment
 from rankgap.data import Inspection
 from rankgap.diagnosis import Diagnosis
 from rankgap.experiment import Experiment
@@ -23,6 +22,9 @@ from rankgap.methods import METHODS, PREDICTORS
 from rankgap.runs import RESULT_COLUMNS, percent
 from rankgap.scoring import SCORES, RunScores
 from rankgap.training import SelfSupervised
+
+if TYPE_CHECKING:  # the theory behind it takes scipy, which other commands need not wait for
+    from rankgap.assessment import Assessment
 
 console = Console()
 
@@ -129,10 +131,6 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
         console.print(f"[dim]{line}[/dim]", highlight=False)
 
 
-def _with_interval(value: float, half: float) -> str:
-    return f"{value:.3g} [dim]± {half:.2g}[/dim]" if math.isfinite(value) else "-"
-
-
 def show_scores(found: RunScores) -> None:
     """Print every checkpoint's label-free scores, and which one each prefers."""
     console.print(f"[bold]{found.title}[/bold], on {found.images:,} of its images", highlight=False)
@@ -221,7 +219,7 @@ def show_assessment(found: Assessment, picture: Path) -> None:
     kinds = {(True, False): "low-pass", (False, True): "high-pass", (True, True): "constant"}
     flow, baseline = (each.erank_online.tolist() for each in (found.flow, found.baseline))
     time = float(found.flow.times[-1]) / found.unit
-    ended = "" if time > UNITS - 1e-6 else ", where directions die out"
+    ended = ", where directions die out" if found.dies_out else ""
     rows = {
         "spectrum": f"{found.reference.name}: erank {found.erank:.1f}, {found.null} null",
         "gains": ", ".join(

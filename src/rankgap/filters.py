@@ -90,18 +90,16 @@ def choose_solver(solver: Solver, gain: Gain, device: torch.device) -> Solver:
 
 def _solve(y: Tensor, gain: Gain, solver: Solver) -> _Solution:
     """The gain of `y` (..., N, D), float32 or float64."""
-    n, d = y.shape[-2:]
-    if gain.gram_power:
-        gram = y @ y.mT if n <= d else y.mT @ y
-        factors = (gram,) * gain.gram_power
-        return _Solution(functools.reduce(torch.matmul, factors), factors[1:])
     solver = choose_solver(solver, gain, y.device)
-    if solver == "iterative":
-        matrix, inverse = gain_by_products(y @ y.mT if n <= d else y.mT @ y, gain, gain.power)
-        return _Solution(matrix, (inverse, matrix @ inverse))
+    if gain.gram_power or solver == "iterative":
+        gram = y @ y.mT if y.shape[-2] <= y.shape[-1] else y.mT @ y
+        if gain.gram_power:
+            factors = (gram,) * gain.gram_power
+            return _Solution(functools.reduce(torch.matmul, factors), factors[1:])
+        matrix, inverse = gain_by_products(gram, gain, gain.power)
+        return _Solution(matrix, (inverse, matrix, inverse))  # a target, without gradient, multiplies none
     x, vectors, keep = (svd_basis if solver == "svd" else gram_basis)(y, "spectral_filter")
-    g = torch.where(keep, gain(torch.where(keep, x, 0.0)), 0.0)
-    x = torch.where(keep, x, 1.0)
+    g, x = gain.on(x, keep), torch.where(keep, x, 1.0)
     x, g, u = x.unsqueeze(-2).to(y.dtype), g.unsqueeze(-2).to(y.dtype), vectors.to(y.dtype)
     return _Solution(u * g @ u.mT, (u / x, (u * (g.detach() / x)).mT))
 
@@ -247,7 +245,7 @@ def _gain_of_gram(gram: Tensor, gain: Gain, solver: Solver) -> Tensor:
     if choose_solver(solver, gain, gram.device) == "iterative":
         return gain_by_products(gram.float(), gain, gain.power)[0]
     x, v, keep = eigenbasis(gram, rank_tolerance(len(gram), len(gram), torch.float32), "running spectrum")
-    return v * torch.where(keep, gain(torch.where(keep, x, 0.0)), 0.0) @ v.mT
+    return v * gain.on(x, keep) @ v.mT
 
 
 class SpectralFilter(nn.Module):

@@ -92,6 +92,10 @@ class Gain:
         _, low, high = checked_gain(name, function, GRID)
         return cls(name, function, is_low_pass=low, is_high_pass=high)
 
+    def on(self, x: Tensor, keep: Tensor) -> Tensor:
+        """g(x) (..., R) of a spectrum, 0 in the null space: where `keep` (..., R), bool, is False."""
+        return torch.where(keep, self(torch.where(keep, x, 0.0)), 0.0)
+
     def check(self, x: Tensor) -> Tensor:
         """Values on a spectrum x > 0 (R,), float64; a `UserError` where it is no gain there (`checked_gain`)."""
         return checked_gain(self.name, self.function, x)[0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -159,6 +158,26 @@ _MAPS: dict[str, Callable[[Branch, Heads, int, int], nn.Module]] = {
 }
 
 
+def _linear_map(name: str, side: Side, heads: Heads, width: int, scale: Scale) -> nn.Module:
+    """A map that a spectrum decides: a closed-form predictor, the learned filter, or the filter of a gain."""
+    if (form := closed_form(name)) is not None:
+        return ClosedFormPredictor(form, width, momentum=heads.correlation_momentum)
+    if name == "learned":
+        if heads.estimator != "batch":
+            raise UserError("a learned filter takes each batch's own spectrum: set heads.estimator to batch")
+        return LearnedFilter(scale, solver=heads.solver)
+    return SpectralFilter(
+        name,
+        side,
+        scale,
+        solver=heads.solver,
+        estimator=heads.estimator,
+        dim=width,
+        momentum=heads.estimator_momentum,
+        every=heads.estimator_every,
+    )
+
+
 def _replaced(maps: tuple[str, ...], choice: str | None, beside: tuple[str, ...]) -> tuple[str, ...]:
     """The maps of a branch with the user's choice in the predictor's place, in front of any prototypes.
 
@@ -261,30 +280,16 @@ def build(
     assigns = {"assignment", "sinkhorn", "centred_assignment"} & {*row.online, *row.target}
     prototypes = Prototypes(width, heads.prototypes, freeze_epochs=heads.freeze_epochs) if assigns else None
 
-    spectral = partial(
-        SpectralFilter,
-        scale=scale,
-        solver=heads.solver,
-        estimator=heads.estimator,
-        dim=width,
-        momentum=heads.estimator_momentum,
-        every=heads.estimator_every,
-    )
-
-    def make(name: str, side: Side, branch: Branch) -> nn.Module:
-        if name in _MAPS:
-            return _MAPS[name](branch, heads, width, views)
-        if (form := closed_form(name)) is not None:
-            return ClosedFormPredictor(form, width, momentum=heads.correlation_momentum)
-        if name != "learned":
-            return spectral(name, side)
-        if heads.estimator != "batch":
-            raise UserError("a learned filter takes each batch's own spectrum: set heads.estimator to batch")
-        return LearnedFilter(scale, solver=heads.solver)
-
     def maps(side: Side, branch: Branch) -> nn.Sequential:
         names = row.online if side == "online" else row.target
-        return nn.Sequential(*(make(name, side, branch) for name in names))
+        return nn.Sequential(
+            *(
+                _MAPS[name](branch, heads, width, views)
+                if name in _MAPS
+                else _linear_map(name, side, heads, width, scale)
+                for name in names
+            )
+        )
 
     branch = Branch(encoder, projector, prototypes)
     return DualBranch(

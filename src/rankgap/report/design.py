@@ -88,7 +88,7 @@ def _draw_flow(axes: Axes, found: Assessment) -> None:
     for label, times, erank, colour, style in lines:
         axes.plot(*_points(times / found.unit, erank), style, color=colour, linewidth=1.6, label=label)
     last = float(found.flow.times[-1]) / found.unit
-    if last < float(found.baseline.times[-1]) / found.unit:
+    if found.dies_out:
         axes.plot(last, float(found.flow.erank_online[-1]), "x", color=ONLINE, markersize=7)
         axes.annotate(
             "directions die out",

@@ -20,7 +20,7 @@ Shapes: R directions; D outputs, d inputs, T times.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -194,17 +194,7 @@ def linear_flow(
         return rates
 
     start = torch.cat([part.flatten() for part in state]).numpy()
-    end, least = float(at[-1]), 1e-12 * float(np.abs(start).max())
-    solver = DOP853(velocity, 0.0, start, end, rtol=1e-9, atol=least)
-    solved = [start]
-    while len(solved) < len(at):
-        if solver.step() is not None or solver.nfev > _MOST_CALLS:
-            if partial and len(solved) > 1:
-                break
-            raise NonFiniteError(f"the linear flow diverges or grows too stiff at t = {solver.t:.4g}: end before")
-        between = solver.dense_output()
-        solved += [between(float(time)) for time in at[len(solved) :] if time <= solver.t]
-    along = [parts(y) for y in solved]
+    along = [parts(y) for y in _integrated(velocity, start, at.tolist(), partial=partial)]
     seen = [_branches(row, each, a) for each in along]
     online, target = (torch.stack([_spectrum(each[i], a) for each in seen]) for i in (1, 2))
     return FlowResult(
@@ -216,6 +206,26 @@ def linear_flow(
         encoder=torch.stack([each[0] for each in along]),
         predictor=torch.stack([each[0] for each in seen]),
     )
+
+
+def _integrated(
+    velocity: Callable[[float, NDArray[np.float64]], NDArray[np.float64]],
+    start: NDArray[np.float64],
+    times: list[float],
+    *,
+    partial: bool,
+) -> list[NDArray[np.float64]]:
+    """States at the times, from `start` at the first; fewer where the flow ends early and `partial` allows it."""
+    solver = DOP853(velocity, 0.0, start, times[-1], rtol=1e-9, atol=1e-12 * float(np.abs(start).max()))
+    solved = [start]
+    while len(solved) < len(times):
+        if solver.step() is not None or solver.nfev > _MOST_CALLS:
+            if partial and len(solved) > 1:
+                break
+            raise NonFiniteError(f"the linear flow diverges or grows too stiff at t = {solver.t:.4g}: end before")
+        between = solver.dense_output()
+        solved += [between(time) for time in times[len(solved) :] if time <= solver.t]
+    return solved
 
 
 def _checked(
@@ -260,7 +270,7 @@ def _map(gain: str | Gain | None, w: Tensor, a: Tensor) -> Tensor:
         values, vectors = solve_gram(torch.linalg.eigh, correlation, "linear flow")
     s = values.clamp_min(0).sqrt()
     keep = s > rank_tolerance(len(w), len(w), torch.float64) * s.max()
-    g = torch.where(keep, gain(torch.where(keep, s, 0.0)), 0.0)
+    g = gain.on(s, keep)
     return g if w.ndim == 1 else vectors * g @ vectors.mT
 
 
