@@ -1,6 +1,6 @@
 """Measure what the project claims of its speed, side by side in one run, and write the tables beside this file.
 
-python -m benchmarks [--suite views,step,filters,monitor,eval,report,run,scale] [--peers] [--data hf:DIR]
+python -m benchmarks [--suite views,step,changes,filters,monitor,eval,report,run,scale] [--peers] [--data hf:DIR]
 
 --peers also compares with kornia and lightly: pip install '.[bench]'. --data is CIFAR-10, for the suite that
 measures a whole run (`run`). The tables keep what other suites found before. The same command runs on a GPU.
@@ -21,7 +21,7 @@ from benchmarks.suites.scale import Growth
 from benchmarks.suites.timing import Row, Settings
 
 HERE = Path(__file__).parent
-SUITES = ("views", "step", "filters", "monitor", "eval", "report", "run", "scale")
+SUITES = ("views", "step", "changes", "filters", "monitor", "eval", "report", "run", "scale")
 
 
 def table(rows: list[Row]) -> str:

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import rankgap as rg
 from benchmarks.machine import machine
-from benchmarks.suites.step import Case, our_side
+from benchmarks.suites.step import Case, bare_step, our_side
 from rankgap.training import build_optimizer
 
 STEPS = 5
@@ -49,15 +49,7 @@ def measure(backbone: str, batch: int, *, compiled: bool) -> tuple[Counter[str],
         module.model.encoder().compile(fullgraph=True)
     optimizer = build_optimizer(module.model, module.optimizer)
     images = data.images.batch(range(batch)).images.to(device)
-    generator = torch.Generator(device)
-
-    def step() -> None:
-        with torch.autocast(device, dtype=torch.bfloat16):
-            outputs = module.model(module.views(images, None, generator))
-        optimizer.zero_grad()
-        outputs.loss.backward()
-        optimizer.step()
-
+    step = bare_step(module, images, optimizer)
     for _ in range(3):
         step()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")

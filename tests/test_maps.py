@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.testing import assert_close
 
 from rankgap.errors import UserError
@@ -17,6 +18,7 @@ from rankgap.maps import (
     Prototypes,
     SinkhornCodes,
     mlp,
+    per_view,
     sinkhorn,
 )
 
@@ -48,6 +50,18 @@ def test_per_view_gives_each_view_its_own_batch_statistics() -> None:
     out = PerView(torch.nn.BatchNorm1d(3, affine=False))(z)
     assert_close(out.mean(1), torch.zeros(2, 3), atol=1e-5, rtol=0)
     assert_close(out.var(1, correction=0), torch.ones(2, 3), atol=1e-3, rtol=0)
+
+
+def test_views_pass_together_where_no_batch_norm_would_see_both() -> None:
+    z = torch.randn(2, 4, 3)
+    norms: list[tuple[nn.Module, list[int]]] = [(nn.LayerNorm(3), [8]), (nn.BatchNorm1d(3), [4, 4])]
+    for norm, rows in norms:
+        seen: list[int] = []
+        norm.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(len(given[0])))
+        out = PerView(nn.Sequential(norm))(z)
+        assert seen == rows
+        assert_close(out, torch.stack([norm(view) for view in z]))
+        assert_close(out, per_view(norm, list(z)))
 
 
 def test_sinkhorn_of_one_iteration_by_hand() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from rankgap.errors import NonFiniteError, UserError
-from rankgap.pairs import eigenspace_alignment, low_pass_score, measured_filter, pair_spectrum
+from rankgap.pairs import eigenspace_alignment, low_pass_score, measured_filter, pair_spectrum, transfer
 from rankgap.spectra import singular_values
 from tests.matrices import gaussian, with_spectrum
 
@@ -65,6 +65,33 @@ def test_the_score_weighs_pairs_by_target_energy() -> None:
     assert float(low_pass_score(s, g)) == pytest.approx((9 + 4 - 36) / 49)
     order = torch.tensor([2, 0, 1])
     assert_close(low_pass_score(s[order], g[order]), low_pass_score(s, g))
+
+
+@properties
+@given(st.integers(0, 10_000), st.booleans())
+def test_the_transfer_is_the_map_s_diagonal_in_the_target_s_eigenbasis(seed: int, wide: bool) -> None:
+    target = gaussian(*(6, 9) if wide else (9, 6), seed=seed)
+    matrix, mean = gaussian(target.shape[1], target.shape[1], seed=seed + 1), target.new_zeros(target.shape)
+    if not wide:  # what P has of its own, in every row alike, where T has no mean
+        target, mean = target - target.mean(0), mean + 5
+    vt = torch.linalg.svd(target, full_matrices=False).Vh
+    online = target @ matrix + mean
+    s, found = transfer(online, target)
+    expected = (vt @ matrix * vt).sum(1)
+    assert_close(found, expected, rtol=1e-7, atol=1e-9)
+    assert (found.abs() <= measured_filter(online, target)[1] * (1 + 1e-9)).all()
+    assert_close(pair_spectrum(online, target).transfer_score, low_pass_score(s, expected))
+
+
+def test_the_transfer_of_a_spectral_filter_is_its_gain_and_knows_its_sign() -> None:
+    target = with_spectrum(GOLDEN, 6, 9)
+    assert_close(transfer(with_spectrum(GOLDEN**1.5, 6, 9), target)[1], GOLDEN.sqrt())
+    assert_close(transfer(-target, target)[1], -torch.ones_like(GOLDEN))
+
+
+def test_gains_below_zero_are_ranked_and_tied_as_others_are() -> None:
+    assert float(low_pass_score(GOLDEN, -1 / GOLDEN)) == pytest.approx(1)
+    assert float(low_pass_score(GOLDEN, GOLDEN.new_tensor([-1, -1 - 1e-9, -1, -1]))) == 0
 
 
 def test_a_clipped_gain_still_scores_one() -> None:

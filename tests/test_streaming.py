@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from rankgap.errors import UserError
-from rankgap.pairs import eigenspace_alignment, measured_filter
+from rankgap.pairs import eigenspace_alignment, measured_filter, transfer
 from rankgap.spectra import effective_rank
 from rankgap.streaming import EffectiveRank, PairSpectra
 from tests.matrices import gaussian
@@ -64,6 +64,7 @@ def test_a_pair_is_measured_as_in_one_batch(shape: tuple[int, int]) -> None:
     s, gains = measured_filter(online, target)
     assert_close(found.spectrum_target[: len(s)], s, rtol=1e-7, atol=0)
     assert_close(found.measured_filter, gains, rtol=1e-6, atol=0)
+    assert_close(found.transfer, transfer(online, target)[1], rtol=1e-6, atol=1e-9)
     assert_close(found.alignment, eigenspace_alignment(online, target), rtol=1e-6, atol=1e-9)
     assert_close(found.spectrum_online, torch.linalg.svdvals(online), rtol=1e-7, atol=1e-9)
 
@@ -91,6 +92,7 @@ def on_rank(rank: int) -> None:
     found = metric.compute()
     assert_close(found.spectrum_online, torch.linalg.svdvals(online), rtol=1e-7, atol=1e-9)
     assert_close(found.measured_filter, measured_filter(online, target)[1], rtol=1e-6, atol=0)
+    assert_close(found.transfer, transfer(online, target)[1], rtol=1e-6, atol=1e-9)
 
 
 @needs_distributed

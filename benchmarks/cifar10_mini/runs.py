@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,14 @@ import torch
 
 from rankgap.config import TrainConfig, file_name
 from rankgap.console import Progress
-from rankgap.experiment import evaluate_model, prepare
+from rankgap.experiment import evaluate_model, prepare, restore
 from rankgap.fitting import train
+from rankgap.maps import Clock
+from rankgap.pairs import PairSpectrum
 from rankgap.report.figures import ResultRow
+from rankgap.runs import RunFolder
+from rankgap.streaming import PairSpectra
+from rankgap.training import EpochBatches
 
 DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
     ("siamese", None, None),
@@ -30,11 +35,17 @@ DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
     ("byol", None, None),
     ("swav", None, None),
     ("dino", None, None),
+    ("directpred", None, None),
+    ("directset", None, None),
+    ("directcopy", None, None),
+    ("isoloss", None, None),
+    ("isoloss_l2", None, None),
     ("simsiam", "power:0.3", None),
     ("simsiam", "power:0.5", None),
     ("simsiam", "power:1", None),
     ("simsiam", "power:2", None),
     ("simsiam", "log1p", None),
+    ("simsiam", "learned", None),
     ("simsiam", None, "power:-0.3"),
     ("simsiam", None, "power:-0.5"),
     ("simsiam", None, "power:-1"),
@@ -98,18 +109,20 @@ def run_one(config: TrainConfig) -> Finished:
     return Finished(config.title, config.seed, folder.results(), folder.metrics())
 
 
-def run_all(configs: list[TrainConfig], workers: int) -> Iterator[Finished]:
+def run_all(
+    configs: list[TrainConfig], workers: int, run: Callable[[TrainConfig], Finished] = run_one
+) -> Iterator[Finished]:
     """Every run, in order; `workers` processes share them and the machine's cores."""
     if workers == 1:
-        yield from map(run_one, configs)
+        yield from map(run, configs)
         return
     threads = max((os.cpu_count() or 1) // workers, 1)
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
     ) as pool:
-        for run in pool.map(run_one, configs):
-            print(f"{run.title} seed {run.seed}: kNN {100 * run.results['knn']:.1f} %", flush=True)
-            yield run
+        for done in pool.map(run, configs):
+            print(f"{done.title} seed {done.seed}: kNN {100 * done.results['knn']:.1f} %", flush=True)
+            yield done
 
 
 def result_row(title: str, runs: list[Finished]) -> ResultRow:
@@ -127,3 +140,26 @@ def untrained_scores(config: TrainConfig) -> dict[str, Any]:
         file.write_text(json.dumps(evaluate_model(experiment, experiment.model())))
     scores: dict[str, Any] = json.loads(file.read_text())
     return scores
+
+
+@torch.no_grad()
+def pooled(folder: RunFolder) -> PairSpectrum:
+    """Spectra, alignment and measured filter of a trained model over all training images, in training mode.
+
+    Online view i is paired with target view i, so that the filter is that of the map and not of the views.
+    """
+    experiment, model = restore(folder.path)
+    work, views = experiment.work, experiment.views()
+    model.train()
+    model.prepare(Clock(step=work.steps - 1, steps=work.steps, steps_per_epoch=work.steps_per_epoch))
+    generator = torch.Generator().manual_seed(0)
+    pair: PairSpectra | None = None
+    batches = EpochBatches(experiment.train, work, seed=0, step=0)
+    for index in range(len(batches)):
+        batch = batches[index]
+        outputs = model(views(batch.images, batch.sizes, generator))
+        pair = pair or PairSpectra(outputs.online.shape[-1])
+        pair.update(outputs.online.flatten(0, 1), outputs.target.flatten(0, 1))
+    assert pair is not None
+    found: PairSpectrum = pair.compute()
+    return found

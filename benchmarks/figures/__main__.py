@@ -10,44 +10,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
-from benchmarks.cifar10_mini.runs import mini_config, result_row, run_one
+from benchmarks.cifar10_mini.runs import mini_config, pooled, result_row, run_one
 from rankgap.demo import trace
-from rankgap.experiment import restore
-from rankgap.maps import Clock
-from rankgap.pairs import PairSpectrum
 from rankgap.report.figures import alignment_figure, filters_figure, mini_figure, ranks_figure
 from rankgap.report.page import write_report
-from rankgap.runs import RunFolder
-from rankgap.streaming import PairSpectra
-from rankgap.training import EpochBatches
 
 HERE = Path(__file__).parent
 SYMMETRIC, ASYMMETRIC = ("siamese", "symsimsiam"), ("byol", "simsiam", "swav", "dino")
-
-
-@torch.no_grad()
-def pooled(folder: RunFolder) -> PairSpectrum:
-    """Spectra, alignment and measured filter of a trained model over all training images, in training mode.
-
-    Online view i is paired with target view i, so that the filter is that of the map and not of the views.
-    """
-    experiment, model = restore(folder.path)
-    work, views = experiment.work, experiment.views()
-    model.train()
-    model.prepare(Clock(step=work.steps - 1, steps=work.steps, steps_per_epoch=work.steps_per_epoch))
-    generator = torch.Generator().manual_seed(0)
-    pair: PairSpectra | None = None
-    batches = EpochBatches(experiment.train, work, seed=0, step=0)
-    for index in range(len(batches)):
-        batch = batches[index]
-        outputs = model(views(batch.images, batch.sizes, generator))
-        pair = pair or PairSpectra(outputs.online.shape[-1])
-        pair.update(outputs.online.flatten(0, 1), outputs.target.flatten(0, 1))
-    assert pair is not None
-    found: PairSpectrum = pair.compute()
-    return found
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ def measure(settings: Settings) -> list[Row]:
     rankgap = str(Path(sys.executable).with_name("rankgap"))
     times, ratios = [], []
     with tempfile.TemporaryDirectory() as home:
-        for repeat in range(max(settings.repeats // 3, 1)):
+        for repeat in range(settings.repeats):
             out = f"{home}/{repeat}"
             train = ["train", "--data", settings.data, "--limit", "10000", "--epochs", "10", "--out", out]
             network = ["--method", "simsiam", "--backbone", "resnet_tiny"]

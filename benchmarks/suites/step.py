@@ -150,6 +150,27 @@ def our_step(module: SelfSupervised, data: TrainingData) -> float:
     return fit(module, module.work.steps, "bf16-mixed", data)
 
 
+def bare_step(
+    module: SelfSupervised,
+    images: Tensor,
+    optimizer: torch.optim.Optimizer,
+    *,
+    bf16: bool = True,
+    layout: Callable[[Tensor], Tensor] = lambda views: views,
+) -> Callable[[], None]:
+    """A training step without a trainer: views, both branches, gradients, the optimiser."""
+    generator = torch.Generator(images.device)
+
+    def step() -> None:
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bf16):
+            outputs = module.model(layout(module.views(images, None, generator)))
+        optimizer.zero_grad()
+        outputs.loss.backward()
+        optimizer.step()
+
+    return step
+
+
 def our_side(case: Case, method: rg.Method, *, small: bool = True) -> tuple[SelfSupervised, TrainingData, Recipe]:
     """Our trainer's module and data, with the published recipe or with the preset for small work."""
     images = torch.randint(0, 256, (case.batch * case.steps, 3, 32, 32), dtype=torch.uint8)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankgap.maps import Clock, PerView, Prototypes, Scheduled
+from rankgap.maps import Clock, PerView, Prototypes, Scheduled, per_view
 
 Alignment = Callable[[Tensor, Tensor], Tensor]
 
@@ -106,7 +106,7 @@ ALIGNMENTS: dict[str, Alignment] = {
 class Branch(nn.Module):
     """What both branches have: an encoder, a projector and, where the method has them, prototypes.
 
-    Each view passes alone, so that batch-norm statistics are a view's own, as in the methods' papers.
+    Batch-norm statistics are a view's own, as in the methods' papers; without batch norm all views pass together.
     """
 
     def __init__(self, encoder: nn.Module, projector: nn.Module, prototypes: Prototypes | None = None) -> None:
@@ -117,7 +117,7 @@ class Branch(nn.Module):
 
     def forward(self, views: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Views (V, B, C, H, W), or a list of (B, C, H, W) -> features (V, B, F), embeddings (V, B, D)."""
-        features = torch.stack([self.encoder(view) for view in views])
+        features = per_view(self.encoder, views)
         return features, self.projector(features)
 
 

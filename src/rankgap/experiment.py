@@ -23,6 +23,7 @@ from rankgap.config import TrainConfig, device, eval_sets, protocols
 from rankgap.data import Batch, ImageSet, Inspection, inspect, load_data
 from rankgap.errors import UserError
 from rankgap.evaluate import check_sets, evaluate
+from rankgap.maps import mixes_images
 from rankgap.methods import Method, build, design
 from rankgap.presets import Work
 from rankgap.recipes import Recipe, from_dict, load_recipe, override, to_dict
@@ -137,11 +138,12 @@ def prepare(config: TrainConfig) -> Experiment:
             f"lower --batch-size"
         )
     size = view_size(config.size, train)
+    encoder = build_encoder(backbone, channels=train.channels, size=size)
     work = Work(
         images=len(train),
         batch_size=config.batch_size,
         epochs=config.epochs,
-        features=build_encoder(backbone, channels=train.channels, size=size).features,
+        features=encoder.features,
         devices=config.devices,
     )
     notes: list[str] = []
@@ -153,6 +155,10 @@ def prepare(config: TrainConfig) -> Experiment:
     else:
         recipe = load_recipe(config.recipe, method.body)
     recipe = override(recipe, settings)
+    if mixes_images(encoder):
+        notes.append(f"{backbone} sees one view at a time: batch norm's statistics are a view's own")
+    else:
+        notes.append(f"{backbone} sees all views in one forward: it has no batch norm")
     return Experiment(
         config=config,
         method=method,

@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankgap.errors import UserError
 from rankgap.spectra import world_sum
@@ -94,8 +95,25 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+def mixes_images(module: nn.Module) -> bool:
+    """Whether a module takes statistics of a batch in training: whether batch norm is anywhere in it."""
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
+
+
+def per_view(module: nn.Module, views: Tensor | Sequence[Tensor]) -> Tensor:
+    """Views (V, B, ...), or a list of them -> (V, B, ...): batch norm sees one view at a time (SimSiam, BYOL).
+
+    Views in one tensor pass together where there is no batch norm: the same numbers in one forward.
+    """
+    if isinstance(views, Tensor) and not mixes_images(module):
+        flat: Tensor = module(views.flatten(0, 1))
+        together: Tensor = flat.unflatten(0, views.shape[:2])
+        return together
+    return torch.stack([module(view) for view in views])
+
+
 class PerView(nn.Module):
-    """Applies a module to each view alone, so that its batch norms see one view at a time (SimSiam, BYOL)."""
+    """Applies a module to each view alone, see `per_view`."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -103,7 +121,7 @@ class PerView(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(V, B, D) -> (V, B, D')."""
-        return torch.stack([self.module(view) for view in z])
+        return per_view(self.module, z)
 
 
 class Prototypes(Scheduled):

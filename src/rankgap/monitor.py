@@ -45,6 +45,8 @@ class Watched:
         alignment: of the eigenspaces (R',), see `pairs.eigenspace_alignment`.
         measured_filter: gains (R',) beside the first R' of `spectrum_target`, see `pairs.measured_filter`.
         low_pass_score: in [-1, 1], see `pairs.low_pass_score`; 0-d.
+        transfer: what passes along each direction (R',), without what leaks in from others; see `pairs.transfer`.
+        transfer_score: the low-pass score of that; 0-d.
         rows: how many rows that was, over all processes.
         diagnosis: of the newest readings.
     """
@@ -56,6 +58,8 @@ class Watched:
     alignment: Tensor
     measured_filter: Tensor
     low_pass_score: Tensor
+    transfer: Tensor
+    transfer_score: Tensor
     rows: int
     diagnosis: Diagnosis
 
@@ -237,6 +241,8 @@ class RankMonitor:
             alignment=pair.alignment,
             measured_filter=pair.measured_filter,
             low_pass_score=pair.low_pass_score,
+            transfer=pair.transfer,
+            transfer_score=pair.transfer_score,
             rows=pair.rows,
             diagnosis=self.diagnosis,
         )

@@ -27,6 +27,7 @@ class PairSpectrum(NamedTuple):
         spectrum_target: likewise.
         alignment: a_i = |cos(C_p v_i, v_i)| (R',), see `eigenspace_alignment`.
         measured_filter: g_i = |P v_i| / |T v_i| (R',), beside the first R' of `spectrum_target`.
+        transfer: h_i = (P v_i . T v_i) / |T v_i|^2 (R',), see `transfer`.
         rows: N.
     """
 
@@ -34,12 +35,18 @@ class PairSpectrum(NamedTuple):
     spectrum_target: Tensor
     alignment: Tensor
     measured_filter: Tensor
+    transfer: Tensor
     rows: int
 
     @property
     def low_pass_score(self) -> Tensor:
         """1: the online branch is a low-pass of the target, -1: a high-pass, 0: neither (`low_pass_score`)."""
         return low_pass_score(self.spectrum_target[: len(self.measured_filter)], self.measured_filter)
+
+    @property
+    def transfer_score(self) -> Tensor:
+        """The same of the transfer: of what passes along each direction, without what leaks in from others."""
+        return low_pass_score(self.spectrum_target[: len(self.transfer)], self.transfer)
 
 
 def pair_spectrum(online: Tensor, target: Tensor) -> PairSpectrum:
@@ -67,12 +74,13 @@ def pair_spectrum(online: Tensor, target: Tensor) -> PairSpectrum:
     v = vectors[:, keep]
     if len(t) <= t.shape[1]:  # the smaller Gram matrix knew the left vectors
         v = t.mT @ v / s[keep]  # (D, R')
-    seen = p @ v  # (N, R')
+    seen, sent = p @ v, t @ v  # (N, R')
     return PairSpectrum(
         spectrum_online=singular_values(p),
         spectrum_target=torch.where(keep, s, 0.0),
         alignment=image_alignment(p.mT @ seen, v),
-        measured_filter=seen.norm(dim=0) / (t @ v).norm(dim=0),
+        measured_filter=seen.norm(dim=0) / sent.norm(dim=0),
+        transfer=(seen * sent).sum(0) / sent.square().sum(0),
         rows=len(p),
     )
 
@@ -132,6 +140,35 @@ def measured_filter(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return pair.spectrum_target[: len(pair.measured_filter)], pair.measured_filter
 
 
+def transfer(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """What of each of the target's directions the online branch passes on along that direction itself.
+
+    h_i = (P v_i . T v_i) / |T v_i|^2, the least-squares gain (the H1 estimate of a transfer function, Bendat &
+    Piersol). T's columns T v_i are orthogonal, so that h_i = v_i^T W v_i wherever P = T W, whatever W is: energy
+    that W brings from other directions, and what P has of its own, such as a mean, leave it alone, while
+    `measured_filter` counts them (|h_i| <= g_i). Where P is a spectral filter of T both are its gain.
+
+    Args:
+        online: P (N, D).
+        target: T (N, D).
+
+    Returns:
+        s (R',) descending and h (R',), which may be negative.
+
+    Raises:
+        UserError: the batches are not two (N, D) of one shape.
+        NonFiniteError: either has a NaN or an infinity.
+
+    Example:
+        >>> target = torch.diag(torch.tensor([4.0, 2.0, 1.0]))
+        >>> s, h = transfer(target @ torch.tensor([[1.0, 0, 3], [0, 0.5, 0], [0, 0, 0.2]]), target)
+        >>> h
+        tensor([1.0000, 0.5000, 0.2000], dtype=torch.float64)
+    """
+    pair = pair_spectrum(online, target)
+    return pair.spectrum_target[: len(pair.transfer)], pair.transfer
+
+
 def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
     """Weighted rank correlation of log g with log s: 1 is low-pass, -1 high-pass, 0 neither.
 
@@ -142,7 +179,7 @@ def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
 
     Args:
         s: singular values of the target (R,).
-        g: measured gains (R,).
+        g: measured gains, or transfers (R,).
 
     Returns:
         0-d, in [-1, 1], float64. Memory is R^2.
@@ -150,7 +187,7 @@ def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
     s, g = s.double(), g.double()
     rises = torch.sign(s[:, None] - s)
     larger = torch.where(
-        (g[:, None] - g).abs() > _TIE * torch.maximum(g[:, None], g), torch.sign(g[:, None] - g), 0.0
+        (g[:, None] - g).abs() > _TIE * torch.maximum(g[:, None].abs(), g.abs()), torch.sign(g[:, None] - g), 0.0
     )
     energy = (s / s.norm()).square()
     weight = energy[:, None] * energy

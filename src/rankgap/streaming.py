@@ -1,6 +1,7 @@
 """Spectra of more rows than memory holds: batches are added up, ranks of a distributed run too.
 
-Both metrics keep float64 sums of outer products Z^T Z, (D, D), whatever the number of rows: 32 MiB at D = 2048.
+The metrics keep float64 sums of outer products Z^T Z, (D, D), whatever the number of rows: 32 MiB each at
+D = 2048.
 A float32 covariance would lose all singular values below 3e-4 s_1; in float64 those above 6e-8 s_1 are kept, and
 over six decades each is accurate to 1e-3 (relative to an SVD in float64; held by a test at D = 2048).
 
@@ -80,7 +81,7 @@ class EffectiveRank(Metric):
 
 
 class PairSpectra(Metric):
-    """Spectra, eigenspace alignment and measured filter of paired outputs, over all rows seen.
+    """Spectra, eigenspace alignment, measured filter and transfer of paired outputs, over all rows seen.
 
     Args:
         width: D of both.
@@ -89,12 +90,13 @@ class PairSpectra(Metric):
     full_state_update = False
     gram_online: Tensor
     gram_target: Tensor
+    cross: Tensor
     rows: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        for name in ("gram_online", "gram_target"):
+        for name in ("gram_online", "gram_target", "cross"):
             self.add_state(name, torch.zeros(width, width, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
 
@@ -110,6 +112,7 @@ class PairSpectra(Metric):
             raise UserError(f"online has {len(p)} rows and target {len(t)}: they are compared row by row")
         self.gram_online += p.mT @ p
         self.gram_target += t.mT @ t
+        self.cross += p.mT @ t
         self.rows += len(p)
 
     def compute(self) -> PairSpectrum:
@@ -126,8 +129,14 @@ class PairSpectra(Metric):
         kept = target > 0
         v = vectors[:, kept]  # (D, R')
         image = self.gram_online @ v
-        gain = ((image * v).sum(0).clamp_min(0) / target[kept]).sqrt()
-        return PairSpectrum(online.sqrt()[:count], target.sqrt()[:count], image_alignment(image, v), gain, count)
+        return PairSpectrum(
+            spectrum_online=online.sqrt()[:count],
+            spectrum_target=target.sqrt()[:count],
+            alignment=image_alignment(image, v),
+            measured_filter=((image * v).sum(0).clamp_min(0) / target[kept]).sqrt(),
+            transfer=(self.cross @ v * v).sum(0) / target[kept],
+            rows=count,
+        )
 
 
 def _checked(z: Tensor, width: int, name: str) -> Tensor:
