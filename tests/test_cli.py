@@ -294,7 +294,7 @@ def test_every_kind_of_state_survives_an_interruption(method: str, flags: list[s
     assert train(tmp_path / "whole", *flags) == 0
     from lightning.pytorch import Callback
 
-    from rankgap.fitting import InterruptedRunError
+    from rankgap.errors import InterruptedRunError
     from rankgap.fitting import train as run_config
 
     class Interrupt(Callback):
@@ -579,3 +579,18 @@ def test_the_demo_trains_its_seven_designs_and_draws_them(
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--debug", "train", "--method", "simsam"]) == 2
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "spared"),
+    [
+        (["--help"], {"torch", "lightning", "timm"}),
+        (["watch", "--help"], {"torch", "lightning", "timm"}),
+        (["methods"], {"lightning", "timm", "scipy"}),
+    ],
+)
+def test_a_command_waits_for_no_library_that_it_does_not_use(command: list[str], spared: set[str]) -> None:
+    code = f"from rankgap.cli import main\ntry:\n    main({command})\nexcept SystemExit:\n    pass\n"
+    loaded = "import sys\nprint('loaded:', *sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code + loaded], check=True, capture_output=True, text=True).stdout
+    assert not spared & set(said.rpartition("loaded:")[2].split())

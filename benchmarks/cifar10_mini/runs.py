@@ -18,11 +18,11 @@ import numpy as np
 import torch
 
 from rankgap.config import TrainConfig, file_name
-from rankgap.console import Progress
 from rankgap.experiment import evaluate_model, prepare, restore
 from rankgap.fitting import train
 from rankgap.maps import Clock
 from rankgap.pairs import PairSpectrum
+from rankgap.progress import Progress
 from rankgap.report.figures import ResultRow
 from rankgap.runs import RunFolder
 from rankgap.streaming import PairSpectra

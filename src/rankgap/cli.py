@@ -15,7 +15,7 @@ import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import rankgap
-from rankgap.errors import NonFiniteError, UserError
+from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
 
 EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = 2, 3, 130
 
@@ -76,9 +76,10 @@ def demo(out: str = "runs/demo", seed: int = 0) -> None:
 def train(**flags: Any) -> None:
     """Train an encoder, log the ranks of both branches, and evaluate it."""
     from rankgap.config import TrainConfig
-    from rankgap.console import Progress, announce, show_results
+    from rankgap.console import announce, show_results
     from rankgap.fitting import is_first_process
     from rankgap.fitting import train as run
+    from rankgap.progress import Progress
 
     config = TrainConfig(**flags)
     results = run(config, callbacks=[Progress(config.title)], announce=announce)
@@ -251,7 +252,8 @@ _POSITIONAL = {
 }
 
 
-def _parser() -> ArgumentParser:
+def _parser(given: Sequence[str]) -> ArgumentParser:
+    """All commands, with the flags of those that are named: torch need not be loaded to show what there is."""
     parser = ArgumentParser(
         prog="rankgap",
         description=rankgap.__doc__,
@@ -264,7 +266,9 @@ def _parser() -> ArgumentParser:
     for name, command in COMMANDS.items():
         summary = (inspect.getdoc(command) or "").partition("\n")[0]
         sub = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
-        if name == "train":
+        if name not in given:
+            pass
+        elif name == "train":
             from rankgap.config import TrainConfig
 
             sub.add_argument("--config", action="config", help="a YAML file that gives any of these flags")
@@ -293,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
     try:
-        parsed = _parser().parse_args(given or ["--help"])
+        parsed = _parser(given).parse_args(given or ["--help"])
     except ArgumentError as error:
         return _fail(str(error), EXIT_USER)
     name = parsed.subcommand
@@ -301,8 +305,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for extra in ("config", "print_config"):
         flags.pop(extra, None)
     try:
-        from rankgap.fitting import InterruptedRunError
-
         COMMANDS[name](**flags)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)

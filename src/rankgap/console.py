@@ -1,4 +1,4 @@
-"""What the terminal shows: progress of a run, tables, and what was chosen."""
+"""What the terminal shows: tables, and what was chosen."""
 
 from __future__ import annotations
 
@@ -7,73 +7,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning as L
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from rich.table import Table
 
-from rankgap.data import Inspection
 from rankgap.diagnosis import Diagnosis
-from rankgap.experiment import Experiment
 from rankgap.methods import METHODS, PREDICTORS
 from rankgap.runs import RESULT_COLUMNS, percent
-from rankgap.scoring import SCORES, RunScores
-from rankgap.training import SelfSupervised
 
-if TYPE_CHECKING:  # the theory behind it takes scipy, which other commands need not wait for
+if TYPE_CHECKING:  # a table need not wait for Lightning, timm and scipy
     from rankgap.assessment import Assessment
+    from rankgap.data import Inspection
+    from rankgap.experiment import Experiment
+    from rankgap.scoring import RunScores
 
 console = Console()
-
-
-class Progress(L.Callback):
-    """A progress bar for a run, with its loss and both ranks; an alarm is printed above it when one begins.
-
-    Args:
-        name: what to call the run.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name, self.known = name, "healthy"
-        self.bar = Bar(
-            TextColumn("{task.description:<28}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[reading]}"),
-            console=console,
-        )
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar where the run stands."""
-        assert isinstance(pl_module, SelfSupervised)
-        self.task = self.bar.add_task(self.name, total=pl_module.work.steps, completed=pl_module.step, reading="")
-        if trainer.is_global_zero:
-            self.bar.start()
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Move on; show the newest reading."""
-        assert isinstance(pl_module, SelfSupervised)
-        row = pl_module.last_reading
-        reading = (
-            f"loss {row['loss']:.3f}  erank {row['erank_online']:.1f} -> {row['erank_target']:.1f}" if row else ""
-        )
-        self.bar.update(self.task, completed=pl_module.step, reading=reading)
-        if (diagnosis := pl_module.diagnosis).kind != self.known:
-            self.known = diagnosis.kind
-            if diagnosis and trainer.is_global_zero:
-                console.print(f"[yellow]alarm:[/yellow] {self.name}: {diagnosis}", highlight=False)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close the bar."""
-        self.bar.stop()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar."""
-        self.bar.stop()
 
 
 def announce(experiment: Experiment) -> None:
@@ -133,6 +82,8 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 def show_scores(found: RunScores) -> None:
     """Print every checkpoint's label-free scores, and which one each prefers."""
+    from rankgap.scoring import SCORES
+
     console.print(f"[bold]{found.title}[/bold], on {found.images:,} of its images", highlight=False)
     checkpoints = list(found.rated)
     for start in range(0, len(checkpoints), 4):  # as many as eighty columns hold

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rankgap.config import TrainConfig, file_name
-from rankgap.console import Progress
 from rankgap.fitting import train
+from rankgap.progress import Progress
 from rankgap.report.figures import RankTrace, ranks_figure
 from rankgap.runs import RunFolder
 

@@ -14,6 +14,10 @@ class NonFiniteError(RuntimeError):
     """Training met a loss or a spectrum that is not finite (commands exit with 3)."""
 
 
+class InterruptedRunError(Exception):
+    """Training was interrupted, and can go on (commands exit with 130)."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """A `UserError` that lists what exists and, where one is near, the name that was probably meant.
 

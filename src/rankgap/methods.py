@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from rankgap.backbones import Encoder, build_encoder
 from rankgap.branches import ALIGNMENTS, Branch, DualBranch
 from rankgap.errors import UserError, unknown
 from rankgap.filters import Scale, Side, SpectralFilter
@@ -21,6 +20,9 @@ from rankgap.gains import parse_gain
 from rankgap.maps import Assignment, CentredAssignment, PerView, Prototypes, SinkhornCodes, mlp
 from rankgap.predictors import CLOSED_FORMS, ClosedFormPredictor, LearnedFilter, closed_form
 from rankgap.recipes import Heads, load_recipe
+
+if TYPE_CHECKING:
+    from rankgap.backbones import Encoder
 
 Body = Literal["byol", "simsiam", "swav", "dino"]
 
@@ -267,6 +269,8 @@ def build(
         >>> model(torch.randn(2, 8, 3, 32, 32)).target.shape
         torch.Size([2, 8, 256])
     """
+    from rankgap.backbones import build_encoder  # timm takes a second to import: pages and tables need none
+
     row = design(method, online=online, target=target) if isinstance(method, str) else method
     heads = heads or load_recipe("cifar", row.body).heads
     encoder = build_encoder(backbone, channels=channels, size=size) if isinstance(backbone, str) else backbone

@@ -20,8 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities import rank_zero_only
 
 from rankgap.errors import UserError
 from rankgap.pairs import PairSpectrum
@@ -278,52 +276,3 @@ def replace_file(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)
-
-
-class MetricsFile(Logger):
-    """A Lightning logger that writes `metrics.csv`, one row a reading.
-
-    Args:
-        path: the file.
-        step: keep the rows before this step, drop the rest (a resumed run writes them again).
-    """
-
-    def __init__(self, path: Path, *, step: int = 0) -> None:
-        super().__init__()
-        self.path, self._has_header = path, False
-        self._begin(step)
-
-    @rank_zero_only
-    def _begin(self, step: int) -> None:
-        kept: list[list[str]] = []
-        if step and self.path.is_file():
-            with self.path.open(newline="") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
-            kept = [header, *(row for row in rows if row and row[0].isdigit() and int(row[0]) < step)]
-        self._has_header = bool(kept)
-        text = "".join(",".join(row) + "\n" for row in kept)
-        replace_file(self.path, text.encode())
-
-    @property
-    def name(self) -> str:
-        """Of the logger."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """Of the logger; it has one."""
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration has a file of its own."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row: the step, then the metrics in their order."""
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if not self._has_header:
-                writer.writerow(["step", *metrics])
-                self._has_header = True
-            writer.writerow([step, *(f"{value:.8g}" for value in metrics.values())])

@@ -63,7 +63,7 @@ def evaluate(
     size: int,
     protocol: Sequence[str] = ("knn", "linear"),
     branch: Literal["online", "target"] = "online",
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     workers: int = 0,
@@ -82,7 +82,7 @@ def evaluate(
         protocol: `knn` (k 20, t 0.1), `linear` (L-BFGS), `linear_sgd` (the paper's schedule);
             empty for ranks alone.
         branch: which encoder this is; recorded, not acted on.
-        batch_size: images a forward pass.
+        batch_size: images a forward pass, see `feature_batches`.
         device: where to compute (the encoder is moved there); the encoder's own by default.
         dtype: autocast the encoder to this type; None does not.
         workers: processes that decode files ahead.

@@ -57,7 +57,7 @@ def feature_batches(
     images: ImageSet,
     *,
     size: int,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     mean: Sequence[float] | None = None,
@@ -70,7 +70,7 @@ def feature_batches(
         encoder: (B, C, size, size) -> (B, F); its train or eval mode is put back at the end.
         images: the set; each image is seen once, through `eval_view`.
         size: side of the view in pixels.
-        batch_size: images a forward pass.
+        batch_size: images a forward pass; by default 256, on a CPU 64, whose activations stay in its cache.
         device: where to compute; the encoder's own by default. The encoder is moved there.
         dtype: autocast to this type; None computes in the encoder's own.
         mean: per-channel mean in [0, 1] to normalise with; the set's own by default. Give the training set's.
@@ -83,7 +83,7 @@ def feature_batches(
     device = device_of(encoder) if device is None else torch.device(device)
     encoder.to(device)
     loader = DataLoader(
-        _Slices(images, batch_size),
+        _Slices(images, batch_size or (64 if device.type == "cpu" else 256)),
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
@@ -113,7 +113,7 @@ def extract_features(
     images: ImageSet,
     *,
     size: int,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     mean: Sequence[float] | None = None,

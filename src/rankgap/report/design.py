@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -11,8 +12,10 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rankgap.assessment import Assessment
 from rankgap.report.figures import DPI, GREY, ONLINE, TARGET, header, log_ticks, plain, save
+
+if TYPE_CHECKING:
+    from rankgap.assessment import Assessment
 
 
 def design_figure(found: Assessment, path: str | Path) -> Figure:
