@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from benchmarks.cifar10_mini.runs import Finished
+from benchmarks.mechanism.analysis import early_difference, foretold, gain_of, interval
+from benchmarks.page import PAGE, run
 from benchmarks.suites.scale import Growth, doubled, grow
 
 
@@ -39,3 +49,67 @@ def test_growth_is_the_slope_of_its_last_sizes() -> None:
 def test_growth_sees_the_memory_that_a_call_holds() -> None:
     found = grow("bytes", "MiB", (64, 128), lambda size: lambda: sum(bytearray(size * 2**20)), repeats=1)
     assert found.mebibytes[1] - found.mebibytes[0] > 50
+
+
+def test_an_interval_is_student_s() -> None:
+    mean, half = interval([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert math.isnan(interval([1.0])[1])
+
+
+def test_a_measured_filter_becomes_the_nearest_gain_that_never_falls() -> None:
+    x, g = torch.tensor([4.0, 2.0, 1.0, 0.5]), torch.tensor([0.9, 1.0, 0.3, -0.2])
+    gain = gain_of("own", x, g)
+    assert gain.is_low_pass and not gain.is_high_pass
+    pooled = (16 * 0.9 + 4 * 1.0) / 20  # the first two, weighted by energy
+    assert_close(gain(x), torch.tensor([pooled, pooled, 0.3, 0.001]))
+    assert_close(gain(torch.tensor([100.0, 1e-6])), torch.tensor([pooled, 0.001]))
+    assert_close(gain(torch.tensor([0.5**0.5])), torch.tensor([(0.3 * 0.001) ** 0.5]))  # between, straight in logs
+
+
+def test_what_foretells_is_told_from_what_does_not_and_designs_are_drawn_whole() -> None:
+    random = np.random.default_rng(0)
+    designs = [str(i // 3) for i in range(60)]
+    of_design = np.repeat(random.permutation(20), 3)
+    perfect = foretold(designs, of_design + 0.1 * random.random(60), of_design.astype(float))
+    assert perfect.correlation > 0.98 and perfect.low > 0.9
+    assert (perfect.runs, perfect.designs) == (60, 20)
+    none = foretold(designs, random.random(60), of_design.astype(float))
+    assert none.low < 0 < none.high
+    one = foretold(["a"] * 9 + ["b"] * 9, [1.0] * 9 + [2.0] * 9, [1.0] * 9 + [2.0] * 9)
+    assert one.low == one.high == pytest.approx(1)
+
+
+def test_early_means_the_first_two_epochs() -> None:
+    metrics = {"epoch": [0.0, 1.0, 2.0, 3.0], "erank_online": [0.0] * 4, "erank_target": [100.0, 1.0, 3.0, 100.0]}
+    assert early_difference(Finished("a", 0, {}, metrics)) == 2
+
+
+def test_the_mechanism_s_script_measures_trains_again_and_writes(tmp_path: Path) -> None:
+    script = (
+        "import benchmarks.mechanism.__main__ as m, benchmarks.cifar10_mini.runs as r, pathlib, functools, sys\n"
+        f"m.HERE = pathlib.Path({str(tmp_path)!r})\n"
+        "(m.HERE / 'ABOUT.md').write_text('# About')\n"
+        "m.METHODS = ('simsiam',)\n"
+        "m.mini_config = functools.partial(r.mini_config, limit=256, epochs=1)\n"
+        "sys.argv = ['mechanism', '--data', 'digits', '--seeds', '0', '--out', str(m.HERE / 'runs')]\n"
+        "m.main()\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert set(found["replaced"]) == {"simsiam", "simsiam online own_measured_filter", "simsiam online own_transfer"}
+    assert all(0 < run["knn"] <= 1 for runs in found["replaced"].values() for run in runs)
+    kept = found["filters"][0]
+    assert len(kept["x"]) == len(kept["transfer"]) == len(kept["measured_filter"]) == len(kept["alignment"])
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("# About") and "| simsiam | 1 |" in text and "Spearman" in text
+
+
+def test_the_page_s_code_draws_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "benchmarks").symlink_to(PAGE.parent.parent / "benchmarks")
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run()
+    shown = set(re.findall(r"!\[.*?\]\((.*?\.png)\)", PAGE.read_text()))
+    assert shown == {path.name for path in (tmp_path / "docs").glob("*.png")} and len(shown) >= 5
+    assert all((PAGE.parent / name).is_file() for name in shown)

@@ -18,7 +18,13 @@ from typing import Any
 from benchmarks.cifar10_mini.__main__ import recorded
 from benchmarks.cifar10_mini.runs import mini_config, pooled, run_all
 from benchmarks.machine import machine
-from benchmarks.mechanism.analysis import early_difference, foretold, interval, with_its_own_filter
+from benchmarks.mechanism.analysis import (
+    early_difference,
+    foretold,
+    interval,
+    transfer_tau,
+    with_its_own_filter,
+)
 from rankgap.config import TrainConfig
 from rankgap.pairs import PairSpectrum
 
@@ -28,7 +34,7 @@ DIGITS = 5
 
 
 def summary(method: str, seed: int, pair: PairSpectrum) -> dict[str, Any]:
-    """What is kept of a model's spectra: its filter along the target's directions, and three scores."""
+    """What is kept of a model's spectra: its filter along the target's directions, and scores."""
     energy = pair.spectrum_target[: len(pair.alignment)].square()
     columns = {
         "x": pair.spectrum_target[: len(pair.transfer)] / pair.rows**0.5,
@@ -41,6 +47,7 @@ def summary(method: str, seed: int, pair: PairSpectrum) -> dict[str, Any]:
         "seed": seed,
         "low_pass_score": float(pair.low_pass_score),
         "transfer_score": float(pair.transfer_score),
+        "transfer_tau": transfer_tau(pair),
         "mean_alignment": float(pair.alignment[:512].mean()),
         "alignment_by_energy": float((pair.alignment * energy).sum() / energy.sum()),
     } | {name: [float(f"{v:.{DIGITS}g}") for v in values.tolist()] for name, values in columns.items()}
@@ -54,7 +61,7 @@ def cell(values: list[float], digits: int = 2) -> str:
 
 def report(found: dict[str, Any]) -> str:
     """The tables."""
-    keys = ("low_pass_score", "transfer_score", "mean_alignment", "alignment_by_energy")
+    keys = ("low_pass_score", "transfer_score", "transfer_tau", "mean_alignment", "alignment_by_energy")
     lines = [f"Machine: {found['machine']}.\n", "| method | seeds | " + " | ".join(keys).replace("_", " ") + " |"]
     lines.append("|---|--:|" + "--:|" * len(keys))
     for method in dict.fromkeys(f["method"] for f in found["filters"]):

@@ -16,6 +16,7 @@ from torch import Tensor
 from benchmarks.cifar10_mini.runs import Finished, run_one
 from rankgap.config import TrainConfig
 from rankgap.gains import GAINS, Gain
+from rankgap.pairs import PairSpectrum
 
 EARLY = (0.0, 2.0)  # epochs of ten, decided before the correlation was looked at
 RESAMPLES = 10_000
@@ -25,6 +26,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean over seeds, and half the width of Student's 95% interval (nan for one seed)."""
     half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values) if len(values) > 1 else float("nan")
     return float(np.mean(values)), float(half)
+
+
+def transfer_tau(pair: PairSpectrum) -> float:
+    """Weighted rank correlation of transfer and singular value (Vigna 2015): 1 where the transfer never falls.
+
+    Each exchange counts by the places of its two directions, 1 / i + 1 / j, so that hundreds of directions have a
+    say, where `low_pass_score`, which weighs by energy, hears the first few.
+    """
+    place = np.arange(len(pair.transfer))
+    s = pair.spectrum_target[: len(place)].numpy()
+    return float(stats.weightedtau(s, pair.transfer.numpy(), rank=place).statistic)
 
 
 @dataclass(frozen=True, slots=True)
