@@ -164,7 +164,8 @@ def main() -> None:
                 done[name] = found
                 record.write_text(json.dumps(done, indent=2) + "\n")
                 print(f"{name}: done", flush=True)
-    given.table.write_text(f"# On a GPU\n\nMachine: {machine()}\n\n{report(done, size)}")
+    where = machine() if done else "none with a GPU was at hand"
+    given.table.write_text(f"# On a GPU\n\nMachine: {where}\n\n{report(done, size)}")
     left = [name for name in units(size, given.data, given.out, deadline) if name not in done]
     print(f"{len(done)} done, left: {', '.join(left) or 'nothing'}")
 
