@@ -81,6 +81,7 @@ def test_the_preset_for_small_work_leaves_nothing_to_warn_of(method: str) -> Non
     assert SMALL.small
     assert notes
     assert all(v.scale == (0.2, 1.0) and v.jitter <= (0.4, 0.4, 0.4, 0.1) for v in adapted.views)
+    assert adapted.optimizer.lr == (0.00375 if row.alignment == "squared" else 0.06)
     assert warnings(adapted, row, SMALL) == []
     if method in ("swav", "dino"):
         assert adapted.heads.prototypes == 256

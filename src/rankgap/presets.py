@@ -19,6 +19,7 @@ SMALL_BATCH = 256
 Jitter = tuple[float, float, float, float]
 MILD_JITTER: Jitter = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
 LR = 0.06  # of SGD, for a batch of 256
+SQUARED_LR = LR / 16  # vectors of their own length: the first loss is 16 times that of unit vectors
 MILD_CROP = 0.2  # share of the image's area; SimSiam's and MoCo's own least
 LONG = 20_000  # optimiser steps; from here on the published schedules fit as they are
 
@@ -80,11 +81,12 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
     """
     heads, optimizer, notes = recipe.heads, recipe.optimizer, []
     if optimizer.name != "sgd" or optimizer.lr > 0.1:
+        lr = SQUARED_LR if method.alignment == "squared" else LR
         optimizer = dataclasses.replace(
-            optimizer, name="sgd", lr=LR, weight_decay=5e-4, final_lr=0.0, decay_all=False
+            optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False
         )
         notes.append(
-            f"SGD, lr {LR:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's"
+            f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's"
         )
     warmup = min(optimizer.warmup_epochs, 0.1 * work.epochs if work.epochs >= 50 else 0)
     if warmup != optimizer.warmup_epochs:
