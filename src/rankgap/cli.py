@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import traceback
@@ -316,5 +317,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def program() -> None:
+    """A command of the shell: `main`, and its exit code."""
+    code = main()
+    gc.freeze()  # at its end Python would look a second long for cycles among all that torch and Lightning made
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

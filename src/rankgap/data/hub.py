@@ -130,9 +130,9 @@ def _labels(
     if values.null_count:
         return None, None
     if pa.types.is_integer(kind):
-        labels = torch.from_numpy(values.to_numpy().astype(np.int64))
+        labels = torch.tensor(values.to_pylist())  # to_numpy would import pandas
         return (None, None) if int(labels.min()) < 0 else (labels, features.get(column, {}).get("names"))
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        classes, numbers = np.unique(values.to_numpy(), return_inverse=True)
+        classes, numbers = np.unique(values.to_pylist(), return_inverse=True)
         return torch.from_numpy(numbers.astype(np.int64)), [str(c) for c in classes]
     return None, None
