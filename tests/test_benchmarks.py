@@ -53,14 +53,15 @@ def test_growth_sees_the_memory_that_a_call_holds() -> None:
 
 def test_an_interval_is_student_s() -> None:
     mean, half = interval([1.0, 2.0, 3.0])
-    assert mean == 2 and half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert mean == 2
+    assert half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert math.isnan(interval([1.0])[1])
 
 
 def test_a_measured_filter_becomes_the_nearest_gain_that_never_falls() -> None:
     x, g = torch.tensor([4.0, 2.0, 1.0, 0.5]), torch.tensor([0.9, 1.0, 0.3, -0.2])
     gain = gain_of("own", x, g)
-    assert gain.is_low_pass and not gain.is_high_pass
+    assert (gain.is_low_pass, gain.is_high_pass) == (True, False)
     pooled = (16 * 0.9 + 4 * 1.0) / 20  # the first two, weighted by energy
     assert_close(gain(x), torch.tensor([pooled, pooled, 0.3, 0.001]))
     assert_close(gain(torch.tensor([100.0, 1e-6])), torch.tensor([pooled, 0.001]))
@@ -71,10 +72,11 @@ def test_what_foretells_is_told_from_what_does_not_and_designs_are_drawn_whole()
     random = np.random.default_rng(0)
     designs = [str(i // 3) for i in range(60)]
     of_design = np.repeat(random.permutation(20), 3)
-    perfect = foretold(designs, of_design + 0.1 * random.random(60), of_design.astype(float))
-    assert perfect.correlation > 0.98 and perfect.low > 0.9
+    perfect = foretold(designs, (of_design + 0.1 * random.random(60)).tolist(), of_design.tolist())
+    assert perfect.correlation > 0.98
+    assert perfect.low > 0.9
     assert (perfect.runs, perfect.designs) == (60, 20)
-    none = foretold(designs, random.random(60), of_design.astype(float))
+    none = foretold(designs, random.random(60).tolist(), of_design.tolist())
     assert none.low < 0 < none.high
     one = foretold(["a"] * 9 + ["b"] * 9, [1.0] * 9 + [2.0] * 9, [1.0] * 9 + [2.0] * 9)
     assert one.low == one.high == pytest.approx(1)
@@ -97,12 +99,15 @@ def test_the_mechanism_s_script_measures_trains_again_and_writes(tmp_path: Path)
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
     found = json.loads((tmp_path / "results.json").read_text())
-    assert set(found["replaced"]) == {"simsiam", "simsiam online own_measured_filter", "simsiam online own_transfer"}
+    rows = {"simsiam", "simsiam online own_measured_filter", "simsiam online own_transfer"}
+    assert set(found["replaced"]) == rows
     assert all(0 < run["knn"] <= 1 for runs in found["replaced"].values() for run in runs)
     kept = found["filters"][0]
     assert len(kept["x"]) == len(kept["transfer"]) == len(kept["measured_filter"]) == len(kept["alignment"])
     text = (tmp_path / "README.md").read_text()
-    assert text.startswith("# About") and "| simsiam | 1 |" in text and "Spearman" in text
+    assert text.startswith("# About")
+    assert "| simsiam | 1 |" in text
+    assert "Spearman" in text
 
 
 def test_the_page_s_code_draws_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,5 +116,6 @@ def test_the_page_s_code_draws_its_figures(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     run()
     shown = set(re.findall(r"!\[.*?\]\((.*?\.png)\)", PAGE.read_text()))
-    assert shown == {path.name for path in (tmp_path / "docs").glob("*.png")} and len(shown) >= 5
+    assert shown == {path.name for path in (tmp_path / "docs").glob("*.png")}
+    assert len(shown) >= 5
     assert all((PAGE.parent / name).is_file() for name in shown)
