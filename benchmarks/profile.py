@@ -3,20 +3,27 @@
     python -m benchmarks.profile [--backbone resnet_tiny] [--batch 256] [--compile]
 
 The table is torch's profiler over some steps of SimSiam, random images of 32 px in memory, our trainer's module in
-a plain loop.
+a plain loop. Below it are two floors: operations over the rate of a large product, and the bytes that operations
+read and write (as if nothing stayed in a cache) over the rate of a large copy.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections import Counter
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import rankgap as rg
-from benchmarks.machine import machine
-from benchmarks.suites.step import Case, bare_step, our_side
+from benchmarks.machine import machine, matrix_rate
+from benchmarks.suites.step import Case, bare_step, our_side, work_of_a_step
+from benchmarks.suites.timing import seconds
 from rankgap.training import build_optimizer
 
 STEPS = 5
@@ -38,6 +45,45 @@ KINDS = {
 def kind_of(name: str) -> str:
     """The kind of an operation."""
     return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "all else")
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations take and give; views move none."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count one operation."""
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
+        return out
+
+
+def floors(backbone: str, batch: int) -> str:
+    """Milliseconds that a step's operations and its bytes take at the machine's rates."""
+    module, data, _ = our_side(Case(backbone, batch, 2, 0, 0), rg.design("simsiam"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module.to(device)
+    images = data.images.batch(range(batch)).images.to(device)
+    optimizer = build_optimizer(module.model, module.optimizer)
+    step = bare_step(module, images, optimizer)
+    step()
+    with Traffic() as traffic:
+        step()
+    flops, rate = work_of_a_step(module, images), matrix_rate()
+    large = torch.empty(2**28, dtype=torch.uint8, device=device)
+    times = []
+    for _ in range(7):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(seconds(lambda: (large.clone(), torch.cuda.synchronize() if device == "cuda" else None)))
+    bandwidth = 2 * large.numel() / statistics.median(times)
+    return (
+        f"floors: {flops / 1e12:.3f} Tflop at {rate / 1e12:.2f} Tflop/s, {1000 * flops / rate:.0f} ms; "
+        f"{traffic.bytes / 1e9:.2f} GB at {bandwidth / 1e9:.1f} GB/s, {1000 * traffic.bytes / bandwidth:.0f} ms"
+    )
 
 
 def measure(backbone: str, batch: int, *, compiled: bool) -> tuple[Counter[str], float]:
@@ -74,7 +120,7 @@ def main() -> None:
     print(f"{machine()}\n\n| kind | ms a step | share |\n|---|--:|--:|")
     for kind, milliseconds in times.most_common():
         print(f"| {kind} | {milliseconds:.1f} | {milliseconds / total:.0%} |")
-    print(f"| in all | {total:.1f} | |")
+    print(f"| in all | {total:.1f} | |\n\n{floors(given.backbone, given.batch)}")
 
 
 if __name__ == "__main__":
