@@ -50,7 +50,9 @@ def kind_of(name: str) -> str:
 class Traffic(TorchDispatchMode):
     """Counts the bytes of the tensors that operations take and give; views move none."""
 
-    bytes = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Count one operation."""
@@ -74,12 +76,14 @@ def floors(backbone: str, batch: int) -> str:
         step()
     flops, rate = work_of_a_step(module, images), matrix_rate()
     large = torch.empty(2**28, dtype=torch.uint8, device=device)
-    times = []
-    for _ in range(7):
+
+    def copied() -> None:
+        large.clone()
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(seconds(lambda: (large.clone(), torch.cuda.synchronize() if device == "cuda" else None)))
-    bandwidth = 2 * large.numel() / statistics.median(times)
+
+    copied()
+    bandwidth = 2 * large.numel() / statistics.median(seconds(copied) for _ in range(7))
     return (
         f"floors: {flops / 1e12:.3f} Tflop at {rate / 1e12:.2f} Tflop/s, {1000 * flops / rate:.0f} ms; "
         f"{traffic.bytes / 1e9:.2f} GB at {bandwidth / 1e9:.1f} GB/s, {1000 * traffic.bytes / bandwidth:.0f} ms"
