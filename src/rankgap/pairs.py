@@ -145,7 +145,7 @@ def transfer(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
     h_i = (P v_i . T v_i) / |T v_i|^2, the least-squares gain (the H1 estimate of a transfer function, Bendat &
     Piersol). T's columns T v_i are orthogonal, so that h_i = v_i^T W v_i wherever P = T W, whatever W is: energy
-    that W brings from other directions, and what P has of its own, such as a mean, leave it alone, while
+    that W brings from other directions, and what P has of its own (a mean where T has none), leave it alone, while
     `measured_filter` counts them (|h_i| <= g_i). Where P is a spectral filter of T both are its gain.
 
     Args:
