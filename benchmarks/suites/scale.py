@@ -1,4 +1,4 @@
-"""Time and peak memory as a size doubles: filters, ranks, the monitor, kNN, views, and data read from files.
+"""Time and peak memory as a size doubles: filters, ranks, the monitor, kNN, views, and data sources.
 
 The exponent is the slope of a line through the logarithms of the last three sizes: before that, fixed costs show.
 """
@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torchvision.io import write_jpeg
@@ -22,6 +24,7 @@ from torchvision.io import write_jpeg
 import rankgap as rg
 from benchmarks.suites.timing import Settings, seconds
 from rankgap.data import load_data
+from rankgap.data.loading import IN_MEMORY
 from rankgap.evaluate.neighbours import Neighbours
 from rankgap.filters import SpectralFilter
 from rankgap.presets import Work
@@ -70,6 +73,7 @@ def peak_memory(run: Callable[[], object]) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / MEBI
+    pa.default_memory_pool().release_unused()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
@@ -141,25 +145,31 @@ def viewed(batch: int, size: int) -> Callable[[], object]:
     return partial(views, images)
 
 
-def read_from_files(folder: Path) -> Callable[[int], Callable[[], object]]:
-    """An epoch of batches of 256 from a folder of JPEG files that are not kept in memory."""
+def encoded_images(folder: Path, count: int) -> None:
+    """JPEG files of 64 px, and a Parquet table of the same bytes in the Hub's layout."""
+    (folder / "files").mkdir(parents=True)
+    (folder / "table").mkdir()
+    for i in range(count):
+        write_jpeg(torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8), str(folder / "files" / f"{i}.jpg"))
+    rows = [{"bytes": path.read_bytes(), "path": None} for path in (folder / "files").iterdir()]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(rows, struct)}), folder / "table" / "train.parquet")
 
-    def make(count: int) -> Callable[[], object]:
-        here = folder / str(count)
-        here.mkdir()
-        for i in range(count):
-            write_jpeg(torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8), str(here / f"{i}.jpg"))
-        images, _ = load_data(f"folder:{here}", memory=0)
-        work = Work(images=count, batch_size=256, epochs=1, features=128)
 
-        def epoch() -> None:
-            batches = EpochBatches(images, work, seed=0, step=0)
-            for i in range(len(batches)):
-                batches[i]
+def read(spec: str, memory: int, count: int) -> Callable[[], object]:
+    """Opening the set `spec` (with {count} in it), and an epoch of batches of 256.
 
-        return epoch
+    It is decoded at the start where `memory` bytes hold it.
+    """
 
-    return make
+    def epoch() -> None:
+        images, _ = load_data(spec.format(count=count), memory=memory)
+        assert images.in_memory == (memory > 0)
+        batches = EpochBatches(images, Work(images=count, batch_size=256, epochs=1, features=128), seed=0, step=0)
+        for i in range(len(batches)):
+            batches[i]
+
+    return epoch
 
 
 def measure(settings: Settings) -> list[Growth]:
@@ -187,8 +197,14 @@ def measure(settings: Settings) -> list[Growth]:
         ("views, batch 64", "px", doubled(32, 3), lambda size: viewed(64, size)),
     ]
     found = [grow(*case, repeats) for case in cases]
+    counts = doubled(1024, 3)
     with tempfile.TemporaryDirectory() as home:
-        found.append(
-            grow("epoch of JPEG files of 64 px", "files", doubled(1024, 3), read_from_files(Path(home)), 1)
-        )
+        for count in counts:
+            encoded_images(Path(home) / str(count), count)
+        for what, spec, memory in (
+            ("JPEG files of 64 px, decoded batch by batch", f"folder:{home}/{{count}}/files", 0),
+            ("Parquet of the same, kept encoded, decoded batch by batch", f"hf:{home}/{{count}}/table", 0),
+            ("JPEG files of 64 px, decoded at the start", f"folder:{home}/{{count}}/files", IN_MEMORY),
+        ):
+            found.append(grow(f"opening and an epoch: {what}", "images", counts, partial(read, spec, memory), 1))
     return found

@@ -188,9 +188,13 @@ def statistics(images: Tensor | EncodedImages) -> Statistics:
 
 
 def channel_moments(values: Tensor) -> Tensor:
-    """Sums of the values and of their squares, (2, C) int64, of (B, C, H, W) uint8."""
-    wide = values.to(torch.int32)
-    return torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])
+    """Sums of the values and of their squares, (2, C) int64, of (B, C, H, W) uint8.
+
+    By counting the 256 values: wider integers would take sixteen times the images' memory.
+    """
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in values.unbind(1)])
+    levels = torch.arange(256)
+    return torch.stack([counts @ levels, counts @ levels.square()])
 
 
 def from_moments(moments: Tensor, pixels: int) -> Statistics:
