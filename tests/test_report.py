@@ -18,6 +18,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from rankgap.cli import main
 from rankgap.pairs import pair_spectrum
 from rankgap.report.page import report_page, write_report
+from rankgap.report.panels import Run, filter_panel
 from rankgap.runs import RunFolder
 from tests.matrices import gaussian
 
@@ -92,13 +93,29 @@ def test_the_slider_shows_the_spectra_of_its_step(page: Page, runs: list[RunFold
             pairs = [(y, w) for y, w in zip(shown["y"], wanted, strict=True) if y is not None]
             assert len(pairs) > 10
             assert [y for y, _ in pairs] == pytest.approx([w for _, w in pairs], rel=1e-3)
-        gains = trace(page, f"filter-{index}", "measured gain")
-        top = max(now.filter)
-        assert gains["x"][0] == 1
-        assert gains["y"][0] == pytest.approx(now.filter[0] / top, rel=1e-3)
+        for name, gains in (("measured gain", now.filter), ("transfer", now.transfer)):
+            shown = trace(page, f"filter-{index}", name)
+            assert shown["x"][0] == 1
+            first = gains[0] / max(now.transfer)
+            assert shown["y"][0] == (pytest.approx(first, rel=1e-3) if first > 0 else None)
         assert trace(page, f"alignment-{index}", "alignment")["y"][0] == pytest.approx(now.alignment[0], rel=1e-3)
         note = page.locator(f"figure:has(#filter-{index}) small").inner_text()
         assert note.startswith(f"epoch {now.epoch:.1f}: low-pass score")
+
+
+def test_a_folder_from_before_the_transfer_shows_its_measured_filter(
+    runs: list[RunFolder], tmp_path: Path
+) -> None:
+    old = RunFolder(tmp_path / "old")
+    shutil.copytree(runs[0].path, old.path)
+    lines = [json.loads(line) for line in old.spectra_file.read_text().splitlines()]
+    old.spectra_file.write_text(
+        "".join(json.dumps({k: v for k, v in line.items() if k != "transfer"}) + "\n" for line in lines)
+    )
+    before, now = (filter_panel(Run(folder, "a run"), 0).frames[-1] for folder in (old, runs[0]))
+    assert before["y"][0][0] == pytest.approx(lines[-1]["filter"][0] / max(lines[-1]["filter"]), rel=1e-3)
+    assert before["y"][1] == before["x"][1] == []
+    assert before["note"] == now["note"].partition(", of the transfer")[0]
 
 
 def test_a_figure_gives_its_data(page: Page, runs: list[RunFolder], tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ class Snapshot(NamedTuple):
         target: of T.
         alignment: of the eigenspaces (R',).
         filter: measured gains (R',), beside the first R' of `target`.
+        transfer: likewise; empty in folders that were written before it was.
     """
 
     step: int
@@ -68,6 +69,7 @@ class Snapshot(NamedTuple):
     target: list[float]
     alignment: list[float]
     filter: list[float]
+    transfer: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ class RunFolder:
 
     def add_spectra(self, step: int, epoch: float, pair: PairSpectrum) -> None:
         """Append a snapshot to `spectra.jsonl`, with five digits a number."""
-        columns = [[float(f"{value:.5g}") for value in column.tolist()] for column in pair[:4]]
+        columns = [[float(f"{value:.5g}") for value in column.tolist()] for column in pair[:5]]
         with self.spectra_file.open("a") as file:
             file.write(json.dumps(Snapshot(step, epoch, *columns)._asdict()) + "\n")
 

@@ -40,9 +40,11 @@ SPECTRA = (
     "has the higher rank. Where a curve ends, the null space begins. Move the slider along training."
 )
 FILTERS = (
-    "Each point is an eigen-direction of the target: how much of it the online branch passes on. Rising to the "
-    "right is a low-pass filter (it keeps the strong directions), falling is a high-pass; the score says how "
-    "clearly, from +1 to -1. Both axes are shares of the largest."
+    "Each point is an eigen-direction of the target. The transfer is what the online branch passes on along that "
+    "direction itself; the measured gain adds what leaks into it from stronger ones. Rising to the right is a "
+    "low-pass filter (it keeps the strong directions), falling is a high-pass; the score, from +1 to -1, says how "
+    "clearly, counting each pair of directions by its energy. Axes are shares of the largest singular value and "
+    "the largest transfer."
 )
 ALIGNMENT = (
     "1: this eigenvector of the target is one of the online branch too, so that the two differ by a filter alone. "

@@ -241,28 +241,33 @@ def spectra_panel(run: Run, index: int) -> Panel:
 
 
 def filter_panel(run: Run, index: int) -> Panel:
-    """The measured filter against the target's singular values, both scaled to their largest."""
+    """Measured filter and transfer against the target's singular values.
+
+    Gains are shares of the largest transfer: the largest measured gain may be leaked energy over next to nothing.
+    """
     name = f"filter-{index}"
     if not run.snapshots:
         return _no_spectra(name, run)
-    figure = _figure("singular value of the target", "measured gain", log_x=True, log_y=True)
-    for axis in (figure.update_xaxes, figure.update_yaxes):
-        axis(exponentformat="power", dtick=1, range=[-3, 0.15])
-    figure.add_trace(_series("measured gain", [], [], "online", mode="markers", marker={"size": 5}))
+    figure = _figure("singular value of the target", "share passed on", log_x=True, log_y=True)
+    figure.update_xaxes(exponentformat="power", dtick=1, range=[-3, 0.15])
+    figure.update_yaxes(exponentformat="power", dtick=1, range=[-2.2, 1.3])
+    hollow = {"size": 5, "symbol": "circle-open"}
+    figure.add_trace(_series("measured gain", [], [], "muted", mode="markers", marker=hollow))
+    figure.add_trace(_series("transfer", [], [], "online", mode="markers", marker={"size": 5}))
     frames = []
     for snapshot in run.snapshots:
-        gains, s = snapshot.filter, snapshot.target[: len(snapshot.filter)]
-        keep, top = _thin_log(len(gains)), max(gains, default=0.0) or 1.0
-        score = float(low_pass_score(torch.tensor(s, dtype=torch.float64), torch.tensor(gains)))
-        frames.append(
-            _frame(
-                run,
-                snapshot,
-                f"low-pass score {score:+.2f}",
-                [_numbers(gains[i] / top or math.nan for i in keep)],
-                [_numbers(s[i] / s[0] for i in keep)],
+        s, top = snapshot.target[: len(snapshot.filter)], max(snapshot.transfer or snapshot.filter, default=1.0)
+        keep, points, scores = _thin_log(len(s)), [], []
+        for gains in (snapshot.filter, snapshot.transfer):
+            # What does not pass at all has no place on a logarithmic axis.
+            points.append(
+                _numbers(gains[i] / top if gains[i] > 0 < top else math.nan for i in keep) if gains else []
             )
-        )
+            if gains:
+                scores.append(f"{low_pass_score(*torch.tensor([s, gains], dtype=torch.float64)):+.2f}")
+        x = _numbers(s[i] / s[0] for i in keep)
+        said = f"low-pass score {', of the transfer '.join(scores)}"
+        frames.append(_frame(run, snapshot, said, points, [x, x if snapshot.transfer else []]))
     return Panel(name=name, title=run.label, figure=figure, frames=frames)
 
 
