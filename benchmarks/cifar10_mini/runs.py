@@ -48,6 +48,7 @@ DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
     ("simsiam", "learned", None),
     ("simsiam", None, "power:-0.3"),
     ("simsiam", None, "power:-0.5"),
+    ("simsiam", None, "power:-0.7"),
     ("simsiam", None, "power:-1"),
     ("simsiam", None, "auto"),
 )
