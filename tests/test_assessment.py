@@ -86,6 +86,17 @@ def test_a_pair_s_kind_and_what_speaks_against_it(
         assert any(re.search(warning, each) for each in found.warnings()), found.warnings()
 
 
+def test_auto_comes_with_the_exponent_that_it_chooses_without_the_null_space() -> None:
+    found = assess("log1p", "auto", Reference("steep", torch.tensor([1.0, 1e-1, 1e-2, 1e-3, 0.0]), 5, 5))
+    assert found.null == 1
+    assert found.names["online"] == "log1p"
+    p = float(found.names["target"].removeprefix("auto, here power:"))
+    assert -1 < p < -0.5  # as steep a spectrum asks for more than the preferred exponent
+    assert assess("log1p", f"power:{p}", found.reference).erank_target == pytest.approx(
+        found.erank_target, abs=0.02
+    )
+
+
 def test_the_flow_starts_from_the_spectrum_that_is_given() -> None:
     found = assess("power:0.5", "power:-0.3", falling(1.5))
     assert float(found.flow.erank_online[0]) == pytest.approx(found.erank_online, rel=1e-9)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import UserError
-from rankgap.gains import LARGEST, Gain, parse_gain
+from rankgap.gains import LARGEST, AutoPower, Gain, parse_gain
 from rankgap.methods import design, is_predictor
 from rankgap.pairs import low_pass_score
 from rankgap.runs import RunFolder
@@ -146,6 +146,17 @@ class Assessment:
         """The filters there are, by branch."""
         both = {"online": self.online, "target": self.target}
         return {side: gain for side, gain in both.items() if gain is not None}
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the filters are on this spectrum, by branch: `auto` comes with the exponent that it chooses."""
+        kept = self.reference.x[: len(self.reference.x) - self.null]
+        return {
+            side: f"{gain.name}, here power:{float(gain.function.exponent(kept)):.2f}"
+            if isinstance(gain.function, AutoPower)
+            else gain.name
+            for side, gain in self.gains.items()
+        }
 
     @property
     def kind(self) -> str:

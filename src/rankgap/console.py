@@ -174,7 +174,7 @@ def show_assessment(found: Assessment, picture: Path) -> None:
     rows = {
         "spectrum": f"{found.reference.name}: erank {found.erank:.1f}, {found.null} null",
         "gains": ", ".join(
-            f"{side} {gain.name} ({kinds.get((gain.is_low_pass, gain.is_high_pass), 'neither')})"
+            f"{side} {found.names[side]} ({kinds.get((gain.is_low_pass, gain.is_high_pass), 'neither')})"
             for side, gain in found.gains.items()
         ),
         "pair": f"{found.kind}: online against target, score {found.score:+.2f}",
