@@ -20,10 +20,10 @@ from rankgap.config import TrainConfig
 from rankgap.errors import UserError
 from rankgap.filters import spectral_filter
 from rankgap.fitting import train
-from rankgap.gains import Gain
+from rankgap.gains import AutoPower, Gain
 from rankgap.pairs import pair_spectrum
 from rankgap.report import design_figure
-from rankgap.spectra import effective_rank
+from rankgap.spectra import effective_rank, effective_rank_of
 from tests.matrices import with_spectrum
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "cifar10_mini" / "results.json"
@@ -87,14 +87,15 @@ def test_a_pair_s_kind_and_what_speaks_against_it(
 
 
 def test_auto_comes_with_the_exponent_that_it_chooses_without_the_null_space() -> None:
-    found = assess("log1p", "auto", Reference("steep", torch.tensor([1.0, 1e-1, 1e-2, 1e-3, 0.0]), 5, 5))
+    x = torch.tensor([1.0, 1e-1, 1e-2, 1e-3, 0.0], dtype=torch.float64)
+    found = assess("log1p", "auto", Reference("steep", x, 5, 5))
     assert found.null == 1
     assert found.names["online"] == "log1p"
     p = float(found.names["target"].removeprefix("auto, here power:"))
     assert -1 < p < -0.5  # as steep a spectrum asks for more than the preferred exponent
-    assert assess("log1p", f"power:{p}", found.reference).erank_target == pytest.approx(
-        found.erank_target, abs=0.02
-    )
+    whitened = float(effective_rank_of(torch.ones_like(x[:4])))
+    made = (float(effective_rank_of(x[:4] ** (1 + p))) - found.erank) / (whitened - found.erank)
+    assert made == pytest.approx(AutoPower().low, abs=0.02)  # p has two digits
 
 
 def test_the_flow_starts_from_the_spectrum_that_is_given() -> None:

@@ -34,7 +34,7 @@ class Reference(NamedTuple):
 
     Attributes:
         name: where it is from.
-        x: singular values of Z over sqrt(N) (R,), descending.
+        x: singular values of Z over sqrt(N) (R,), descending, float64.
         rows: N.
         columns: D.
     """
