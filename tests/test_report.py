@@ -103,6 +103,22 @@ def test_the_slider_shows_the_spectra_of_its_step(page: Page, runs: list[RunFold
         assert note.startswith(f"epoch {now.epoch:.1f}: low-pass score")
 
 
+def test_a_filter_that_turns_all_about_and_a_target_of_zeros_are_drawn(
+    runs: list[RunFolder], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "odd")
+    shutil.copytree(runs[0].path, folder.path)
+    t = gaussian(20, 5)
+    folder.spectra_file.unlink()
+    folder.add_spectra(0, 0.0, pair_spectrum(-2 * t, t))
+    folder.add_spectra(1, 0.5, pair_spectrum(t, 0 * t))
+    turned, zero = filter_panel(Run(folder, "a run"), 0).frames
+    assert all(y == pytest.approx(1, rel=1e-4) for y in turned["y"][0])
+    assert set(turned["y"][1]) == {None}
+    assert zero["y"] == [[], []]
+    assert zero["note"] == "epoch 0.5: the target is zero"
+
+
 def test_a_folder_from_before_the_transfer_shows_its_measured_filter(
     runs: list[RunFolder], tmp_path: Path
 ) -> None:
@@ -160,8 +176,7 @@ def test_light_and_dark_have_their_own_colours(page: Page) -> None:
 
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(page: Page) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_timeout(300)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.wait_for_function("document.documentElement.scrollWidth <= 390")  # once the figures have followed
     box = page.locator("#ranks-0 svg.main-svg").first.bounding_box()
     assert box is not None
     assert 250 < box["width"] <= 390

@@ -256,17 +256,16 @@ def filter_panel(run: Run, index: int) -> Panel:
     figure.add_trace(_series("transfer", [], [], "online", mode="markers", marker={"size": 5}))
     frames = []
     for snapshot in run.snapshots:
-        s, top = snapshot.target[: len(snapshot.filter)], max(snapshot.transfer or snapshot.filter, default=1.0)
+        s = snapshot.target[: len(snapshot.filter)]
+        top = max([0.0, *snapshot.transfer]) or max([0.0, *snapshot.filter])
         keep, points, scores = _thin_log(len(s)), [], []
         for gains in (snapshot.filter, snapshot.transfer):
             # What does not pass at all has no place on a logarithmic axis.
-            points.append(
-                _numbers(gains[i] / top if gains[i] > 0 < top else math.nan for i in keep) if gains else []
-            )
+            points.append(_numbers(gains[i] / top if gains[i] > 0 else math.nan for i in keep) if gains else [])
             if gains:
                 scores.append(f"{low_pass_score(*torch.tensor([s, gains], dtype=torch.float64)):+.2f}")
         x = _numbers(s[i] / s[0] for i in keep)
-        said = f"low-pass score {', of the transfer '.join(scores)}"
+        said = f"low-pass score {', of the transfer '.join(scores)}" if scores else "the target is zero"
         frames.append(_frame(run, snapshot, said, points, [x, x if snapshot.transfer else []]))
     return Panel(name=name, title=run.label, figure=figure, frames=frames)
 
