@@ -143,12 +143,18 @@ def test_alignment_and_filters_are_drawn_as_measured(tmp_path: Path) -> None:
         assert [y for _, y in points(axes.lines[0])] == pytest.approx([1.0] * 12)
     assert [axes.get_title("left") for axes in figure.axes] == ["low: mean 1.00", "high: mean 1.00"]
     figure = filters_figure(pairs, tmp_path / "filters.png")
-    assert [axes.get_title("left") for axes in figure.axes[2:]] == ["low-pass score +1.00", "low-pass score -1.00"]
-    low = points(figure.axes[2].lines[0])
-    assert [x for x, _ in low] == pytest.approx((s / s[0]).tolist())
-    assert [y for _, y in low] == pytest.approx((s / s[0]).sqrt().tolist())
+    scores = [axes.get_title("left") for axes in figure.axes[2:]]
+    assert scores == ["low-pass score +1.00, transfer +1.00", "low-pass score -1.00, transfer -1.00"]
+    for line in figure.axes[2].lines:  # a true filter's measured gain is its transfer
+        low = points(line)
+        assert [x for x, _ in low] == pytest.approx((s / s[0]).tolist())
+        assert [y for _, y in low] == pytest.approx((s / s[0]).sqrt().tolist())
     energy = s.square() / s.square().sum()
     drawn = [y for _, y in points(figure.axes[0].lines[0])]
     assert drawn == pytest.approx(energy[: len(drawn)].tolist())
     assert 0.9999 <= sum(drawn) < 1
     assert png_size(tmp_path / "filters.png")[0] > 500
+    turned = filters_figure({"turned": pair_spectrum(-target, target)}, tmp_path / "filters.png")
+    measured, transfer = turned.axes[1].lines
+    assert [y for _, y in points(measured)] == pytest.approx([1.0] * 12)
+    assert points(transfer) == []

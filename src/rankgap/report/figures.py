@@ -291,7 +291,7 @@ def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figu
 
 
 def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure:
-    """Eigenvalues of both branches above, the measured filter below, one column a run (RDM, figure 4).
+    """Eigenvalues of both branches above, measured filter and transfer below, one column a run (RDM, figure 4).
 
     Args:
         runs: title -> spectra.
@@ -301,8 +301,9 @@ def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure
         runs,
         2,
         "Eigenvalues and measured filters",
-        "Above: eigenvalues of both branches' correlation, as shares of their sum. Below: how much of each\n"
-        "direction of the target the online branch passes on; rising to the right is a low-pass filter.",
+        "Above: eigenvalues of both branches' correlation, as shares of their sum. Below: what the online branch\n"
+        "passes on along each direction of the target (transfer), and with what leaks in from others (measured\n"
+        "gain); rising to the right is a low-pass filter.",
     )
     for top, bottom, (name, pair) in zip(above, below, runs.items(), strict=True):
         for branch, s, colour in (
@@ -315,19 +316,29 @@ def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure
         top.set_title(name, size=9, weight="bold", loc="left", parse_math=False)
         top.set_xlabel("rank of the eigenvalue", size=8, color=GREY)
         s = pair.spectrum_target[: len(pair.measured_filter)]
-        bottom.plot(
-            (s / s[0]).numpy(), (pair.measured_filter / pair.measured_filter.max()).numpy(), ".", color=ONLINE
-        )
-        bottom.set_title(f"low-pass score {float(pair.low_pass_score):+.2f}", size=8, color=GREY, loc="left")
+        largest = pair.transfer.max() if pair.transfer.max() > 0 else pair.measured_filter.max()
+        for gains, label, look in (
+            (pair.measured_filter, "measured gain", {"color": GREY, "markerfacecolor": "none"}),
+            (pair.transfer, "transfer", {"color": ONLINE}),
+        ):
+            shown = gains > 0
+            x, y = s[shown] / s[0], gains[shown] / largest
+            bottom.plot(x.numpy(), y.numpy(), "o", markersize=3, label=label, **look)
+        scores = f"low-pass score {float(pair.low_pass_score):+.2f}, transfer {float(pair.transfer_score):+.2f}"
+        bottom.set_title(scores, size=8, color=GREY, loc="left")
         bottom.set_xlabel("singular value of the target", size=8, color=GREY)
         for panel in (top, bottom):
             panel.set_xscale("log")
             panel.set_yscale("log")
             panel.yaxis.set_minor_formatter(NullFormatter())
-            panel.set_ylim(bottom=10 ** math.floor(math.log10(panel.dataLim.y0)))  # a whole decade has its labels
-    above[0].legend(frameon=False, fontsize=8)
+            # A whole decade has its labels; what passes less than a thousandth is noise about zero.
+            panel.set_ylim(
+                bottom=10 ** math.floor(math.log10(max(panel.dataLim.y0, 1e-3 if panel is bottom else 0)))
+            )
     above[0].set_ylabel("share of the sum", size=8, color=GREY)
-    below[0].set_ylabel("measured gain, share of the largest", size=8, color=GREY)
+    below[0].set_ylabel("share of the largest transfer", size=8, color=GREY)
+    for panel in (above[0], below[0]):
+        panel.legend(frameon=False, fontsize=8)
     return save(figure, path)
 
 
