@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ import rankgap as rg
 from benchmarks.machine import machine, matrix_rate
 from benchmarks.suites.step import Case, bare_step, our_side, work_of_a_step
 from benchmarks.suites.timing import seconds
-from rankgap.training import build_optimizer
+from rankgap.training import SelfSupervised, build_optimizer
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS = 5
 # The first kind whose word is in an operation's name.
 KINDS = {
@@ -63,23 +65,26 @@ class Traffic(TorchDispatchMode):
         return out
 
 
+def prepared(backbone: str, batch: int) -> tuple[SelfSupervised, Tensor, Callable[[], None]]:
+    """Our module, a batch of images, and a step on them."""
+    module, data, _ = our_side(Case(backbone, batch, 2, 0, 0), rg.design("simsiam"))
+    module.to(DEVICE)
+    images = data.images.batch(range(batch)).images.to(DEVICE)
+    return module, images, bare_step(module, images, build_optimizer(module.model, module.optimizer))
+
+
 def floors(backbone: str, batch: int) -> str:
     """Milliseconds that a step's operations and its bytes take at the machine's rates."""
-    module, data, _ = our_side(Case(backbone, batch, 2, 0, 0), rg.design("simsiam"))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module.to(device)
-    images = data.images.batch(range(batch)).images.to(device)
-    optimizer = build_optimizer(module.model, module.optimizer)
-    step = bare_step(module, images, optimizer)
+    module, images, step = prepared(backbone, batch)
     step()
     with Traffic() as traffic:
         step()
     flops, rate = work_of_a_step(module, images), matrix_rate()
-    large = torch.empty(2**28, dtype=torch.uint8, device=device)
+    large = torch.empty(2**28, dtype=torch.uint8, device=DEVICE)
 
     def copied() -> None:
         large.clone()
-        if device == "cuda":
+        if DEVICE == "cuda":
             torch.cuda.synchronize()
 
     copied()
@@ -92,23 +97,18 @@ def floors(backbone: str, batch: int) -> str:
 
 def measure(backbone: str, batch: int, *, compiled: bool) -> tuple[Counter[str], float]:
     """Milliseconds a step by kind, and in all."""
-    module, data, _ = our_side(Case(backbone, batch, 2, 0, 0), rg.design("simsiam"))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module.to(device)
+    module, _, step = prepared(backbone, batch)
     if compiled:
         module.model.encoder().compile(fullgraph=True)
-    optimizer = build_optimizer(module.model, module.optimizer)
-    images = data.images.batch(range(batch)).images.to(device)
-    step = bare_step(module, images, optimizer)
     for _ in range(3):
         step()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device == "cuda")
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (DEVICE == "cuda")
     with profile(activities=activities) as found:
         for _ in range(STEPS):
             step()
     times: Counter[str] = Counter()
     for event in found.key_averages():
-        micros = event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+        micros = event.self_device_time_total if DEVICE == "cuda" else event.self_cpu_time_total
         times[kind_of(event.key)] += micros / 1000 / STEPS
     return times, times.total()
 

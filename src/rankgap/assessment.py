@@ -95,6 +95,11 @@ class Assessment:
     numerics: tuple[Numerics, ...]
 
     @property
+    def kept(self) -> Tensor:
+        """The reference spectrum without its null directions."""
+        return self.reference.x[: len(self.reference.x) - self.null]
+
+    @property
     def erank(self) -> float:
         """Effective rank of Z, of the correlation, as are the others."""
         return float(effective_rank_of(self.reference.x))
@@ -127,7 +132,7 @@ class Assessment:
     @property
     def ranges(self) -> dict[str, float]:
         """The strongest over the weakest singular value that is not 0, of Z and of the filtered branches."""
-        kept = self.reference.x[: len(self.reference.x) - self.null]
+        kept = self.kept
         spectra = {"Z": kept} | {side: kept * g[: len(kept)] for side, g in self._values.items()}
         return {name: float(s.max() / s[s > 0].min()) for name, s in spectra.items()}
 
@@ -150,9 +155,8 @@ class Assessment:
     @property
     def names(self) -> dict[str, str]:
         """What the filters are on this spectrum, by branch: `auto` comes with the exponent that it chooses."""
-        kept = self.reference.x[: len(self.reference.x) - self.null]
         return {
-            side: f"{gain.name}, here power:{float(gain.function.exponent(kept)):.2f}"
+            side: f"{gain.name}, here power:{float(gain.function.exponent(self.kept)):.2f}"
             if isinstance(gain.function, AutoPower)
             else gain.name
             for side, gain in self.gains.items()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import logging
 import os
@@ -10,25 +9,23 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 import rankgap
-from rankgap.config import TrainConfig, device, flag, loggers, protocols, resolve_precision
+from rankgap.config import TrainConfig, device, flag, protocols, resolve_precision
 from rankgap.diagnosis import alarms, readings
 from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
 from rankgap.evaluate import extract_features
 from rankgap.experiment import Experiment, evaluate_model, load_weights, prepare, reopen, resolved
+from rankgap.loggers import close_loggers, open_loggers
 from rankgap.pairs import pair_spectrum
-from rankgap.runs import RunFolder, replace_file
+from rankgap.runs import RunFolder
 from rankgap.spectra import rankme
 from rankgap.training import SelfSupervised, TrainingData
 
@@ -187,68 +184,6 @@ class _Interruption(L.Callback):
         trainer.should_stop = trainer.should_stop or self.asked
 
 
-class MetricsFile(Logger):
-    """A Lightning logger that writes `metrics.csv`, one row a reading.
-
-    Args:
-        path: the file.
-        step: keep the rows before this step, drop the rest (a resumed run writes them again).
-    """
-
-    def __init__(self, path: Path, *, step: int = 0) -> None:
-        super().__init__()
-        self.path, self._has_header = path, False
-        self._begin(step)
-
-    @rank_zero_only
-    def _begin(self, step: int) -> None:
-        kept: list[list[str]] = []
-        if step and self.path.is_file():
-            with self.path.open(newline="") as file:
-                header, *rows = list(csv.reader(file)) or [[]]
-            kept = [header, *(row for row in rows if row and row[0].isdigit() and int(row[0]) < step)]
-        self._has_header = bool(kept)
-        text = "".join(",".join(row) + "\n" for row in kept)
-        replace_file(self.path, text.encode())
-
-    @property
-    def name(self) -> str:
-        """Of the logger."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """Of the logger; it has one."""
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration has a file of its own."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row: the step, then the metrics in their order."""
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if not self._has_header:
-                writer.writerow(["step", *metrics])
-                self._has_header = True
-            writer.writerow([step, *(f"{value:.8g}" for value in metrics.values())])
-
-
-# Lightning's own, each in the run folder unless its environment says otherwise.
-_LOGGERS: dict[str, Callable[[RunFolder, str], Logger]] = {
-    "tensorboard": lambda folder, title: TensorBoardLogger(folder.path, name=None, version="tensorboard"),
-    "csv": lambda folder, title: CSVLogger(folder.path, name=None, version="csv"),
-    "wandb": lambda folder, title: WandbLogger(name=title, save_dir=folder.path, project="rankgap"),
-    "mlflow": lambda folder, title: MLFlowLogger(
-        "rankgap",
-        title,
-        tracking_uri=os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{folder.path.resolve()}/mlflow.db"),
-    ),
-}
-
-
 @contextmanager
 def _stops_on_interrupt() -> Iterator[_Interruption]:
     """Ctrl-C ends training after the step that runs; a second one ends it at once."""
@@ -362,10 +297,7 @@ def _fit(
             devices=config.devices,
             strategy="ddp" if config.devices > 1 else "auto",
             precision=resolve_precision(config.precision, where),
-            logger=[
-                MetricsFile(folder.metrics_file, step=module.step),
-                *(_LOGGERS[name](folder, config.title) for name in loggers(config.loggers)),
-            ],
+            logger=open_loggers(config, step=module.step),
             callbacks=[*callbacks, _Spectra(folder), interruption, checkpoints],
             log_every_n_steps=1,
             enable_checkpointing=False,
@@ -396,9 +328,7 @@ def _fit(
                 f"torch.compile cannot do the encoder {experiment.backbone} here ({reason}): leave --compile out"
             ) from error
         finally:
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):  # or the process's next run would be one with this
-                    logger.experiment.finish()
+            close_loggers(trainer.loggers)
     checkpoints.seconds = checkpoints.elapsed()
     if module.step < experiment.work.steps:
         raise InterruptedRunError(

@@ -290,6 +290,14 @@ def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figu
     return save(figure, path)
 
 
+def largest_passed(gains: Sequence[float], transfer: Sequence[float]) -> float:
+    """What filters are drawn as shares of: the largest transfer, or the largest gain where none is above 0.
+
+    The largest measured gain may be leaked energy over next to nothing.
+    """
+    return max([0.0, *transfer]) or max([0.0, *gains])
+
+
 def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure:
     """Eigenvalues of both branches above, measured filter and transfer below, one column a run (RDM, figure 4).
 
@@ -316,7 +324,7 @@ def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure
         top.set_title(name, size=9, weight="bold", loc="left", parse_math=False)
         top.set_xlabel("rank of the eigenvalue", size=8, color=GREY)
         s = pair.spectrum_target[: len(pair.measured_filter)]
-        largest = pair.transfer.max() if pair.transfer.max() > 0 else pair.measured_filter.max()
+        largest = largest_passed(pair.measured_filter.tolist(), pair.transfer.tolist())
         for gains, label, look in (
             (pair.measured_filter, "measured gain", {"color": GREY, "markerfacecolor": "none"}),
             (pair.transfer, "transfer", {"color": ONLINE}),
@@ -327,14 +335,12 @@ def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure
         scores = f"low-pass score {float(pair.low_pass_score):+.2f}, transfer {float(pair.transfer_score):+.2f}"
         bottom.set_title(scores, size=8, color=GREY, loc="left")
         bottom.set_xlabel("singular value of the target", size=8, color=GREY)
-        for panel in (top, bottom):
+        for panel, least in ((top, 0.0), (bottom, 1e-3)):  # what passes less than a thousandth is noise about zero
             panel.set_xscale("log")
             panel.set_yscale("log")
             panel.yaxis.set_minor_formatter(NullFormatter())
-            # A whole decade has its labels; what passes less than a thousandth is noise about zero.
-            panel.set_ylim(
-                bottom=10 ** math.floor(math.log10(max(panel.dataLim.y0, 1e-3 if panel is bottom else 0)))
-            )
+            lowest = max(panel.dataLim.y0, least)
+            panel.set_ylim(bottom=10 ** math.floor(math.log10(lowest)))  # a whole decade has its labels
     above[0].set_ylabel("share of the sum", size=8, color=GREY)
     below[0].set_ylabel("share of the largest transfer", size=8, color=GREY)
     for panel in (above[0], below[0]):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rankgap.diagnosis import Diagnosis, alarms, readings
 from rankgap.pairs import low_pass_score
 from rankgap.presets import Work
-from rankgap.report.figures import COLLAPSES, GROWS
+from rankgap.report.figures import COLLAPSES, GROWS, largest_passed
 from rankgap.runs import RunFolder, Snapshot
 from rankgap.spectra import effective_rank_of
 
@@ -241,10 +241,7 @@ def spectra_panel(run: Run, index: int) -> Panel:
 
 
 def filter_panel(run: Run, index: int) -> Panel:
-    """Measured filter and transfer against the target's singular values.
-
-    Gains are shares of the largest transfer: the largest measured gain may be leaked energy over next to nothing.
-    """
+    """Measured filter and transfer against the target's singular values, as shares of `largest_passed`."""
     name = f"filter-{index}"
     if not run.snapshots:
         return _no_spectra(name, run)
@@ -257,7 +254,7 @@ def filter_panel(run: Run, index: int) -> Panel:
     frames = []
     for snapshot in run.snapshots:
         s = snapshot.target[: len(snapshot.filter)]
-        top = max([0.0, *snapshot.transfer]) or max([0.0, *snapshot.filter])
+        top = largest_passed(snapshot.filter, snapshot.transfer)
         keep, points, scores = _thin_log(len(s)), [], []
         for gains in (snapshot.filter, snapshot.transfer):
             # What does not pass at all has no place on a logarithmic axis.
