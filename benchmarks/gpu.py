@@ -28,7 +28,7 @@ from benchmarks.__main__ import measured, tables
 from benchmarks.machine import machine, matrix_rate
 from benchmarks.suites.step import Case, our_side, our_step, work_of_a_step
 from benchmarks.suites.timing import Settings
-from rankgap.runs import RunFolder
+from rankgap.run.folder import RunFolder
 
 HERE = Path(__file__).parent
 DESIGNS: dict[str, dict[str, str]] = {

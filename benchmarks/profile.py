@@ -25,7 +25,8 @@ import rankgap as rg
 from benchmarks.machine import machine, matrix_rate
 from benchmarks.suites.step import Case, bare_step, our_side, work_of_a_step
 from benchmarks.suites.timing import seconds
-from rankgap.training import SelfSupervised, build_optimizer
+from rankgap.run.module import SelfSupervised
+from rankgap.run.optimizer import build_optimizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS = 5

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainingArguments
 import rankgap as rg
 from examples.digits import Digits, named_crops
 from examples.plain_pytorch import SimSiam
-from rankgap.huggingface import RankTrainerCallback
+from rankgap.watch.huggingface import RankTrainerCallback
 
 
 class TwoViews(nn.Module):

@@ -23,16 +23,16 @@ from torch.testing import assert_close
 
 import rankgap
 from rankgap.cli import main
-from rankgap.config import TrainConfig
 from rankgap.demo import DESIGNS, run_demo
 from rankgap.errors import UserError
 from rankgap.evaluate import extract_features
-from rankgap.experiment import reopen, restore
-from rankgap.methods import METHODS, PREDICTORS
-from rankgap.runs import RunFolder
-from rankgap.scoring import SCORES, RunScores, Score, rate
-from rankgap.spectra import rankme
-from rankgap.watch import view
+from rankgap.evaluate.scores import SCORES, RunScores, Score, rate
+from rankgap.model.methods import METHODS, PREDICTORS
+from rankgap.run.config import TrainConfig
+from rankgap.run.folder import RunFolder
+from rankgap.run.plan import reopen, restore
+from rankgap.show.live import view
+from rankgap.spectra.effective_rank import rankme
 from tests.matrices import gaussian
 
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "2", "--protocol", "knn"]
@@ -295,7 +295,7 @@ def test_every_kind_of_state_survives_an_interruption(method: str, flags: list[s
     from lightning.pytorch import Callback
 
     from rankgap.errors import InterruptedRunError
-    from rankgap.fitting import train as run_config
+    from rankgap.run.trainer import train as run_config
 
     class Interrupt(Callback):
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
@@ -541,7 +541,7 @@ def test_a_checkpoint_is_never_kept_with_spoilt_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last update of an epoch spoils the weights, and no loss has seen them yet."""
-    from rankgap.branches import DualBranch
+    from rankgap.model.branches import DualBranch
 
     update = DualBranch.update_teacher
 
@@ -561,7 +561,7 @@ def test_a_checkpoint_is_never_kept_with_spoilt_weights(
 def test_the_demo_trains_its_seven_designs_and_draws_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from rankgap.console import show_demo
+    from rankgap.show.terminal import show_demo
 
     found, figure = run_demo(tmp_path / "demo", seed=0, epochs=1)
     assert len(found) == len(DESIGNS) == 7

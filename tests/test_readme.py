@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import rankgap
-from rankgap.config import TrainConfig
-from rankgap.fitting import train
-from rankgap.gains import GAINS
-from rankgap.methods import METHODS
+from rankgap.filters.gains import GAINS
+from rankgap.model.methods import METHODS
+from rankgap.run.config import TrainConfig
+from rankgap.run.trainer import train
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -28,7 +28,7 @@ from benchmarks.cifar10_mini.runs import (
     untrained_scores,
 )
 from benchmarks.machine import machine
-from rankgap.report.figures import mini_figure
+from rankgap.show.figures import mini_figure
 
 HERE = Path(__file__).parent
 KEPT = ("epoch", "erank_online", "erank_target")  # of a run's readings, in results.json

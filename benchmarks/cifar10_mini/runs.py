@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from rankgap.config import TrainConfig, file_name
-from rankgap.experiment import evaluate_model, prepare, restore
-from rankgap.fitting import train
-from rankgap.maps import Clock
-from rankgap.pairs import PairSpectrum
-from rankgap.progress import Progress
-from rankgap.report.figures import ResultRow
-from rankgap.runs import RunFolder
-from rankgap.streaming import PairSpectra
-from rankgap.training import EpochBatches
+from rankgap.model.schedule import Clock
+from rankgap.run.config import TrainConfig, file_name
+from rankgap.run.feed import EpochBatches
+from rankgap.run.folder import RunFolder
+from rankgap.run.plan import evaluate_model, prepare, restore
+from rankgap.run.trainer import train
+from rankgap.show.figures import ResultRow
+from rankgap.show.progress import Progress
+from rankgap.spectra.pair import PairSpectrum
+from rankgap.spectra.streaming import PairSpectra
 
 DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
     ("siamese", None, None),

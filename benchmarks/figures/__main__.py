@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.cifar10_mini.runs import mini_config, pooled, result_row, run_one
 from rankgap.demo import trace
-from rankgap.report.figures import alignment_figure, filters_figure, mini_figure, ranks_figure
-from rankgap.report.page import write_report
+from rankgap.show.figures import alignment_figure, filters_figure, mini_figure, ranks_figure
+from rankgap.show.report.page import write_report
 
 HERE = Path(__file__).parent
 SYMMETRIC, ASYMMETRIC = ("siamese", "symsimsiam"), ("byol", "simsiam", "swav", "dino")

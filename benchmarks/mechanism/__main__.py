@@ -25,8 +25,8 @@ from benchmarks.mechanism.analysis import (
     transfer_tau,
     with_its_own_filter,
 )
-from rankgap.config import TrainConfig
-from rankgap.pairs import PairSpectrum
+from rankgap.run.config import TrainConfig
+from rankgap.spectra.pair import PairSpectrum
 
 HERE = Path(__file__).parent
 METHODS = ("byol", "simsiam", "swav", "dino")

@@ -14,9 +14,9 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 
 from benchmarks.cifar10_mini.runs import Finished, run_one
-from rankgap.config import TrainConfig
-from rankgap.gains import GAINS, Gain
-from rankgap.pairs import PairSpectrum
+from rankgap.filters.gains import GAINS, Gain
+from rankgap.run.config import TrainConfig
+from rankgap.spectra.pair import PairSpectrum
 
 EARLY = (0.0, 2.0)  # epochs of ten, decided before the correlation was looked at
 RESAMPLES = 10_000

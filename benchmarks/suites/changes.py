@@ -12,12 +12,14 @@ from torch.utils.data import DataLoader, TensorDataset
 import rankgap as rg
 from benchmarks.suites.step import CASES, bare_step, our_side
 from benchmarks.suites.timing import Row, Settings, compared
-from rankgap.backbones import build_encoder
-from rankgap.filters import spectral_filter
-from rankgap.gains import Gain
-from rankgap.maps import Clock, per_view
-from rankgap.presets import Work
-from rankgap.training import EpochBatches, build_optimizer, parameter_groups
+from rankgap.filters.gains import Gain
+from rankgap.filters.spectral import spectral_filter
+from rankgap.model.backbones import build_encoder
+from rankgap.model.mlp import per_view
+from rankgap.model.schedule import Clock
+from rankgap.run.feed import EpochBatches
+from rankgap.run.optimizer import build_optimizer, parameter_groups
+from rankgap.run.presets import Work
 
 Pair = tuple[Callable[[], object], Callable[[], object]]  # with the choice, and without
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.suites.timing import Row, Settings, compared
-from rankgap.filters import spectral_filter
-from rankgap.spectra import effective_rank, effective_rank_of
+from rankgap.filters.spectral import spectral_filter
+from rankgap.spectra.effective_rank import effective_rank, effective_rank_of
 
 
 def _as_published(z: Tensor, power: float) -> Tensor:

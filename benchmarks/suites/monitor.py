@@ -9,10 +9,10 @@ import torch
 
 import rankgap as rg
 from benchmarks.suites.timing import Row, Settings, seconds
-from rankgap.diagnosis import read
-from rankgap.pairs import pair_spectrum
-from rankgap.presets import Work, adapt
-from rankgap.recipes import load_recipe
+from rankgap.run.presets import Work, adapt
+from rankgap.run.recipes import load_recipe
+from rankgap.spectra.pair import pair_spectrum
+from rankgap.watch.reading import read
 
 BATCH, EVERY = 256, 10
 

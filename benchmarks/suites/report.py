@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.suites.timing import Row, Settings, seconds
-from rankgap.config import TrainConfig
-from rankgap.experiment import prepare, resolved
-from rankgap.pairs import pair_spectrum
-from rankgap.runs import RunFolder
+from rankgap.run.config import TrainConfig
+from rankgap.run.folder import RunFolder
+from rankgap.run.plan import prepare, resolved
+from rankgap.spectra.pair import pair_spectrum
 
 
 def measure(settings: Settings) -> list[Row]:
     """Seconds to write it, and its size."""
-    from rankgap.report.page import write_report
+    from rankgap.show.report.page import write_report
 
     config = resolved(prepare(TrainConfig(data="digits", backbone="resnet_tiny")))
     generator = torch.Generator().manual_seed(0)

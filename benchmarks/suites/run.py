@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.suites.timing import Row, Settings, seconds
-from rankgap.runs import RunFolder
+from rankgap.run.folder import RunFolder
 
 
 def measure(settings: Settings) -> list[Row]:

@@ -26,11 +26,11 @@ from benchmarks.suites.timing import Settings, seconds
 from rankgap.data import load_data
 from rankgap.data.loading import IN_MEMORY
 from rankgap.evaluate.neighbours import Neighbours
-from rankgap.filters import SpectralFilter
-from rankgap.presets import Work
-from rankgap.recipes import load_recipe
-from rankgap.spectra import effective_rank
-from rankgap.training import EpochBatches
+from rankgap.filters.spectral import SpectralFilter
+from rankgap.run.feed import EpochBatches
+from rankgap.run.presets import Work
+from rankgap.run.recipes import load_recipe
+from rankgap.spectra.effective_rank import effective_rank
 
 MEBI = 2**20
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

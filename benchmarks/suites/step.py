@@ -29,11 +29,12 @@ from torchvision.transforms.v2.functional import to_pil_image
 import rankgap as rg
 from benchmarks.machine import matrix_rate
 from benchmarks.suites.timing import Row, Settings, compared, itself
-from rankgap.backbones import Encoder, build_encoder
 from rankgap.data import ImageSet
-from rankgap.presets import Work, adapt
-from rankgap.recipes import Recipe, load_recipe
-from rankgap.training import SelfSupervised, TrainingData
+from rankgap.model.backbones import Encoder, build_encoder
+from rankgap.run.feed import TrainingData
+from rankgap.run.module import SelfSupervised
+from rankgap.run.presets import Work, adapt
+from rankgap.run.recipes import Recipe, load_recipe
 
 WARM = 2  # steps before the clock starts
 

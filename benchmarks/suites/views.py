@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.suites.timing import Row, Settings, compared
-from rankgap.recipes import load_recipe
-from rankgap.views import ViewConfig, Views
+from rankgap.run.recipes import load_recipe
+from rankgap.views.random_views import ViewConfig, Views
 
 BATCH, SIZE = 256, 32
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -6,33 +6,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rankgap.branches import DualBranch, Outputs
-    from rankgap.callback import RankCallback
-    from rankgap.diagnosis import Diagnosis, Doctor
-    from rankgap.experiment import load_encoder
-    from rankgap.filters import SpectralFilter, spectral_filter
-    from rankgap.maps import Clock
-    from rankgap.methods import METHODS, Method, build, design
-    from rankgap.monitor import RankMonitor
-    from rankgap.spectra import effective_rank, rank_difference, rankme, singular_values
-    from rankgap.streaming import EffectiveRank, PairSpectra
-    from rankgap.views import ViewConfig, Views
+    from rankgap.filters.spectral import SpectralFilter, spectral_filter
+    from rankgap.model.branches import DualBranch, Outputs
+    from rankgap.model.methods import METHODS, Method, build, design
+    from rankgap.model.schedule import Clock
+    from rankgap.run.encoder import load_encoder
+    from rankgap.spectra.effective_rank import effective_rank, rank_difference, rankme
+    from rankgap.spectra.gram import singular_values
+    from rankgap.spectra.streaming import EffectiveRank, PairSpectra
+    from rankgap.views.random_views import ViewConfig, Views
+    from rankgap.watch.doctor import Diagnosis, Doctor
+    from rankgap.watch.lightning import RankCallback
+    from rankgap.watch.monitor import RankMonitor
 
 __version__ = "0.1.0"
 
 # A name is imported when it is first used: spectra and filters serve in a loop without Lightning or timm.
 _HOMES = {
-    "callback": ("RankCallback",),
-    "diagnosis": ("Diagnosis", "Doctor"),
-    "monitor": ("RankMonitor",),
-    "streaming": ("EffectiveRank", "PairSpectra"),
-    "branches": ("DualBranch", "Outputs"),
-    "experiment": ("load_encoder",),
-    "filters": ("SpectralFilter", "spectral_filter"),
-    "maps": ("Clock",),
-    "methods": ("METHODS", "Method", "build", "design"),
-    "spectra": ("effective_rank", "rank_difference", "rankme", "singular_values"),
-    "views": ("ViewConfig", "Views"),
+    "filters.spectral": ("SpectralFilter", "spectral_filter"),
+    "model.branches": ("DualBranch", "Outputs"),
+    "model.methods": ("METHODS", "Method", "build", "design"),
+    "model.schedule": ("Clock",),
+    "run.encoder": ("load_encoder",),
+    "spectra.effective_rank": ("effective_rank", "rank_difference", "rankme"),
+    "spectra.gram": ("singular_values",),
+    "spectra.streaming": ("EffectiveRank", "PairSpectra"),
+    "views.random_views": ("ViewConfig", "Views"),
+    "watch.doctor": ("Diagnosis", "Doctor"),
+    "watch.lightning": ("RankCallback",),
+    "watch.monitor": ("RankMonitor",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -68,19 +68,19 @@ def demo(out: str = "runs/demo", seed: int = 0) -> None:
         out: where the runs and the picture go; an earlier demo there is replaced.
         seed: of all runs.
     """
-    from rankgap.console import show_demo
     from rankgap.demo import run_demo
+    from rankgap.show.terminal import show_demo
 
     show_demo(run_demo(Path(out), seed))
 
 
 def train(**flags: Any) -> None:
     """Train an encoder, log the ranks of both branches, and evaluate it."""
-    from rankgap.config import TrainConfig
-    from rankgap.console import announce, show_results
-    from rankgap.fitting import is_first_process
-    from rankgap.fitting import train as run
-    from rankgap.progress import Progress
+    from rankgap.run.config import TrainConfig
+    from rankgap.run.trainer import is_first_process
+    from rankgap.run.trainer import train as run
+    from rankgap.show.progress import Progress
+    from rankgap.show.terminal import announce, show_results
 
     config = TrainConfig(**flags)
     results = run(config, callbacks=[Progress(config.title)], announce=announce)
@@ -103,9 +103,9 @@ def evaluate(
         branch: whose encoder: the online one, or the target's (the EMA teacher, where there is one).
         eval: evaluation sets beside the data's own, as NAME=DATA; by default those of the run.
     """
-    from rankgap.console import show_results
-    from rankgap.experiment import evaluate_model, restore
-    from rankgap.runs import RunFolder
+    from rankgap.run.folder import RunFolder
+    from rankgap.run.plan import evaluate_model, restore
+    from rankgap.show.terminal import show_results
 
     changes: dict[str, Any] = {"protocol": protocol} | ({"eval": eval} if eval else {})
     experiment, model = restore(run, **changes)
@@ -121,8 +121,8 @@ def compare(runs: list[str]) -> None:
     Args:
         runs: run folders.
     """
-    from rankgap.console import show_results
-    from rankgap.runs import RunFolder, labels
+    from rankgap.run.folder import RunFolder, labels
+    from rankgap.show.terminal import show_results
 
     folders = [RunFolder(Path(path)) for path in runs]
     found = [folder.results() or folder.last_reading() for folder in folders]
@@ -138,9 +138,9 @@ def score(run: str, images: int = 2048, repeats: int = 20, branch: Literal["onli
         repeats: half-samples from which each score's interval comes.
         branch: whose encoder.
     """
-    from rankgap.console import show_scores
-    from rankgap.runs import RunFolder
-    from rankgap.scoring import score_run
+    from rankgap.run.folder import RunFolder
+    from rankgap.run.scoring import score_run
+    from rankgap.show.terminal import show_scores
 
     show_scores(score_run(RunFolder(Path(run)), images=images, repeats=repeats, branch=branch))
 
@@ -152,8 +152,8 @@ def report(runs: list[str], out: str = "report.html") -> None:
         runs: run folders, finished or not.
         out: the page's file; one that exists is replaced.
     """
-    from rankgap.report.page import write_report
-    from rankgap.runs import RunFolder
+    from rankgap.run.folder import RunFolder
+    from rankgap.show.report.page import write_report
 
     write_report([RunFolder(Path(path)) for path in runs], out)
     print(f"report: {out}")
@@ -166,8 +166,8 @@ def watch(run: str, every: float = 1.0) -> None:
         run: the run folder.
         every: seconds between two looks.
     """
-    from rankgap.runs import RunFolder
-    from rankgap.watch import watch as follow
+    from rankgap.run.folder import RunFolder
+    from rankgap.show.live import watch as follow
 
     if every <= 0:
         raise UserError(f"--every takes seconds above 0, got {every:g}")
@@ -176,7 +176,7 @@ def watch(run: str, every: float = 1.0) -> None:
 
 def methods() -> None:
     """Show the zoo as a table."""
-    from rankgap.console import show_methods
+    from rankgap.show.terminal import show_methods
 
     show_methods()
 
@@ -193,9 +193,9 @@ def design(
             over sqrt(batch size); by default 256 directions whose eigenvalues fall as 1/j.
         out: the picture's file.
     """
-    from rankgap.assessment import assess, reference_spectrum
-    from rankgap.console import show_assessment
-    from rankgap.report import design_figure
+    from rankgap.show.design_figure import design_figure
+    from rankgap.show.terminal import show_assessment
+    from rankgap.theory.design import assess, reference_spectrum
 
     found = assess(online, target, reference_spectrum(spectrum))
     design_figure(found, out)
@@ -220,10 +220,10 @@ def inspect_data(
         out: the contact sheet's file.
         seed: of the sample and its views.
     """
-    from rankgap.config import TrainConfig
-    from rankgap.console import show_inspection
-    from rankgap.experiment import dry_run
-    from rankgap.report import contact_sheet
+    from rankgap.run.config import TrainConfig
+    from rankgap.run.plan import dry_run
+    from rankgap.show.sheet import contact_sheet
+    from rankgap.show.terminal import show_inspection
 
     config = TrainConfig(data=data, method=method, size=size, channels=channels, seed=seed)
     found, batch, views = dry_run(config)
@@ -270,7 +270,7 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
         if name not in given:
             pass
         elif name == "train":
-            from rankgap.config import TrainConfig
+            from rankgap.run.config import TrainConfig
 
             sub.add_argument("--config", action="config", help="a YAML file that gives any of these flags")
             _add_flags(sub, TrainConfig, headings=_HEADINGS)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rankgap.config import TrainConfig, file_name
-from rankgap.fitting import train
-from rankgap.progress import Progress
-from rankgap.report.figures import RankTrace, ranks_figure
-from rankgap.runs import RunFolder
+from rankgap.run.config import TrainConfig, file_name
+from rankgap.run.folder import RunFolder
+from rankgap.run.trainer import train
+from rankgap.show.figures import RankTrace, ranks_figure
+from rankgap.show.progress import Progress
 
 DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
     ("symsimsiam", None, None),

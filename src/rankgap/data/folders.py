@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from rankgap.data.encoded import Files
-from rankgap.data.sources import Source, Split
+from rankgap.data.source import Source, Split
 from rankgap.errors import UserError
 
 _FORMATS = "jpg jpeg jpe jfif png bmp gif webp avif jp2 tif tiff tga ppm pgm pbm pnm npy"

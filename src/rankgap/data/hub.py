@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rankgap.data.encoded import Rows
-from rankgap.data.sources import Source, Split
+from rankgap.data.source import Source, Split
 from rankgap.errors import UserError
 
 _IN_MEMORY = 2 * 2**30  # bytes of Parquet; larger tables are memory-mapped through the cache of `datasets`

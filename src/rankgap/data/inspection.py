@@ -15,7 +15,8 @@ from rankgap.data.decoding import Header, ImageError, convert, decode, read_head
 from rankgap.data.encoded import Encoded, EncodedImages, in_parts
 from rankgap.data.image_set import Batch, ImageSet
 from rankgap.data.loading import HEADERS, channel_moments, from_moments, spread, stored_size
-from rankgap.data.sources import Split, open_source
+from rankgap.data.source import Split
+from rankgap.data.sources import open_source
 from rankgap.errors import UserError
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from rankgap.data.decoding import Header, ImageError, convert
 from rankgap.data.encoded import Arrays, Encoded, EncodedImages, header_of
 from rankgap.data.image_set import ImageSet
-from rankgap.data.sources import Split, Statistics, open_source
+from rankgap.data.source import Split, Statistics
+from rankgap.data.sources import open_source
 from rankgap.errors import UserError
 
 Index = npt.NDArray[np.int64]

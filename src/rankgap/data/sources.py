@@ -1,19 +1,19 @@
-"""What a data spec names: encoded or decoded images, their labels, and how they were read."""
+"""From a data spec to the images that it names."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from rankgap.data.encoded import Arrays, Encoded
+from rankgap.data.encoded import Arrays
+from rankgap.data.folders import open_folder
+from rankgap.data.hub import open_hub
+from rankgap.data.source import Source, Split, Statistics
 from rankgap.errors import UserError, unknown
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 KNOWN = ("digits", "cifar10", "cifar100", "folder:DIR", "hf:NAME_OR_DIR")
 
 # Per-channel mean and deviation of the training images, as the published recipes use them.
@@ -21,40 +21,6 @@ _CIFAR: dict[str, Statistics] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """The images of one split.
-
-    Args:
-        images: where they lie.
-        labels: (N,) int64, or None.
-        classes: names of the labels, or None.
-    """
-
-    images: Encoded
-    labels: Tensor | None = None
-    classes: list[str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A data set before it is decoded.
-
-    Args:
-        name: the spec.
-        train: the training images.
-        test: the test images, if there are any.
-        notes: how it was read, a sentence each.
-        statistics: known per-channel mean and deviation.
-    """
-
-    name: str
-    train: Split
-    test: Split | None
-    notes: list[str] = field(default_factory=list)
-    statistics: Statistics | None = None
 
 
 def open_source(spec: str) -> Source:
@@ -65,12 +31,8 @@ def open_source(spec: str) -> Source:
     """
     kind, colon, rest = spec.partition(":")
     if kind == "folder" and rest:
-        from rankgap.data.folders import open_folder
-
         return open_folder(rest)
     if kind == "hf" and rest:
-        from rankgap.data.hub import open_hub
-
         return open_hub(rest)
     if spec == "digits":
         return _digits()

@@ -14,7 +14,7 @@ from rankgap.evaluate.accuracy import Hits
 from rankgap.evaluate.features import Features, device_of, extract_features, feature_batches
 from rankgap.evaluate.linear import LinearClassifier, fit_lbfgs, fit_sgd
 from rankgap.evaluate.neighbours import Neighbours
-from rankgap.spectra import effective_rank, rankme
+from rankgap.spectra.effective_rank import effective_rank, rankme
 
 Protocol = Literal["knn", "linear", "linear_sgd"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)

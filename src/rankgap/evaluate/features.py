@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from rankgap.data import Batch, ImageSet
-from rankgap.views import eval_view
+from rankgap.views.random_views import eval_view
 
 
 class Features(NamedTuple):

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankgap.errors import UserError
-from rankgap.spectra import check_batch, checked_spectrum, exp_entropy, solve_gram
+from rankgap.spectra.effective_rank import checked_spectrum, exp_entropy
+from rankgap.spectra.gram import check_batch, solve_gram
 
 _EPS = 1e-7  # RankMe's, which LiDAR takes over
 

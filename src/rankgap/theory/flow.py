@@ -32,8 +32,9 @@ from scipy.integrate import DOP853
 from torch import Tensor
 
 from rankgap.errors import NonFiniteError, UserError, unknown
-from rankgap.gains import Gain, parse_gain
-from rankgap.spectra import above_noise, effective_rank_of, rank_tolerance, solve_gram
+from rankgap.filters.gains import Gain, parse_gain
+from rankgap.spectra.effective_rank import effective_rank_of
+from rankgap.spectra.gram import above_noise, rank_tolerance, solve_gram
 
 Predictor = Literal["filter", "fixed", "learned"]
 Loss = Literal["cosine", "squared"]

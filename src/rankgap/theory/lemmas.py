@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import UserError
-from rankgap.gains import Gain, checked_gain, parse_gain
-from rankgap.spectra import Convention, effective_rank_of
+from rankgap.filters.gains import Gain, checked_gain, parse_gain
+from rankgap.spectra.effective_rank import Convention, effective_rank_of
 
 _ROUNDING = 1e-9
 

@@ -1,0 +1,72 @@
+"""A linear map that a running correlation decides.
+
+Shapes: N rows, D columns, `...` leading batch dimensions (views).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from rankgap.errors import UserError
+from rankgap.filters.gains import Scale
+from rankgap.spectra.processes import world_sum
+
+
+class RunningMap(nn.Module):
+    """W of a running correlation C = E[z z^T] over views, ranks and steps.
+
+    C averages batches with weights 1, m, m^2, ... from the newest back, divided by their sum: it begins with the
+    first batch, which then counts no more than any other (m = 0.998 would remember it for hundreds of steps).
+
+    Args:
+        solve: C (D, D) float64 -> W (D, D).
+        dim: D.
+        scale: "rms" solves C, "raw" N C, N the rows of one view.
+        momentum: m.
+        every: training steps from one solution to the next.
+
+    Raises:
+        UserError: a momentum outside [0, 1), or `every` below 1.
+    """
+
+    correlation: Tensor
+    held: Tensor
+
+    def __init__(
+        self, solve: Callable[[Tensor], Tensor], dim: int, *, momentum: float, every: int, scale: Scale = "rms"
+    ) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1 or every < 1:
+            raise UserError(f"expected 0 <= momentum < 1 and every >= 1, not {momentum:g} and {every}")
+        self.solve, self.scale = solve, scale
+        self.momentum, self.every, self.seen = momentum, every, 0
+        self.register_buffer("correlation", torch.zeros(dim, dim, dtype=torch.float64))
+        self.register_buffer("held", torch.zeros(dim, dim))
+
+    @torch.no_grad()
+    def forward(self, z: Tensor) -> Tensor:
+        """Follow a batch (..., N, D) in training mode; W (D, D) float32, as of the last solution."""
+        if self.training:
+            rows = z.flatten(0, -2).double()
+            count = world_sum(rows.new_tensor(len(rows)))
+            now = world_sum(rows.mT @ rows) / count
+            self.correlation.lerp_(now, (1 - self.momentum) / (1 - self.momentum ** (self.seen + 1)))
+            if self.seen % self.every == 0:
+                n = 1 if self.scale == "rms" else count / math.prod(z.shape[:-2])
+                self.held.copy_(self.solve(n * self.correlation))
+            self.seen += 1
+        if self.seen == 0:
+            raise UserError("a running correlation has no spectrum before its first batch in training")
+        return self.held
+
+    def get_extra_state(self) -> int:
+        """Training steps seen, for a resumed run."""
+        return self.seen
+
+    def set_extra_state(self, state: int) -> None:
+        """Put the steps seen back."""
+        self.seen = state

@@ -1,0 +1,77 @@
+"""Alignments: the loss of a method, a function of what both branches give.
+
+Shapes: V views, B images a view, D width of both outputs, K prototypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Alignment = Callable[[Tensor, Tensor], Tensor]
+
+
+def _between_views(matrix: Tensor) -> Tensor:
+    """Mean of a (V, V) matrix over ordered pairs of different views."""
+    views = len(matrix)
+    return (matrix.sum() - matrix.trace()) / (views * (views - 1))
+
+
+def cosine(online: Tensor, target: Tensor) -> Tensor:
+    """Minus the mean cosine between views, in [-1, 1] (SimSiam, eq. 1 and 2).
+
+    Args:
+        online: (V, B, D).
+        target: (V, B, D); online view i is compared with target view j for all i != j.
+    """
+    p, t = F.normalize(online.float(), dim=-1), F.normalize(target.float(), dim=-1)
+    return -_between_views(torch.einsum("vbd,wbd->vw", p, t)) / online.shape[1]
+
+
+def centred_cosine(online: Tensor, target: Tensor) -> Tensor:
+    """`cosine` after each view's batch mean is taken away: no constant direction earns anything (RDM, eq. 2).
+
+    The mean is that of the process's own batch.
+    """
+    online, target = online.float(), target.float()
+    return cosine(online - online.mean(1, keepdim=True), target - target.mean(1, keepdim=True))
+
+
+def regression(online: Tensor, target: Tensor) -> Tensor:
+    """Squared distance of unit vectors, 2 - 2 cos, summed over ordered pairs of views (BYOL, eq. 2)."""
+    views = len(online)
+    return views * (views - 1) * (2 + 2 * cosine(online, target))
+
+
+def squared(online: Tensor, target: Tensor) -> Tensor:
+    """Squared distance |P - T|^2 of what is not normalised, mean over images, summed over ordered pairs of views.
+
+    Under a predictor that passes gradients straight through, this is the Euclidean IsoLoss |z - sg(T + z - W z)|^2
+    (Halvagal et al. 2023), and `regression` has the gradient of their cosine one.
+    """
+    views = len(online)
+    distances = (online.float().unsqueeze(1) - target.float()).square().sum(-1)  # (V, V, B)
+    return views * (views - 1) * _between_views(distances.mean(-1))
+
+
+def cross_entropy(online: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy -sum T ln P between views, in nats (SwAV, eq. 2; DINO, eq. 2).
+
+    Args:
+        online: probabilities (V, B, K).
+        target: probabilities (V, B, K).
+    """
+    logs = online.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    return -_between_views(torch.einsum("vbk,wbk->vw", logs, target.float())) / online.shape[1]
+
+
+ALIGNMENTS: dict[str, Alignment] = {
+    "cosine": cosine,
+    "centred_cosine": centred_cosine,
+    "regression": regression,
+    "squared": squared,
+    "cross_entropy": cross_entropy,
+}

@@ -1,0 +1,143 @@
+"""The picture as code: two views, an encoder, a projector, two maps, one alignment.
+
+    image -> two views -> encoder -> projector -+-> online map  -> P --+
+                                                |                      +-> alignment loss
+               (same weights, or an EMA copy) --+-> target map  -> T --+   (T carries no gradient)
+
+Shapes: V views, B images a view, C channels, F feature width, D embedding width, D' output width of a map.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankgap.model.alignments import Alignment
+from rankgap.model.mlp import PerView, per_view
+from rankgap.model.prototypes import Prototypes
+from rankgap.model.schedule import Clock, Scheduled
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What one step of a branch model gives.
+
+    Args:
+        loss: the alignment loss, a 0-d tensor.
+        online: P (V, B, D'), what the online map gave, before any normalisation.
+        target: T (V, B, D'), what the target map gave.
+        features: the online encoder's features (V, B, F), what one keeps after training.
+    """
+
+    loss: Tensor
+    online: Tensor
+    target: Tensor
+    features: Tensor
+
+
+class Branch(nn.Module):
+    """What both branches have: an encoder, a projector and, where the method has them, prototypes.
+
+    Batch-norm statistics are a view's own, as in the methods' papers; without batch norm all views pass together.
+    """
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module, prototypes: Prototypes | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = PerView(projector)
+        self.prototypes = prototypes
+
+    def forward(self, views: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Views (V, B, C, H, W), or a list of (B, C, H, W) -> features (V, B, F), embeddings (V, B, D)."""
+        features = per_view(self.encoder, views)
+        return features, self.projector(features)
+
+
+class DualBranch(nn.Module):
+    """A two-branch model: every method of the zoo is one of these.
+
+    The target branch shares the online weights (`momentum=None`), or is their exponential moving average.
+    Policy of the average: parameters are averaged after each step; buffers (batch-norm statistics) are the
+    teacher's own, from its own forward passes in training mode, as the methods' authors do.
+
+    Args:
+        branch: the online encoder, projector and prototypes.
+        online_map: embeddings (V, B, D) -> P.
+        make_target_map: called with the target branch, gives the target map; it needs the branch because
+            prototypes belong to one.
+        alignment: (P, T) -> loss.
+        momentum: of the EMA teacher at the start; it follows a cosine to 1 (BYOL section 3.3). None: the
+            teacher is the online branch itself.
+        stop_gradient: whether the target is a constant (all methods but the symmetric ones).
+
+    Example:
+        >>> branch = Branch(nn.Flatten(), nn.Linear(12, 4))
+        >>> model = DualBranch(branch, nn.Identity(), lambda teacher: nn.Identity(), cosine)
+        >>> model(torch.randn(2, 8, 3, 2, 2)).online.shape
+        torch.Size([2, 8, 4])
+    """
+
+    def __init__(
+        self,
+        branch: Branch,
+        online_map: nn.Module,
+        make_target_map: Callable[[Branch], nn.Module],
+        alignment: Alignment,
+        *,
+        momentum: float | None = None,
+        stop_gradient: bool = True,
+    ) -> None:
+        super().__init__()
+        self.branch = branch
+        self.online_map = online_map
+        self.teacher = None if momentum is None else copy.deepcopy(branch).requires_grad_(False)
+        self.target_map = make_target_map(self.teacher or branch)
+        self.alignment = alignment
+        self.momentum = momentum
+        self.stop_gradient = stop_gradient
+
+    def forward(self, views: Tensor | Sequence[Tensor]) -> Outputs:
+        """One pass of both branches.
+
+        Args:
+            views: (V, B, C, H, W), or a list of V tensors (B, C, H, W); V >= 2, B >= 2 in training.
+        """
+        features, z = self.branch(views)  # (V, B, F), (V, B, D)
+        online = self.online_map(z)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
+            if self.teacher is not None:
+                z = self.teacher(views)[1]
+            target = self.target_map(z.detach() if self.stop_gradient else z)
+        with torch.autocast(online.device.type, enabled=False):  # a loss in bfloat16 has two digits
+            loss = self.alignment(online, target)
+        return Outputs(loss, online, target, features)
+
+    def encoder(self, which: str = "online") -> nn.Module:
+        """The encoder of the "online" or of the "target" branch (the same one where weights are shared)."""
+        assert which in ("online", "target"), which
+        return (self.branch if which == "online" or self.teacher is None else self.teacher).encoder
+
+    def prepare(self, clock: Clock) -> None:
+        """Tell every scheduled part the time; call it before each training step."""
+        for module in self.modules():
+            if isinstance(module, Scheduled):
+                module.prepare(clock)
+
+    def momentum_at(self, clock: Clock) -> float:
+        """The EMA momentum, 1 - (1 - base) (cos(pi progress) + 1) / 2; 0 where weights are shared."""
+        if self.momentum is None:
+            return 0.0
+        return 1 - (1 - self.momentum) * (math.cos(math.pi * clock.progress) + 1) / 2
+
+    @torch.no_grad()
+    def update_teacher(self, clock: Clock) -> None:
+        """Move the teacher towards the online branch; call it after each optimiser step."""
+        if self.teacher is None:
+            return
+        online = [p.detach() for p in self.branch.parameters()]
+        torch._foreach_lerp_(list(self.teacher.parameters()), online, 1 - self.momentum_at(clock))

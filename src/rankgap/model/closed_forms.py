@@ -1,0 +1,159 @@
+"""Linear predictors that no gradient trains.
+
+A closed-form predictor is set from what comes before it: C = E[z z^T] = V diag(l) V^T, averaged over views,
+processes and steps, gives W = (C / l_1)^alpha + eps I and P = Z W, W held constant. Every published one is a row
+of `CLOSED_FORMS`. Unlike a filter's gain, eps also acts where C has nothing: the null rule of `filters` holds for
+(l / l_1)^alpha alone.
+
+Shapes: N rows of a view, D columns, `...` leading batch dimensions (views).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankgap.errors import UserError
+from rankgap.filters.running import RunningMap
+from rankgap.spectra.gram import check_batch, eigenbasis, rank_tolerance, solve_gram
+
+_LANCZOS_STEPS = 32
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClosedForm:
+    """W = (C / l_1)^alpha + eps I, a row of `CLOSED_FORMS`; called with C (D, D), it gives W.
+
+    Args:
+        alpha: above 0; 1 to 4, whole, take products alone, others a decomposition.
+        eps: at or above 0, relative to the strongest direction's gain of 1.
+        momentum: of C, see `filters.RunningMap`.
+        straight: the gradient passes as if W were 1: dL/dZ = dL/dP (IsoLoss).
+
+    Raises:
+        UserError: alpha or eps is none.
+    """
+
+    alpha: float
+    eps: float
+    momentum: float
+    straight: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if not (0 < self.alpha < math.inf and 0 <= self.eps < math.inf):
+            raise UserError(f"expected finite alpha > 0 and eps >= 0, not {self.alpha:g} and {self.eps:g}")
+
+    def __call__(self, correlation: Tensor) -> Tensor:
+        """W (D, D) of C (D, D), float64; eps I for a C that is 0.
+
+        Raises:
+            NonFiniteError, RuntimeError: as `spectra.solve_gram`.
+        """
+        identity = torch.eye(len(correlation), dtype=correlation.dtype, device=correlation.device)
+        if self.alpha in (1, 2, 3, 4):
+            top = largest_eigenvalue(correlation)
+            relative = correlation / torch.where(top > 0, top, 1.0)
+            power: Tensor = torch.linalg.matrix_power(relative, int(self.alpha))
+            return power + self.eps * identity
+        tolerance = rank_tolerance(len(correlation), len(correlation), torch.float32)
+        x, v, keep = eigenbasis(correlation, tolerance, "closed-form predictor")
+        gain = torch.where(keep, (x / x[0]) ** (2 * self.alpha), 0.0)  # a dead C keeps nothing
+        return v * gain @ v.mT + self.eps * identity
+
+
+def largest_eigenvalue(matrix: Tensor) -> Tensor:
+    """The largest eigenvalue of a positive semi-definite matrix (D, D), 0-d, from below.
+
+    32 steps of Lanczos from a fixed vector, a product of matrix and vector each: exact where the first stands
+    apart, at most 1% too small where many are close to it (tests hold it).
+
+    Raises:
+        NonFiniteError, RuntimeError: as `spectra.solve_gram`.
+    """
+    start = torch.randn(len(matrix), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis = matrix.new_zeros(min(_LANCZOS_STEPS, len(matrix)), len(matrix))
+    ahead = start.to(matrix)
+    for i in range(len(basis)):
+        ahead = ahead - (basis[:i] @ ahead) @ basis[:i]
+        basis[i] = ahead / ahead.norm().clamp_min(torch.finfo(matrix.dtype).tiny)
+        ahead = matrix @ basis[i]
+    q = torch.linalg.qr(basis.mT).Q  # where nothing new was left, rows above are rounding, and not orthogonal
+    eigenvalues: Tensor = solve_gram(torch.linalg.eigvalsh, q.mT @ matrix @ q, "closed-form predictor")
+    return eigenvalues[-1]
+
+
+# directpred: Tian, Chen & Ganguli 2021, normalised as in their code, sqrt(l / l_1) + eps (the paper writes
+#   sqrt(l) + eps l_1, which is another predictor at another scale of Z); rho and eps are the paper's.
+# directcopy: the code of Halvagal, Laborieux & Zenke 2023. The code of Wang et al. (2021), whose idea it is, adds
+#   eps to a C that is not normalised.
+# isoloss: Halvagal et al., likewise: no eps, and gradients straight through. Their C moves once a view, ours once
+#   a step by all views.
+CLOSED_FORMS: dict[str, ClosedForm] = {
+    "directpred": ClosedForm(alpha=0.5, eps=0.1, momentum=0.3),
+    "directcopy": ClosedForm(alpha=1, eps=0.25, momentum=0.998),
+    "isoloss": ClosedForm(alpha=0.5, eps=0.0, momentum=0.998, straight=True),
+}
+
+
+def closed_form(name: str) -> ClosedForm | None:
+    """The closed form of a name: one of `CLOSED_FORMS`, or `directset:alpha`; None for any other.
+
+    DirectSet(alpha) is that of Wang, Chen, Du & Tian (2021): directpred with its power left open, here also with
+    directpred's eps and momentum.
+
+    Raises:
+        UserError: `directset` without a power that is a finite number above 0.
+    """
+    head, _, power = name.partition(":")
+    if head != "directset":
+        return CLOSED_FORMS.get(name)
+    try:
+        alpha = float(power)
+    except ValueError:
+        alpha = math.nan
+    if not 0 < alpha < math.inf:
+        raise UserError(f"{name!r}: expected directset:alpha with a finite number above 0, such as directset:2")
+    return ClosedForm(alpha=alpha, eps=0.1, momentum=0.3)
+
+
+class ClosedFormPredictor(nn.Module):
+    """P = Z W with W from a running correlation: (..., N, D) -> (..., N, D), no parameters.
+
+    W follows the batch it acts on and all before it, and is set anew at every training step, as published (Tian et
+    al. set it after the step instead); never in evaluation.
+
+    Args:
+        form: W of a correlation.
+        dim: D.
+        momentum: in place of the form's own.
+
+    Raises:
+        UserError: a momentum outside [0, 1).
+    """
+
+    def __init__(self, form: ClosedForm, dim: int, *, momentum: float | None = None) -> None:
+        super().__init__()
+        self.form = form
+        self.running = RunningMap(form, dim, momentum=form.momentum if momentum is None else momentum, every=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Follow a batch in training mode, and predict; float32, or float64 for a float64 input.
+
+        Raises:
+            UserError: not a (..., N, D) of numbers, or no batch was seen in training mode yet.
+            NonFiniteError, RuntimeError: as `spectra.solve_gram`.
+        """
+        check_batch(z, "a closed-form predictor")
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.to(torch.promote_types(z.dtype, torch.float32))
+            held: Tensor = self.running(z.detach())
+            p = z @ held.to(z.dtype)
+            return p.detach() + (z - z.detach()) if self.form.straight else p
+
+    def extra_repr(self) -> str:
+        """The form."""
+        return f"{self.form}"

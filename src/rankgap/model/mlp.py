@@ -1,0 +1,82 @@
+"""Multi-layer perceptrons, and how a module takes views.
+
+Shapes: V views, B images a view, D embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rankgap.errors import UserError
+
+OutputNorm = Literal["none", "batch", "batch_affine"]
+
+Activation = Literal["relu", "gelu"]
+
+
+def mlp(
+    dims: Sequence[int],
+    *,
+    norm: bool = True,
+    output_norm: OutputNorm = "none",
+    activation: Activation = "relu",
+) -> nn.Sequential:
+    """A multi-layer perceptron (N, dims[0]) -> (N, dims[-1]): the projector and predictor of every method.
+
+    Args:
+        dims: widths, input first; two or more.
+        norm: batch norm before each hidden activation (the linear layer then has no bias).
+        output_norm: what follows the last layer: nothing, or batch norm without or with an affine map.
+        activation: between layers, never after the last.
+
+    Raises:
+        UserError: fewer than two widths.
+    """
+    if len(dims) < 2:
+        raise UserError(f"an MLP needs an input and an output width, got {list(dims)}")
+    activations: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}
+    layers: list[nn.Module] = []
+    for width_in, width in pairwise(dims[:-1]):
+        layers.append(nn.Linear(width_in, width, bias=not norm))
+        layers += [nn.BatchNorm1d(width)] * norm
+        layers.append(activations[activation]())
+    layers.append(nn.Linear(dims[-2], dims[-1], bias=output_norm == "none"))
+    if output_norm != "none":
+        layers.append(nn.BatchNorm1d(dims[-1], affine=output_norm == "batch_affine"))
+    return nn.Sequential(*layers)
+
+
+def mixes_images(module: nn.Module) -> bool:
+    """Whether a module takes statistics of a batch in training: whether batch norm is anywhere in it."""
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
+
+
+def per_view(module: nn.Module, views: Tensor | Sequence[Tensor]) -> Tensor:
+    """Views (V, B, ...), or a list of them -> (V, B, ...): batch norm sees one view at a time (SimSiam, BYOL).
+
+    Views in one tensor pass together where there is no batch norm: the same numbers in one forward.
+    """
+    if isinstance(views, Tensor) and not mixes_images(module):
+        flat: Tensor = module(views.flatten(0, 1))
+        together: Tensor = flat.unflatten(0, views.shape[:2])
+        return together
+    return torch.stack([module(view) for view in views])
+
+
+class PerView(nn.Module):
+    """Applies a module to each view alone, see `per_view`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(V, B, D) -> (V, B, D')."""
+        return per_view(self.module, z)

@@ -1,0 +1,74 @@
+"""The order of a run's images, and the batches of each epoch."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from rankgap.data import Batch, ImageSet
+from rankgap.run.module import SelfSupervised
+from rankgap.run.presets import Work
+
+
+class EpochBatches(Dataset[Batch]):
+    """The batches of one epoch, from a given step of the run on; the order depends on seed and epoch alone.
+
+    Args:
+        images: the training set.
+        work: batch size and steps.
+        seed: of the order.
+        step: the run's step at which to begin.
+        rank: of this process; it takes its share of each batch.
+        world: number of processes.
+    """
+
+    def __init__(
+        self, images: ImageSet, work: Work, seed: int, step: int, *, rank: int = 0, world: int = 1
+    ) -> None:
+        epoch, offset = divmod(step, work.steps_per_epoch)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        used = order[: work.steps_per_epoch * work.batch_size].view(work.steps_per_epoch, -1)
+        self.images, self.batches = images, used[offset:, rank::world]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.images.batch(self.batches[index])
+
+
+class TrainingData(L.LightningDataModule):
+    """Feeds `SelfSupervised` with uint8 batches; views are made on the model's device.
+
+    Args:
+        images: the training set.
+        work: batch size and steps.
+        seed: of the order.
+        workers: processes that decode files ahead; 0 where the set lies in memory.
+    """
+
+    def __init__(self, images: ImageSet, work: Work, *, seed: int = 0, workers: int = 0) -> None:
+        super().__init__()
+        self.images, self.work, self.seed, self.workers = images, work, seed, workers
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """The rest of the current epoch (the trainer asks again each epoch)."""
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        assert isinstance(module, SelfSupervised)
+        batches = EpochBatches(
+            self.images,
+            self.work,
+            self.seed,
+            module.step,
+            rank=self.trainer.global_rank,
+            world=self.trainer.world_size,
+        )
+        return DataLoader(
+            batches,
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if self.workers else None,
+        )

@@ -1,0 +1,73 @@
+"""Which checkpoint, without labels: every checkpoint of a run, rated on one fixed sample of its images."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from rankgap.errors import UserError
+from rankgap.evaluate.features import extract_features
+from rankgap.evaluate.scores import SCORES, Rated, RunScores, rate, view_features
+from rankgap.run.folder import RunFolder
+from rankgap.run.plan import load_weights, restore
+
+
+def score_run(
+    folder: RunFolder,
+    *,
+    images: int = 2048,
+    repeats: int = 20,
+    branch: Literal["online", "target"] = "online",
+) -> RunScores:
+    """Rate every checkpoint of a run on one fixed sample of its training images, and write `scores.json`.
+
+    Args:
+        folder: of the run.
+        images: in the sample.
+        repeats: half-samples, for the intervals.
+        branch: whose encoder.
+
+    Raises:
+        UserError: no run, no checkpoint, or too few images.
+    """
+    if images < 8 or repeats < 2:
+        raise UserError(f"a score wants 8 images and 2 repeats or more, got {images} and {repeats}")
+    paths = folder.checkpoints()
+    if not paths:
+        raise UserError(f"{folder.path} has no checkpoint yet ({folder.checkpoint})")
+    experiment, model = restore(folder.path, checkpoint=paths[0])
+    sample, encoder = experiment.train.sample(images), model.encoder(branch)
+    steps: dict[str, int] = {}
+    rated: dict[str, dict[str, Rated]] = {}
+    for path in paths:
+        state = folder.load_checkpoint(path)
+        twin = next((name for name, step in steps.items() if step == state["step"]), None)
+        steps[path.stem] = state["step"]
+        if twin is not None:  # one step under two names
+            rated[path.stem] = rated[twin]
+            continue
+        load_weights(model, state["model"], path)
+        inputs = {
+            "features": extract_features(encoder, sample, size=experiment.size).features,
+            "views": view_features(encoder, sample, experiment.views()),
+        }
+        rated[path.stem] = {name: rate(s, inputs[s.takes], repeats=repeats) for name, s in SCORES.items()}
+    found = RunScores(title=experiment.config.title, images=len(sample), steps=steps, rated=rated)
+    folder.write_scores(_plain(found, branch))
+    return found
+
+
+def _plain(found: RunScores, branch: str) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    return {
+        "images": found.images,
+        "branch": branch,
+        "interval": "1.96 standard deviations over random halves of the sample",
+        "checkpoints": {
+            name: {"step": found.steps[name]}
+            | {score: {"value": number(r.value), "half_width": number(r.half)} for score, r in scores.items()}
+            for name, scores in found.rated.items()
+        },
+    }

@@ -1,0 +1,366 @@
+"""Static pictures: ranks along training, a benchmark at a glance, eigenspaces and measured filters.
+
+Each is drawn on a `Figure` of its own (no pyplot, so nothing global), returned and saved as PNG. Colours are
+Okabe and Ito's, which the colour-blind tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+from rankgap.show.colours import COLLAPSES, GREY, GROWS, KNN, LINEAR, ONLINE, TARGET
+from rankgap.spectra.pair import PairSpectrum
+
+DPI = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RankTrace:
+    """The ranks of one run along its training.
+
+    Args:
+        name: the run's title.
+        step: training step or epoch of each reading.
+        erank_online: effective rank of the online output at each reading.
+        erank_target: of the target output.
+        knn: accuracy of nearest neighbours in [0, 1], where it is known.
+    """
+
+    name: str
+    step: Sequence[float]
+    erank_online: Sequence[float]
+    erank_target: Sequence[float]
+    knn: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """The results of one method over several seeds.
+
+    Args:
+        name: the method's title.
+        knn: accuracy of each seed in [0, 1].
+        linear: likewise.
+        erank_online: final effective rank of the online output of each seed.
+        erank_target: of the target output.
+    """
+
+    name: str
+    knn: Sequence[float]
+    linear: Sequence[float]
+    erank_online: Sequence[float]
+    erank_target: Sequence[float]
+
+
+def plain(axes: Axes) -> None:
+    """Axes without a box, on a pale grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#BFBFBF")
+    axes.tick_params(colors=GREY, labelsize=8, length=3)
+    axes.grid(color="#E6E6E6", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def save(figure: Figure, path: str | Path) -> Figure:
+    """Write a PNG; its folder is made."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, format="png", facecolor="white")
+    return figure
+
+
+def log_ticks(axis: Axis) -> None:
+    """Ticks at 1, 2, 5, 10, ... written as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def header(figure: Figure, title: str, reading: str) -> float:
+    """Title and the sentence that says how to read; gives the height they take, as a share of the figure."""
+    inches = figure.get_figheight()
+    figure.text(0.12 / figure.get_figwidth(), 1 - 0.1 / inches, title, size=12, weight="bold", va="top")
+    figure.text(0.12 / figure.get_figwidth(), 1 - 0.36 / inches, reading, size=9, color=GREY, va="top")
+    return (0.42 + 0.16 * (1 + reading.count("\n"))) / inches
+
+
+def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = "epoch") -> Figure:
+    """Both branches' effective rank along training, one panel a run, on shared axes.
+
+    Args:
+        runs: 1 to about 20.
+        path: of the PNG; its folder is made.
+        x_label: what `RankTrace.step` counts.
+    """
+    assert runs, "no run to draw"
+    columns = min(len(runs), 4 if len(runs) > 6 else 3 if len(runs) != 4 else 2)
+    rows = math.ceil(len(runs) / columns)
+    figure = Figure(figsize=(max(2.75 * columns + 0.3, 6.4), 2.2 * rows + 1.25), dpi=DPI)
+    reading = (
+        "Target above online (blue area): dimensions grow. Below (purple, hatched): they collapse.\n"
+        "Effective rank of a batch's correlation matrix, the last reading beside each line."
+    )
+    top = 1 - header(figure, "Rank of both branches along training", reading) - 0.5 / figure.get_figheight()
+    figure.subplots_adjust(
+        left=0.55 / figure.get_figwidth(),
+        right=1 - 0.6 / figure.get_figwidth(),
+        top=top,
+        bottom=0.45 / figure.get_figheight(),
+        wspace=0.34,
+        hspace=0.42,
+    )
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    values = np.concatenate([np.r_[r.erank_online, r.erank_target] for r in runs]).astype(float)
+    values = values[np.isfinite(values) & (values > 0)]
+    if values.size and values.max() > 10 * values.min():
+        panels[0].set_yscale("log")
+        log_ticks(panels[0].yaxis)
+    for panel, run in zip(panels, runs, strict=False):
+        _rank_panel(panel, run)
+    for panel, run in zip(panels, runs, strict=False):
+        _label_ends(panel, run)
+    for index, panel in enumerate(panels):
+        panel.set_visible(index < len(runs))
+        if index + columns >= len(runs):
+            panel.tick_params(labelbottom=True)
+            panel.set_xlabel(x_label, size=8, color=GREY)
+        if index % columns == 0:
+            panel.set_ylabel("effective rank", size=8, color=GREY)
+    return save(figure, path)
+
+
+def _rank_panel(axes: Axes, run: RankTrace) -> None:
+    x, online, target = (np.asarray(v, dtype=float) for v in (run.step, run.erank_online, run.erank_target))
+    plain(axes)
+    marker = "o" if len(x) < 2 else ""
+    axes.plot(x, target, color=TARGET, linewidth=1.5, marker=marker, label="target")
+    axes.plot(x, online, color=ONLINE, linewidth=1.5, marker=marker, label="online")
+    axes.fill_between(
+        x, online, target, where=target > online, interpolate=True, color=GROWS, alpha=0.35, linewidth=0
+    )
+    axes.fill_between(
+        x,
+        online,
+        target,
+        where=target <= online,
+        interpolate=True,
+        facecolor=COLLAPSES,
+        edgecolor="white",
+        alpha=0.6,
+        hatch="////",
+        linewidth=0,
+    )
+    axes.set_title(textwrap.fill(run.name, 30), size=9, weight="bold", loc="left", pad=14, parse_math=False)
+    if run.knn is not None and math.isfinite(run.knn):
+        axes.text(0, 1.03, f"kNN {100 * run.knn:.1f}%", transform=axes.transAxes, size=8, color=GREY)
+
+
+def _label_ends(axes: Axes, run: RankTrace) -> None:
+    """Each line's name and last value beside its end, kept apart where the ends are close."""
+    axes.get_ylim()  # the shared limits are settled here
+    ends: list[tuple[float, float, str, str]] = []  # height as a share of the panel, value, name, colour
+    for name, values, colour in (("online", run.erank_online, ONLINE), ("target", run.erank_target, TARGET)):
+        finite = [float(v) for v in values if math.isfinite(v)]
+        if finite:
+            height = float((axes.transData + axes.transAxes.inverted()).transform((0, finite[-1]))[1])
+            ends.append((height, finite[-1], name, colour))
+    ends.sort()
+    gap = 0.2
+    if len(ends) == 2 and ends[1][0] - ends[0][0] < gap:
+        middle = min(max((ends[0][0] + ends[1][0]) / 2, gap / 2), 1 - gap / 2)
+        ends = [(middle - gap / 2, *ends[0][1:]), (middle + gap / 2, *ends[1][1:])]
+    for height, value, name, colour in ends:
+        text = f"{name}\n{value:.3g}"
+        axes.text(
+            1.02, height, text, transform=axes.transAxes, size=8, color=colour, va="center", linespacing=0.95
+        )
+
+
+def mini_figure(
+    rows: Sequence[ResultRow], path: str | Path, *, title: str = "Accuracy and rank difference"
+) -> Figure:
+    """Accuracy of each method over its seeds, beside the final effective ranks of both branches.
+
+    Rows are ordered by mean kNN accuracy, the best on top; the large dot is the mean, small dots are seeds.
+
+    Args:
+        rows: the methods.
+        path: of the PNG; its folder is made.
+        title: of the figure.
+    """
+    assert rows, "no row to draw"
+    rows = sorted(rows, key=lambda row: np.nan_to_num(_mean(row.knn), nan=-1))
+    figure = Figure(figsize=(9.2, 1.75 + 0.32 * len(rows)), dpi=DPI)
+    reading = (
+        "Left: large marks are means, small ones and bars the seeds. Right: an arrow runs from the online to the\n"
+        "target effective rank; to the right (blue) dimensions grow, to the left (purple) they collapse."
+    )
+    width, height = figure.get_size_inches()
+    left = 0.35 + 0.068 * max(len(row.name) for row in rows)
+    top = 1 - header(figure, title, reading) - 0.35 / height
+    figure.subplots_adjust(left=left / width, right=1 - 0.25 / width, top=top, bottom=0.55 / height, wspace=0.08)
+    accuracy, ranks = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1.15, 1)})
+    for axes in (accuracy, ranks):
+        plain(axes)
+        axes.tick_params(axis="y", length=0)
+    for y, row in enumerate(rows):
+        _seeds(accuracy, y + 0.13, row.knn, KNN, "o")
+        _seeds(accuracy, y - 0.13, row.linear, LINEAR, "D")
+        _rank_arrow(ranks, y, _mean(row.erank_online), _mean(row.erank_target))
+    accuracy.set_yticks(range(len(rows)), [row.name for row in rows], size=9, color="black", parse_math=False)
+    accuracy.set_ylim(-0.6, len(rows) - 0.4)
+    accuracy.set_xlabel("accuracy (%)", size=9, color=GREY)
+    ranks.set_xlabel("final effective rank, of the correlation (log scale)", size=9, color=GREY)
+    ranks.set_xscale("log")
+    log_ticks(ranks.xaxis)
+    for axes, labels in (
+        (accuracy, (("kNN", KNN, "o"), ("linear", LINEAR, "D"))),
+        (ranks, (("online", ONLINE, "o"), ("target", TARGET, "o"))),
+    ):
+        marks = [Line2D([], [], color=c, marker=m, linestyle="", markersize=6, label=n) for n, c, m in labels]
+        axes.legend(
+            handles=marks,
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1),
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+            handletextpad=0,
+        )
+    return save(figure, path)
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [v for v in values if math.isfinite(v)]
+    return sum(finite) / len(finite) if finite else math.nan
+
+
+def _seeds(axes: Axes, y: float, shares: Sequence[float], colour: str, marker: str) -> None:
+    percent = [100 * v for v in shares if math.isfinite(v)]
+    if percent:
+        axes.plot([min(percent), max(percent)], [y, y], color=colour, linewidth=1.2, alpha=0.6)
+        axes.plot(percent, [y] * len(percent), marker, color=colour, markersize=2.5, linestyle="", alpha=0.6)
+        axes.plot(_mean(percent), y, marker, color=colour, markersize=6)
+
+
+def _rank_arrow(axes: Axes, y: float, online: float, target: float) -> None:
+    grows = target > online
+    axes.plot([online, target], [y, y], color=GROWS if grows else COLLAPSES, linewidth=3, solid_capstyle="butt")
+    axes.plot(target, y, ">" if grows else "<", color=TARGET, markersize=7)
+    axes.plot(online, y, "o", color=ONLINE, markersize=6)
+
+
+def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure:
+    """Eigenspace alignment of each run, one panel a run (RDM, figure 3).
+
+    Args:
+        runs: title -> spectra.
+        path: of the PNG; its folder is made.
+    """
+    figure, panels = _panel_row(
+        runs,
+        1,
+        "Eigenspace alignment",
+        "1: this eigenvector of the target's correlation is one of the online branch's too. The line is the mean.",
+    )
+    for panel, (name, pair) in zip(panels[0], runs.items(), strict=True):
+        values = pair.alignment[:512].numpy()
+        panel.plot(np.arange(1, len(values) + 1), values, ".", color=TARGET, markersize=4)
+        panel.axhline(values.mean(), color=GREY, linewidth=1)
+        panel.set_title(f"{name}: mean {values.mean():.2f}", size=9, weight="bold", loc="left", parse_math=False)
+        panel.set_ylim(0, 1.04)
+        panel.set_xscale("log")
+        log_ticks(panel.xaxis)
+        panel.set_xlabel("rank of the eigenvector", size=8, color=GREY)
+    panels[0][0].set_ylabel("alignment", size=8, color=GREY)
+    return save(figure, path)
+
+
+def largest_passed(gains: Sequence[float], transfer: Sequence[float]) -> float:
+    """What filters are drawn as shares of: the largest transfer, or the largest gain where none is above 0.
+
+    The largest measured gain may be leaked energy over next to nothing.
+    """
+    return max([0.0, *transfer]) or max([0.0, *gains])
+
+
+def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure:
+    """Eigenvalues of both branches above, measured filter and transfer below, one column a run (RDM, figure 4).
+
+    Args:
+        runs: title -> spectra.
+        path: of the PNG; its folder is made.
+    """
+    figure, (above, below) = _panel_row(
+        runs,
+        2,
+        "Eigenvalues and measured filters",
+        "Above: eigenvalues of both branches' correlation, as shares of their sum. Below: what the online branch\n"
+        "passes on along each direction of the target (transfer), and with what leaks in from others (measured\n"
+        "gain); rising to the right is a low-pass filter.",
+    )
+    for top, bottom, (name, pair) in zip(above, below, runs.items(), strict=True):
+        for branch, s, colour in (
+            ("target", pair.spectrum_target, TARGET),
+            ("online", pair.spectrum_online, ONLINE),
+        ):
+            energy = (s / s.norm()).square().numpy()
+            held = int(np.searchsorted(energy.cumsum(), 0.9999)) + 1  # those that hold 99.99%, as the paper has it
+            top.plot(np.arange(1, held + 1), energy[:held], color=colour, linewidth=1.5, label=branch)
+        top.set_title(name, size=9, weight="bold", loc="left", parse_math=False)
+        top.set_xlabel("rank of the eigenvalue", size=8, color=GREY)
+        s = pair.spectrum_target[: len(pair.measured_filter)]
+        largest = largest_passed(pair.measured_filter.tolist(), pair.transfer.tolist())
+        for gains, label, look in (
+            (pair.measured_filter, "measured gain", {"color": GREY, "markerfacecolor": "none"}),
+            (pair.transfer, "transfer", {"color": ONLINE}),
+        ):
+            shown = gains > 0
+            x, y = s[shown] / s[0], gains[shown] / largest
+            bottom.plot(x.numpy(), y.numpy(), "o", markersize=3, label=label, **look)
+        scores = f"low-pass score {float(pair.low_pass_score):+.2f}, transfer {float(pair.transfer_score):+.2f}"
+        bottom.set_title(scores, size=8, color=GREY, loc="left")
+        bottom.set_xlabel("singular value of the target", size=8, color=GREY)
+        for panel, least in ((top, 0.0), (bottom, 1e-3)):  # what passes less than a thousandth is noise about zero
+            panel.set_xscale("log")
+            panel.set_yscale("log")
+            panel.yaxis.set_minor_formatter(NullFormatter())
+            lowest = max(panel.dataLim.y0, least)
+            panel.set_ylim(bottom=10 ** math.floor(math.log10(lowest)))  # a whole decade has its labels
+    above[0].set_ylabel("share of the sum", size=8, color=GREY)
+    below[0].set_ylabel("share of the largest transfer", size=8, color=GREY)
+    for panel in (above[0], below[0]):
+        panel.legend(frameon=False, fontsize=8)
+    return save(figure, path)
+
+
+def _panel_row(
+    runs: Mapping[str, PairSpectrum], rows: int, title: str, reading: str
+) -> tuple[Figure, NDArray[np.object_]]:
+    """A figure with its header, and rows x runs plain axes."""
+    assert runs, "no run to draw"
+    figure = Figure(figsize=(2.75 * len(runs) + 0.6, 2.3 * rows + 1.0), dpi=DPI)
+    top = 1 - header(figure, title, reading) - 0.25 / figure.get_figheight()
+    figure.subplots_adjust(
+        left=0.62 / figure.get_figwidth(),
+        right=1 - 0.15 / figure.get_figwidth(),
+        top=top,
+        bottom=0.48 / figure.get_figheight(),
+        wspace=0.3,
+        hspace=0.5,
+    )
+    panels: NDArray[np.object_] = figure.subplots(rows, len(runs), squeeze=False)
+    for panel in panels.ravel():
+        plain(panel)
+    return figure, panels

@@ -1,0 +1,1 @@
+"""The report of one run or many: a page that opens from disk."""

@@ -1,0 +1,38 @@
+"""What the spectrum of a batch is: effective rank, Gram matrices, two branches side by side."""
+
+from rankgap.spectra.effective_rank import (
+    Convention,
+    effective_rank,
+    effective_rank_of,
+    mean_energy,
+    rank_difference,
+    rankme,
+)
+from rankgap.spectra.gram import rank_tolerance, singular_values
+from rankgap.spectra.pair import (
+    PairSpectrum,
+    eigenspace_alignment,
+    low_pass_score,
+    measured_filter,
+    pair_spectrum,
+    transfer,
+)
+from rankgap.spectra.processes import gather_rows
+
+__all__ = [
+    "Convention",
+    "PairSpectrum",
+    "effective_rank",
+    "effective_rank_of",
+    "eigenspace_alignment",
+    "gather_rows",
+    "low_pass_score",
+    "mean_energy",
+    "measured_filter",
+    "pair_spectrum",
+    "rank_difference",
+    "rank_tolerance",
+    "rankme",
+    "singular_values",
+    "transfer",
+]

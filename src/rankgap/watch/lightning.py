@@ -1,0 +1,39 @@
+"""The monitor as a Lightning callback: two lines in anyone's training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from rankgap.watch.callbacks import Watcher
+
+
+class RankCallback(Watcher, L.Callback):
+    """Watches two modules of a `LightningModule`, logs their ranks, and acts on a collapse.
+
+    Its arguments are `Watcher`'s. Logged every `every` steps: `erank_online`, `erank_target`, `rank_difference`.
+
+    Example:
+        >>> callback = RankCallback(online="predictor", target="projector", on_alarm="stop")
+        >>> trainer = L.Trainer(callbacks=[callback], logger=False, accelerator="cpu")
+    """
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hook the modules."""
+        self.attach(pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Log a new reading, and act on a new diagnosis."""
+        ranks, ends = self.look()
+        for name, value in ranks.items():
+            pl_module.log(name, value)
+        trainer.should_stop = trainer.should_stop or ends
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Remove the hooks."""
+        self.detach()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Remove the hooks."""
+        self.detach()

@@ -1,0 +1,93 @@
+"""One look at both branches.
+
+Shapes: N rows, D columns (or K prototypes).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rankgap.spectra.effective_rank import effective_rank_of, mean_energy
+from rankgap.spectra.gram import singular_values
+
+
+class Reading(NamedTuple):
+    """One look at both branches; numbers are NaN where a branch is all zero or not finite.
+
+    Attributes:
+        step: of training.
+        erank_online: effective rank of P's uncentred correlation (RDM's).
+        erank_target: of T's.
+        rank_difference: erank_target - erank_online.
+        erank_online_features: effective rank of P itself (Roy & Vetterli's).
+        erank_target_features: of T itself.
+        mean_energy_online: the share of P's energy in its mean row.
+        mean_energy_target: of T's.
+        spread: 1 - |mean of the online rows scaled to length 1|^2, in [0, 1]; 0: all point the same way.
+        assignment: mean entropy of the target rows over ln K, in [0, 1]; None where they are no distributions.
+        usage: entropy of the mean target row over ln K, likewise: 0 where one prototype has it all.
+        finite: whether both branches' outputs are finite numbers.
+    """
+
+    step: int
+    erank_online: float = math.nan
+    erank_target: float = math.nan
+    rank_difference: float = math.nan
+    erank_online_features: float = math.nan
+    erank_target_features: float = math.nan
+    mean_energy_online: float = math.nan
+    mean_energy_target: float = math.nan
+    spread: float = math.nan
+    assignment: float | None = None
+    usage: float | None = None
+    finite: bool = True
+
+    def numbers(self) -> dict[str, float]:
+        """All that was measured, by name."""
+        fields = self._asdict()
+        return {
+            name: value for name, value in fields.items() if name not in ("step", "finite") and value is not None
+        }
+
+
+@torch.no_grad()
+def read(online: Tensor, target: Tensor, step: int) -> Reading:
+    """Take a reading of P (N, D) and T (N, D); on a GPU it waits for it."""
+    if not (online.isfinite().all() and target.isfinite().all()):
+        return Reading(step, finite=False)
+    p, t = online.detach().float(), target.detach().float()
+    s_online, s_target = singular_values(p), singular_values(t)
+    erank_online, erank_target = effective_rank_of(s_online), effective_rank_of(s_target)
+    values = {
+        "erank_online": erank_online,
+        "erank_target": erank_target,
+        "rank_difference": erank_target - erank_online,
+        "erank_online_features": effective_rank_of(s_online, "features"),
+        "erank_target_features": effective_rank_of(s_target, "features"),
+        "mean_energy_online": mean_energy(p),
+        "mean_energy_target": mean_energy(t),
+        "spread": p.any() * (1 - torch.nn.functional.normalize(p, dim=-1).mean(0).square().sum()),
+    }
+    if is_distribution(p) and is_distribution(t):
+        scale = math.log(t.shape[-1])
+        values["assignment"] = torch.special.entr(t).sum(-1).mean() / scale
+        values["usage"] = torch.special.entr(t.mean(0)).sum() / scale
+    numbers = torch.stack([v.double() for v in values.values()]).tolist()  # one transfer
+    return Reading(step, **dict(zip(values, numbers, strict=True)))
+
+
+def is_distribution(z: Tensor) -> bool:
+    """Whether every row is a probability distribution over two prototypes or more."""
+    return z.shape[-1] > 1 and bool((z >= 0).all()) and bool(((z.sum(-1) - 1).abs() < 1e-3).all())
+
+
+def readings(metrics: Mapping[str, Sequence[float]]) -> list[Reading]:
+    """The readings that the columns of a run's `metrics.csv` hold."""
+    known = [name for name in Reading._fields if name in metrics]
+    rows = zip(*(metrics[name] for name in known), strict=True)
+    return [Reading(**dict(zip(known, row, strict=True)))._replace(step=int(row[0])) for row in rows]

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import linalg
+from sklearn.cluster import KMeans
+from torch import Tensor
+from torch.testing import assert_close
+
+from rankgap.errors import UserError
+from rankgap.evaluate import (
+    alignment,
+    alpha_req,
+    cluster_learnability,
+    intrinsic_dimension,
+    lidar,
+    nesum,
+    participation_ratio,
+    stable_rank,
+    uniformity,
+)
+from rankgap.spectra.effective_rank import effective_rank
+from tests.matrices import gaussian
+
+
+def with_spectrum(energy: Tensor, rows: int) -> Tensor:
+    """A centred batch whose covariance has these eigenvalues (up to one factor)."""
+    d = len(energy)
+    u = gaussian(rows, d)
+    u, _ = torch.linalg.qr(u - u.mean(0))
+    v, _ = torch.linalg.qr(gaussian(d, d, seed=1))
+    z: Tensor = u * energy.sqrt() @ v.T
+    return z
+
+
+def test_golden_values() -> None:
+    z = torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0]))
+    assert float(stable_rank(z)) == pytest.approx(1.875)
+    assert float(participation_ratio(z)) == pytest.approx(2.542373, abs=1e-6)
+    power_law = torch.arange(1, 151, dtype=torch.float64).pow(-1.3)
+    assert float(alpha_req(with_spectrum(power_law, 400))) == pytest.approx(1.3, abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(3, 20), st.integers(2, 12), st.integers(0, 999), st.floats(0, 4))
+def test_scores_keep_their_order(n: int, d: int, seed: int, steep: float) -> None:
+    z = gaussian(n, d, seed=seed) * torch.arange(1, d + 1).pow(-steep)
+    chain = [
+        nesum(z),
+        participation_ratio(z, center=True),
+        effective_rank(z, center=True),
+        effective_rank(z, of="features", center=True),
+        torch.tensor(float(min(n - 1, d))),
+    ]
+    for low, high in pairwise(chain):
+        assert float(low) <= float(high) * (1 + 1e-9)
+
+
+def test_nesum_is_the_centred_covariance_s() -> None:
+    z = gaussian(30, 5) + 3
+    values = torch.linalg.eigvalsh(torch.cov(z.T))
+    assert_close(nesum(z), values.sum() / values.max())
+
+
+def test_lidar_is_its_formula_written_out() -> None:
+    z = gaussian(50, 4, 6) + 2 * gaussian(50, 1, 6, seed=1)
+    means = z.mean(1)
+    within = (z - means[:, None]).reshape(-1, 6)
+    sw = within.T @ within / 200 + 1e-4 * torch.eye(6, dtype=torch.float64)
+    sb = (means - means.mean(0)).T @ (means - means.mean(0)) / 50
+    root = torch.from_numpy(linalg.fractional_matrix_power(sw.numpy(), -0.5))
+    values = torch.linalg.eigvalsh(root @ sb @ root)
+    p = values / values.sum() + 1e-7
+    assert_close(lidar(z), (-(p * p.log()).sum()).exp(), rtol=1e-6, atol=0)
+
+
+def test_lidar_counts_the_directions_in_which_images_differ_more_than_views() -> None:
+    images = torch.zeros(200, 1, 8, dtype=torch.float64)
+    images[..., :3] = gaussian(200, 1, 3)
+    z = images + 1e-3 * gaussian(200, 5, 8, seed=2)
+    assert float(lidar(z)) == pytest.approx(3, abs=0.1)
+
+
+def test_uniformity_and_alignment_are_their_formulas() -> None:
+    z, other = gaussian(12, 4), gaussian(12, 4, seed=3)
+    x, y = (torch.nn.functional.normalize(v, dim=1) for v in (z, other))
+    pairs = [math.exp(-2 * float((x[i] - x[j]).square().sum())) for i in range(12) for j in range(i)]
+    assert float(uniformity(z)) == pytest.approx(math.log(sum(pairs) / len(pairs)))
+    assert_close(alignment(z, other), (x - y).square().sum(1).mean())
+    assert_close(alignment(z, 3 * z), torch.tensor(0.0, dtype=torch.float64))
+    assert float(uniformity(torch.ones(5, 3))) == pytest.approx(0.0)
+    assert float(uniformity(torch.tensor([[1.0], [-1.0]]))) == pytest.approx(-8.0)
+
+
+def test_what_has_no_score_is_named() -> None:
+    with pytest.raises(UserError, match="all rows are equal"):
+        nesum(torch.ones(4, 3))
+    with pytest.raises(UserError, match="1 eigenvalues there are above 0"):
+        alpha_req(gaussian(20, 4))
+    with pytest.raises(UserError, match=r"lidar wants \(N, q, D\).*got \(4, 3\)"):
+        lidar(torch.ones(4, 3))
+    with pytest.raises(UserError, match="not finite"):
+        lidar(torch.full((4, 2, 3), math.nan))
+    with pytest.raises(UserError, match="N >= 2"):
+        uniformity(torch.ones(1, 3))
+    with pytest.raises(UserError, match="of one shape"):
+        alignment(torch.ones(2, 3), torch.ones(3, 3))
+
+
+@pytest.mark.parametrize("d", [2, 5])
+def test_two_nn_finds_the_dimension_of_a_uniform_cube(d: int) -> None:
+    cube = torch.rand(2000, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    embedded = cube @ torch.linalg.qr(gaussian(12, 12))[0][:d]
+    found = float(intrinsic_dimension(embedded))
+    assert found == pytest.approx(d, rel=0.1)
+    assert float(intrinsic_dimension(1e3 * embedded)) == pytest.approx(found, rel=1e-6)
+    twice = torch.cat([embedded, embedded[:5]])
+    assert float(intrinsic_dimension(twice)) == pytest.approx(found, rel=0.02)
+    with pytest.raises(UserError, match="three distinct rows"):
+        intrinsic_dimension(torch.ones(9, 3))
+
+
+def test_cluster_learnability_is_the_online_accuracy_of_the_nearest_predecessor() -> None:
+    centres = 10 * torch.eye(4, dtype=torch.float64)
+    z = centres.repeat_interleave(50, 0) + 0.01 * gaussian(200, 4)
+    # Each cluster is wrong once at most, when its first row comes.
+    assert 1 - 3 / 199 <= float(cluster_learnability(z, clusters=4)) < 1
+    assert float(cluster_learnability(gaussian(200, 30), clusters=4)) < 0.8
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(3))
+    rows = torch.nn.functional.normalize(gaussian(6, 2, seed=5), dim=1)
+    labels = torch.as_tensor(KMeans(2, n_init=3, random_state=3).fit_predict(rows[order].numpy()))
+    hits = 0
+    for i in range(1, 6):
+        nearest = max(range(i), key=lambda j: float(rows[order[i]] @ rows[order[j]]))
+        hits += int(labels[nearest] == labels[i])
+    assert float(cluster_learnability(rows, clusters=2, seed=3)) == pytest.approx(hits / 5)
+    with pytest.raises(UserError, match="N of 10 or more"):
+        cluster_learnability(gaussian(4, 3))

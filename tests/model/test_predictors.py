@@ -1,0 +1,381 @@
+from __future__ import annotations
+
+import copy
+import io
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from rankgap.errors import NonFiniteError, UserError
+from rankgap.filters.gains import Scale
+from rankgap.filters.learned import LearnedFilter, MonotoneGain
+from rankgap.filters.spectral import Solver, spectral_filter
+from rankgap.model.alignments import regression, squared
+from rankgap.model.closed_forms import (
+    CLOSED_FORMS,
+    ClosedForm,
+    ClosedFormPredictor,
+    closed_form,
+    largest_eigenvalue,
+)
+from rankgap.model.methods import build
+from rankgap.run.optimizer import parameter_groups
+from rankgap.run.recipes import Heads, Optimizer
+from tests.matrices import gaussian, orthogonal, with_spectrum
+
+properties = settings(max_examples=60, derandomize=True, deadline=None)
+NAMES = ["directpred", "directset:0.3", "directset:1", "directset:2", "directset:7", "directcopy", "isoloss"]
+# As published, of eigenvalues e whose largest is 1 (then the paper's eps max_j e_j is the code's eps as well).
+PUBLISHED: dict[str, Callable[[Tensor], Tensor]] = {
+    "directpred": lambda e: e.sqrt() + 0.1,
+    "directset:0.3": lambda e: e**0.3 + 0.1,
+    "directset:1": lambda e: e + 0.1,
+    "directset:2": lambda e: e * e + 0.1,
+    "directset:7": lambda e: e**7 + 0.1,
+    "directcopy": lambda e: (e + 0.25) ** 1.0,
+    "isoloss": lambda e: (e + 0.0) ** 0.5,
+}
+
+
+def form(name: str) -> ClosedForm:
+    found = closed_form(name)
+    assert found is not None
+    return found
+
+
+def correlation(eigenvalues: Tensor, seed: int = 0) -> Tensor:
+    v = orthogonal(len(eigenvalues), seed)
+    c: Tensor = v * eigenvalues @ v.T
+    return c
+
+
+def test_every_closed_form_has_its_published_formula_here() -> None:
+    assert set(CLOSED_FORMS) | {"directset"} == {name.partition(":")[0] for name in PUBLISHED}
+    assert list(PUBLISHED) == NAMES
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_closed_form_is_the_published_one_at_every_scale_and_in_null_directions(name: str, size: float) -> None:
+    relative = torch.tensor([1.0, 0.5, 0.02, 1e-4, 0.0, 0.0], dtype=torch.float64)
+    v = orthogonal(6)
+    expected = v * PUBLISHED[name](relative) @ v.T
+    assert_close(form(name)(size * correlation(relative)), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rounding_in_null_directions_is_no_gain(name: str) -> None:
+    z = gaussian(4, 40, dtype=torch.float32).double()
+    c = z.T @ z / 4
+    assert torch.linalg.eigvalsh(c)[0] < 0
+    null = torch.linalg.svd(z)[2][4:]
+    assert_close(form(name)(c) @ null.T, form(name).eps * null.T, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dead_correlation_leaves_eps_alone(name: str) -> None:
+    assert_close(form(name)(torch.zeros(5, 5, dtype=torch.float64)), form(name).eps * torch.eye(5).double())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_batch_that_is_not_finite_is_named(name: str, bad: float) -> None:
+    z = gaussian(8, 5)
+    z[3, 2] = bad
+    with pytest.raises(NonFiniteError, match="closed-form predictor: the input is not finite"):
+        ClosedFormPredictor(form(name), 5)(z)
+
+
+@pytest.mark.parametrize("name", ["directset:1", "directset:2", "directcopy"])
+def test_whole_powers_decompose_nothing_of_full_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    solve = torch.linalg.eigvalsh
+
+    def small(matrix: Tensor) -> Tensor:
+        assert len(matrix) <= 32
+        values: Tensor = solve(matrix)
+        return values
+
+    monkeypatch.setattr(torch.linalg, "eigvalsh", small)
+    monkeypatch.setattr(torch.linalg, "eigh", None)
+    form(name)(correlation(torch.linspace(1, 0, 50).double()))
+
+
+SPECTRA = {
+    "falls": (1 / torch.arange(1, 257), 1e-12),
+    "one": (torch.ones(1), 1e-12),
+    "few": (torch.linspace(1, 0.1, 5), 1e-12),
+    "stands apart": (torch.cat([torch.ones(1), torch.full((255,), 0.9)]), 1e-12),
+    "two alike": (torch.cat([torch.tensor([1, 0.999]), torch.full((254,), 0.1)]), 1e-6),
+    "equal": (torch.ones(200), 1e-12),
+    "rank three": (torch.cat([torch.ones(3), torch.zeros(200)]), 1e-12),
+    "a ramp": (torch.linspace(1, 0, 256), 1e-2),
+    "nearly flat": (torch.linspace(1, 0.5, 256), 1e-2),
+}
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_largest_eigenvalue_is_as_near_as_it_says_and_never_above(name: str) -> None:
+    spectrum, most = SPECTRA[name]
+    for seed in range(4):
+        c = 1e-6 * correlation(spectrum.double(), seed)
+        error = 1 - float(largest_eigenvalue(c) / torch.linalg.eigvalsh(c)[-1])
+        assert -1e-12 < error < most
+
+
+def test_the_largest_eigenvalue_of_nothing_is_zero() -> None:
+    assert largest_eigenvalue(torch.zeros(40, 40, dtype=torch.float64)) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_predictor_follows_its_batches_and_is_held_constant(name: str) -> None:
+    module = ClosedFormPredictor(form(name), 6)
+    m = form(name).momentum
+    running = torch.zeros(6, 6, dtype=torch.float64)
+    for step in range(4):
+        z = gaussian(2, 10, 6, seed=step).requires_grad_()
+        p = module(z)
+        rows = z.detach().flatten(0, 1)
+        running = m * running + (1 - m) * rows.T @ rows / 20  # from zero, as Halvagal et al.: only ratios count
+        values, v = torch.linalg.eigh(running)
+        w = v * PUBLISHED[name](values / values.max()) @ v.T
+        assert_close(p.detach(), z.detach() @ w, rtol=1e-5, atol=1e-5)
+        upstream = gaussian(2, 10, 6, seed=9)
+        (gradient,) = torch.autograd.grad(p, z, upstream)
+        assert_close(gradient, upstream if name == "isoloss" else upstream @ w, rtol=1e-5, atol=1e-5)
+
+
+def test_eps_lets_gradients_into_null_directions_and_isoloss_all_of_them() -> None:
+    z = gaussian(4, 12).requires_grad_()
+    null = torch.linalg.svd(z.detach())[2][4:]
+    upstream = gaussian(4, 12, seed=1)
+    for name, share in (("directpred", 0.1), ("directcopy", 0.25), ("isoloss", 1.0)):
+        (gradient,) = torch.autograd.grad(ClosedFormPredictor(form(name), 12)(z), z, upstream)
+        assert_close(gradient @ null.T, share * upstream @ null.T, rtol=1e-5, atol=1e-6)
+
+
+def euclidean_isoloss(z: Tensor, p: Tensor, target: Tensor) -> Tensor:
+    """Halvagal et al. 2023: the target is shifted so that what is left is the predictor's error."""
+    return (z - (target + z - p).detach()).square().sum(1).mean()
+
+
+def cosine_isoloss(z: Tensor, w: Tensor, target: Tensor) -> Tensor:
+    """Halvagal et al. 2023, as their code has it; W^1/2 by definition."""
+    values, v = torch.linalg.eigh(w)
+    root = z @ (v * values.clamp_min(0).sqrt() @ v.T)
+    p, norm = (z @ w).detach(), target.norm(dim=1)
+    pull = (z * target).sum(1) / (p.norm(dim=1) * norm)
+    push = 0.5 * (p * target).sum(1) / (p.norm(dim=1) ** 3 * norm) * root.norm(dim=1) ** 2
+    loss: Tensor = -2 * (pull - push).mean()
+    return loss
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@pytest.mark.parametrize("eps", [0.0, 0.25])
+def test_straight_gradients_make_squared_and_regression_the_published_isolosses(alpha: float, eps: float) -> None:
+    z, target = gaussian(2, 12, 6).requires_grad_(), gaussian(2, 12, 6, seed=1)
+    module = ClosedFormPredictor(ClosedForm(alpha=alpha, eps=eps, momentum=0.9, straight=True), 6)
+    module(gaussian(2, 12, 6, seed=2))
+    p = module(z)
+    w = module.running.held.double()
+    pairs = [(z[i], target[1 - i]) for i in (0, 1)]
+
+    ours = squared(p, target)
+    theirs = torch.stack([euclidean_isoloss(a, a @ w, b) for a, b in pairs]).sum()
+    assert_close(ours, theirs.float())
+    assert_close(
+        *(torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in (ours, theirs)), rtol=1e-5, atol=1e-6
+    )
+
+    theirs = torch.stack([cosine_isoloss(a, w, b) for a, b in pairs]).sum()
+    found, wanted = (
+        torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in (regression(p, target), theirs)
+    )
+    assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+    through = torch.autograd.grad(regression(z @ w, target), z)[0]  # what is not straight
+    assert (through - wanted).norm() > 0.1 * wanted.norm()
+
+
+def test_a_predictor_stays_as_it_is_in_evaluation_and_needs_a_batch_before() -> None:
+    module = ClosedFormPredictor(form("directcopy"), 5)
+    with pytest.raises(UserError, match="no spectrum before its first batch"):
+        module.eval()(gaussian(8, 5))
+    module.train()(gaussian(8, 5))
+    before = copy.deepcopy(module.state_dict())
+    z = gaussian(8, 5, seed=1)
+    assert_close(module.eval()(z), z @ module.running.held.double())
+    assert_close(module.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_predictor_goes_on_from_its_state_and_can_be_saved_whole(name: str) -> None:
+    whole, first, second = (ClosedFormPredictor(form(name), 5) for _ in range(3))
+    batches = [gaussian(8, 5, seed=i) for i in range(6)]
+    outputs = [whole(z) for z in batches]
+    for z in batches[:3]:
+        first(z)
+    second.load_state_dict(first.state_dict())
+    file = io.BytesIO()
+    torch.save(first, file)
+    file.seek(0)
+    for other in (second, torch.load(file, weights_only=False), copy.deepcopy(first)):
+        for z, wanted in zip(batches[3:], outputs[3:], strict=True):
+            assert_close(other(z), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "module", [ClosedFormPredictor(form("isoloss"), 20), LearnedFilter()], ids=["isoloss", "learned"]
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_and_half_precision_leave_predictors_in_float32(module: nn.Module, dtype: torch.dtype) -> None:
+    z = (60 * gaussian(8, 20)).to(dtype)
+    alone = copy.deepcopy(module)(z.float())
+    with torch.autocast("cpu", dtype=dtype):
+        p = copy.deepcopy(module)(z)
+    assert p.dtype == torch.float32
+    assert_close(p, alone, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: ClosedForm(alpha=0, eps=0.1, momentum=0.3), "alpha > 0 and eps >= 0, not 0 and 0.1"),
+        (lambda: ClosedForm(alpha=math.inf, eps=0.1, momentum=0.3), "not inf and 0.1"),
+        (lambda: ClosedForm(alpha=1, eps=-0.1, momentum=0.3), "not 1 and -0.1"),
+        (lambda: ClosedForm(alpha=1, eps=math.nan, momentum=0.3), "not 1 and nan"),
+        (lambda: ClosedFormPredictor(ClosedForm(alpha=1, eps=0, momentum=1), 3), "0 <= momentum < 1"),
+        (lambda: ClosedFormPredictor(form("directpred"), 3, momentum=-0.1), "0 <= momentum < 1"),
+        (lambda: ClosedFormPredictor(form("directpred"), 3)(torch.ones(3)), r"predictor wants .* shape \(3,\)"),
+        (lambda: ClosedFormPredictor(form("directpred"), 3)(torch.ones(2, 3).int()), "got int32"),
+        (lambda: LearnedFilter()(torch.ones(3)), r"wants .* shape \(3,\)"),
+        (lambda: LearnedFilter("rsm")(torch.eye(3)), "did you mean 'rms'"),  # type: ignore[arg-type]
+        (lambda: LearnedFilter(solver="grm")(torch.eye(3)), "did you mean 'gram'"),  # type: ignore[arg-type]
+        (lambda: closed_form("directset:-1"), "'directset:-1': expected directset:alpha"),
+    ],
+)
+def test_what_cannot_be_is_named(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        make()
+
+
+@pytest.mark.parametrize("name", ["predictor", "power:1", "log1p", "directpred:1", "", "learned"])
+def test_other_names_are_no_closed_forms(name: str) -> None:
+    assert closed_form(name) is None
+
+
+def with_parameters(raw: Tensor) -> MonotoneGain:
+    gain = MonotoneGain().double()
+    with torch.no_grad():
+        gain.raw.copy_(raw)
+    return gain
+
+
+@properties
+@given(
+    st.lists(st.floats(-20, 20), min_size=6, max_size=6), st.lists(st.floats(1e-6, 1e5), min_size=2, max_size=9)
+)
+def test_a_learned_gain_is_a_low_pass_whatever_its_parameters(raw: list[float], points: list[float]) -> None:
+    gain = with_parameters(torch.tensor(raw))
+    g = gain(torch.tensor(points, dtype=torch.float64).sort().values).detach()
+    assert (g >= 0).all()
+    assert (g.diff() >= -1e-12 * g[1:]).all()
+
+
+def test_a_learned_gain_begins_near_the_square_root_and_can_be_identity_and_power_1() -> None:
+    x = torch.logspace(-2, 1, 31, dtype=torch.float64)
+    begins = MonotoneGain()(x).detach()
+    assert float((begins / x.sqrt() - 1).abs().max()) < 0.12
+    only = torch.full((6,), -20.0)
+    flat = with_parameters(only.index_fill(0, torch.tensor(0), 1.0))(x).detach()
+    assert float(flat[-1] / flat[0]) < 1.11
+    steep = with_parameters(only.index_fill(0, torch.tensor(5), 1.0))(x).detach()
+    assert_close(steep / steep[0], x / x[0], rtol=0.1, atol=0)
+    assert (begins.dtype, MonotoneGain()(x.float()).dtype) == (torch.float64, torch.float32)
+
+
+def definition(z: Tensor, gain: MonotoneGain, scale: Scale) -> Tensor:
+    """P = Z W by SVD, with W's basis and spectrum constant and its gain not."""
+    _, s, vt = torch.linalg.svd(z.detach(), full_matrices=False)
+    keep = s > 1e-9 * s[..., :1]
+    x = s / math.sqrt(z.shape[-2]) if scale == "rms" else s
+    g = torch.where(keep, gain(torch.where(keep, x, 1.0)), 0.0)
+    p: Tensor = z @ (vt.mT * g.unsqueeze(-2) @ vt)
+    return p
+
+
+@pytest.mark.parametrize("scale", ["rms", "raw"])
+@pytest.mark.parametrize("solver", ["auto", "svd"])
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16), (2, 12, 40), (2, 40, 12)])
+def test_a_learned_filter_trains_its_gain_and_passes_gradients_through_the_held_map(
+    shape: tuple[int, ...], null: bool, solver: Solver, scale: Scale
+) -> None:
+    z = gaussian(*shape)
+    if null:
+        z = z - z.mean(-2, keepdim=True)
+        z[..., -1] = z[..., 0]
+    z.requires_grad_()
+    module = LearnedFilter(scale, solver=solver).double()
+    upstream = gaussian(*shape, seed=7)
+    inputs = (z, module.gain.raw)
+    ours, theirs = module(z), definition(z, module.gain, scale)
+    assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    for found, wanted in zip(*(torch.autograd.grad(p, inputs, upstream) for p in (ours, theirs)), strict=True):
+        assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
+def test_gradcheck_of_a_learned_gain(shape: tuple[int, int]) -> None:
+    module, z = LearnedFilter().double(), gaussian(*shape)
+    raw = module.gain.raw.detach().clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda raw: torch.func.functional_call(module, {"gain.raw": raw}, (z,)), raw)
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12)])
+def test_a_learned_gain_is_trained_by_products_as_well(shape: tuple[int, int]) -> None:
+    z = with_spectrum(torch.logspace(1, -0.5, 12, dtype=torch.float64), *shape)
+    exact, iterative = LearnedFilter(), LearnedFilter(solver="iterative")
+    upstream = gaussian(*shape, seed=7)
+    found, wanted = (torch.autograd.grad(m.double()(z), m.gain.raw, upstream)[0] for m in (iterative, exact))
+    assert (found - wanted).norm() < 1e-3 * wanted.norm()
+
+
+def test_a_learned_filter_at_fixed_parameters_is_the_filter_of_its_formula() -> None:
+    gain = with_parameters(torch.tensor([-20.0, -20, 1, -20, -20, -20]))
+    module = LearnedFilter().double()
+    module.gain = gain
+    z = gaussian(7, 11)
+    weight = float(F.softplus(torch.tensor(10.0)))
+    assert_close(module(z), spectral_filter(z, f"{weight}*s/(s+0.1)"), rtol=1e-6, atol=1e-6)
+
+
+def test_no_weight_decay_reaches_a_learned_gain() -> None:
+    model = build("byol", backbone="resnet_tiny", online="learned", heads=Heads(projector=(16, 8)))
+    [raw] = [p for name, p in model.named_parameters() if name.endswith("gain.raw")]
+    groups = parameter_groups(model, Optimizer(lr=1.0, weight_decay=0.5))
+    assert [g["weight_decay"] for g in groups if any(p is raw for p in g["params"])] == [0.0]
+
+
+def test_a_learned_filter_can_be_copied_and_saved() -> None:
+    module, z = LearnedFilter(), gaussian(6, 10)
+    with torch.no_grad():
+        module.gain.raw.add_(0.1)
+    other = LearnedFilter()
+    other.load_state_dict(module.state_dict())
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    for each in (other, copy.deepcopy(module), torch.load(file, weights_only=False)):
+        assert_close(each(z), module(z), rtol=0, atol=0)
+    assert not torch.allclose(LearnedFilter()(z), module(z))
+    assert list(module.state_dict()) == ["gain.raw"]
+
+
+def test_predictors_say_what_they_are() -> None:
+    assert "alpha=0.5, eps=0.1, momentum=0.3, straight=False" in repr(ClosedFormPredictor(form("directpred"), 4))

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from rankgap.data import load_data
+from rankgap.errors import NonFiniteError
+from rankgap.model.branches import DualBranch, Outputs
+from rankgap.model.methods import build
+from rankgap.model.mlp import OutputNorm
+from rankgap.model.schedule import Clock
+from rankgap.run.feed import EpochBatches, TrainingData
+from rankgap.run.module import SelfSupervised
+from rankgap.run.optimizer import build_optimizer, learning_rate, parameter_groups
+from rankgap.run.presets import Work
+from rankgap.run.recipes import Heads, Optimizer
+from rankgap.spectra.effective_rank import effective_rank
+from rankgap.views.random_views import ViewConfig, Views
+
+WORK = Work(images=100, batch_size=32, epochs=4, features=128)
+
+
+def model(method: str = "simsiam", *, output_norm: OutputNorm = "batch", **options: Any) -> DualBranch:
+    torch.manual_seed(0)
+    heads = Heads(projector=(32, 16), projector_output_norm=output_norm, predictor=(8,), prototypes=12)
+    return build(method, backbone="resnet_tiny", heads=heads, channels=1, size=8, **options)
+
+
+def module(work: Work = WORK, method: str = "simsiam", lr: float = 0.1, **options: Any) -> SelfSupervised:
+    views = Views([ViewConfig(), ViewConfig()], 8, [0.3], [0.4])
+    return SelfSupervised(model(method), views, Optimizer(lr=lr), work, **options)
+
+
+def clock(step: int, steps: int = 100) -> Clock:
+    return Clock(step=step, steps=steps, steps_per_epoch=10)
+
+
+def test_the_rate_warms_up_linearly_then_follows_a_cosine_and_scales_with_the_batch() -> None:
+    optimizer = Optimizer(lr=1.0, warmup_epochs=2, warmup_lr=0.1, final_lr=0.2)
+    rates = [learning_rate(optimizer, clock(step), 256) for step in (0, 10, 20, 60, 100)]
+    assert_close(rates, [0.1, 0.55, 1.0, 0.6, 0.2])
+    assert learning_rate(optimizer, clock(20), 64) == pytest.approx(0.25)
+    assert learning_rate(Optimizer(lr=1.0, warmup_epochs=0), clock(50), 256) == pytest.approx(0.5)
+
+
+def test_biases_and_norms_are_out_of_weight_decay_and_a_predictor_may_keep_its_rate() -> None:
+    net = model()
+    groups = parameter_groups(net, Optimizer(lr=1.0, weight_decay=0.5, constant_predictor_lr=True))
+    assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in net.parameters())
+    predictor = {id(p) for p in net.online_map.parameters()}
+    for group in groups:
+        for p in group["params"]:
+            assert group["weight_decay"] == (0.5 if p.ndim > 1 else 0.0)
+            assert group["constant"] == (id(p) in predictor)
+    everything = parameter_groups(net, Optimizer(lr=1.0, weight_decay=0.5, decay_all=True))
+    assert {g["weight_decay"] for g in everything} == {0.5}
+
+
+def test_the_teacher_is_no_parameter_of_the_optimiser() -> None:
+    net = model("byol")
+    assert net.teacher is not None
+    owned = {id(p) for g in parameter_groups(net, Optimizer(lr=1.0)) for p in g["params"]}
+    assert not owned & {id(p) for p in net.teacher.parameters()}
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_every_optimiser_descends(name: Any) -> None:
+    net = model()
+    optimizer = build_optimizer(net, Optimizer(name=name, lr={"sgd": 0.05, "lars": 0.2, "adamw": 1e-3}[name]))
+    views = torch.randn(2, 32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for _ in range(8):
+        loss = net(views).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_lars_scales_by_the_trust_ratio_but_leaves_biases_and_norms_alone() -> None:
+    """The clipped rate of solo-learn: min(eta |w| / (|g| + wd |w|), lr) (You et al. 2017, section 4)."""
+    net, eta, decay = model(), 0.02, 1e-2
+    optimizer = build_optimizer(net, Optimizer(name="lars", lr=0.5, weight_decay=decay, momentum=0.0, trust=eta))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    net(torch.randn(2, 32, 1, 8, 8)).loss.backward()
+    optimizer.step()
+    for name, p in net.named_parameters():
+        w, g = before[name], p.grad
+        assert g is not None
+        if p.ndim > 1:
+            trust = min(eta * float(w.norm()) / float(g.norm() + decay * w.norm()) / 0.5, 1.0)
+            expected = w - 0.5 * trust * (g + decay * w)
+        else:
+            expected = w - 0.5 * g
+        assert_close(p.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_epoch_sees_each_image_at_most_once_in_an_order_of_its_own() -> None:
+    images, _ = load_data("digits", limit=100)
+    epochs = [EpochBatches(images, WORK, seed=1, step=3 * epoch) for epoch in (0, 1)]
+    rows = [torch.cat(list(e.batches)) for e in epochs]
+    assert [len(e) for e in epochs] == [3, 3]
+    assert all(len(r.unique()) == len(r) == 96 for r in rows)
+    assert not torch.equal(rows[0], rows[1])
+    other = EpochBatches(images, WORK, seed=2, step=0)
+    assert not torch.equal(torch.cat(list(other.batches)), rows[0])
+
+
+def test_a_resumed_epoch_goes_on_with_its_next_batch_and_ranks_share_each_batch() -> None:
+    images, _ = load_data("digits", limit=100)
+    whole, rest = (EpochBatches(images, WORK, seed=1, step=step) for step in (3, 4))
+    assert torch.equal(torch.stack(list(rest.batches)), torch.stack(list(whole.batches))[1:])
+    parts = [EpochBatches(images, WORK, seed=1, step=3, rank=r, world=2).batches[0] for r in (0, 1)]
+    assert sorted(torch.cat(parts).tolist()) == sorted(whole.batches[0].tolist())
+
+
+def test_a_row_of_metrics_is_the_reading_of_online_view_1_and_target_view_2() -> None:
+    kept: list[Outputs] = []
+    part = module(method="byol")
+    part.model.register_forward_hook(lambda _, __, out: kept.append(out))
+    fit(part)
+    online, target = kept[-1].online[0], kept[-1].target[1]
+    row = part.last_reading
+    assert row["erank_online"] == pytest.approx(float(effective_rank(online)), rel=1e-5)
+    assert row["erank_target"] == pytest.approx(float(effective_rank(target)), rel=1e-5)
+    assert row["rank_difference"] == pytest.approx(row["erank_target"] - row["erank_online"])
+    assert row["erank_online_features"] == pytest.approx(float(effective_rank(online, of="features")), rel=1e-5)
+    assert row["loss"] == pytest.approx(float(kept[-1].loss.detach()))
+
+
+def fit(part: SelfSupervised, **options: Any) -> L.Trainer:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=-1,
+        max_steps=part.work.steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        reload_dataloaders_every_n_epochs=1,
+        log_every_n_steps=1,
+        **options,
+    )
+    images, _ = load_data("digits", limit=part.work.images)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.fit(part, datamodule=TrainingData(images, part.work))
+    return trainer
+
+
+def test_a_seed_decides_every_number_of_a_run() -> None:
+    first, second, other = module(), module(), module(seed=5)
+    for part in (first, second, other):
+        fit(part)
+    assert first.step == WORK.steps == 12
+    assert first.last_reading == second.last_reading
+    assert first.last_reading["loss"] != other.last_reading["loss"]
+    for p, q in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_the_predictor_s_rate_stays_while_the_others_fall() -> None:
+    part = module()
+    part.optimizer = Optimizer(lr=0.8, warmup_epochs=0, constant_predictor_lr=True)
+    rates = {g["constant"]: g["lr"] for g in fit(part).optimizers[0].param_groups}
+    assert rates[True] == pytest.approx(0.8 * 32 / 256)
+    assert rates[False] == pytest.approx(0.1 * (1 + math.cos(math.pi * 11 / 12)) / 2)
+
+
+def test_accumulated_gradients_are_not_taken_for_a_larger_batch() -> None:
+    with pytest.warns(UserWarning, match="not a batch 2 times as large"):
+        fit(module(Work(images=100, batch_size=32, epochs=1, features=128)), accumulate_grad_batches=2)
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_names_its_first_step() -> None:
+    part = module(rank_every=5)
+
+    class Spoil(L.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            if pl_module.step == 2:
+                next(pl_module.model.parameters()).data.fill_(math.nan)
+
+    with pytest.raises(NonFiniteError, match="not finite at step 2"):
+        fit(part, callbacks=[Spoil()])
+    assert part.step == 5
+
+
+def test_spoilt_weights_show_even_where_no_loss_has_seen_them() -> None:
+    part = module()
+    part.check_finite(weights=True)
+    nn.init.constant_(next(part.model.parameters()), math.inf)
+    part.check_finite()
+    with pytest.raises(NonFiniteError, match="weights"):
+        part.check_finite(weights=True)
+
+
+def test_the_control_collapses_and_an_asymmetric_design_does_not() -> None:
+    """RDM's claim on digits: without asymmetry all outputs become one vector; a high-pass target prevents it."""
+    work = Work(images=256, batch_size=64, epochs=10, features=128)
+    control, filtered = module(work, lr=1.0), module(work, lr=1.0)
+    control.model = model("siamese", output_norm="none").to(memory_format=torch.channels_last)
+    filtered.model = model("siamese", output_norm="none", target="power:-0.5").to(
+        memory_format=torch.channels_last
+    )
+    filtered.model.stop_gradient = True
+    for part in (control, filtered):
+        fit(part)
+    assert control.last_reading["loss"] < -0.99
+    assert control.last_reading["erank_online"] < 1.05
+    assert abs(control.last_reading["rank_difference"]) < 0.05
+    assert filtered.last_reading["rank_difference"] > 0.4

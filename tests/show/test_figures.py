@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from rankgap.show.figures import RankTrace, ResultRow, alignment_figure, filters_figure, mini_figure, ranks_figure
+from rankgap.show.sheet import contact_sheet
+from rankgap.spectra.pair import pair_spectrum
+from tests.matrices import gaussian
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return image.size
+
+
+def points(line: Line2D) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
+
+
+def texts(figure: Figure) -> list[str]:
+    return [t.get_text() for axes in figure.axes for t in axes.texts]
+
+
+def trace(name: str = "simsiam", knn: float | None = 0.353) -> RankTrace:
+    return RankTrace(name, [0, 1, 2, 3], [1.5, 4.0, 9.0, 3.0], [2.0, 8.0, 20.0, 2.5], knn)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 20])
+def test_ranks_figure_has_a_panel_a_run_and_is_readable(count: int, tmp_path: Path) -> None:
+    figure = ranks_figure([trace(f"run {i}") for i in range(count)], tmp_path / "new" / "ranks.png")
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title("left") for axes in panels] == [f"run {i}" for i in range(count)]
+    width, height = png_size(tmp_path / "new" / "ranks.png")
+    assert 600 <= width <= 1300
+    assert 300 <= height <= 1300
+
+
+def test_ranks_figure_draws_the_given_numbers(tmp_path: Path) -> None:
+    run = trace()
+    (axes,) = ranks_figure([run], tmp_path / "ranks.png", x_label="step").axes
+    lines = {str(line.get_label()): line for line in axes.lines}
+    np.testing.assert_array_equal(lines["online"].get_xydata(), np.column_stack([run.step, run.erank_online]))
+    np.testing.assert_array_equal(lines["target"].get_xydata(), np.column_stack([run.step, run.erank_target]))
+    assert axes.get_xlabel() == "step"
+    assert {t.get_text() for t in axes.texts} == {"kNN 35.3%", "online\n3", "target\n2.5"}
+
+
+def test_positive_and_negative_rank_differences_are_shaded_apart(tmp_path: Path) -> None:
+    (axes,) = ranks_figure([trace()], tmp_path / "ranks.png").axes
+    above, below = (np.concatenate([p.vertices for p in area.get_paths()])[:, 0] for area in axes.collections)
+    assert (above.min(), below.max()) == (0, 3)
+    crossing = 2 + 11 / 11.5
+    assert above.max() == pytest.approx(crossing)
+    assert below.min() == pytest.approx(crossing)
+
+
+def test_wide_ranges_of_rank_are_drawn_on_a_shared_logarithmic_axis(tmp_path: Path) -> None:
+    narrow = RankTrace("narrow", [0, 1], [2.0, 2.0], [3.0, 3.0])
+    wide = RankTrace("wide", [0, 1], [2.0, 20.0], [3.0, 200.0])
+    assert ranks_figure([narrow], tmp_path / "a.png").axes[0].get_yscale() == "linear"
+    first, second = ranks_figure([narrow, wide], tmp_path / "b.png").axes
+    assert (first.get_yscale(), first.get_ylim()) == ("log", second.get_ylim())
+
+
+def test_ranks_figure_takes_degenerate_runs(tmp_path: Path) -> None:
+    nan = math.nan
+    runs = [
+        RankTrace("one point", [0], [3.0], [5.0], 0.0),
+        RankTrace("not finite, and $odd_{name", [0, 1], [nan, nan], [nan, 2.0], nan),
+        RankTrace("empty", [], [], []),
+    ]
+    figure = ranks_figure(runs, tmp_path / "ranks.png")
+    assert texts(figure) == ["kNN 0.0%", "online\n3", "target\n5", "target\n2"]
+    assert figure.axes[0].lines[0].get_marker() == "o"  # a line of one point would not be seen
+
+
+def test_end_labels_of_equal_lines_are_kept_apart(tmp_path: Path) -> None:
+    (axes,) = ranks_figure([RankTrace("same", [0, 1], [2.0, 3.0], [2.0, 3.0])], tmp_path / "ranks.png").axes
+    low, high = sorted(float(t.get_position()[1]) for t in axes.texts)
+    assert high - low >= 0.19
+
+
+def test_mini_figure_orders_rows_by_knn_and_shows_every_seed(tmp_path: Path) -> None:
+    rows = [
+        ResultRow("best", [0.4, 0.44], [0.45, 0.47], [81.0, 79.0], [165.0, 163.0]),
+        ResultRow("unknown", [], [], [], []),
+        ResultRow("worst", [0.3, 0.28], [0.32, 0.31], [3.0, 3.2], [2.9, 3.0]),
+    ]
+    accuracy, ranks = mini_figure(rows, tmp_path / "mini.png").axes
+    assert [t.get_text() for t in accuracy.get_yticklabels()] == ["unknown", "worst", "best"]
+    drawn = {(round(x, 6), round(y)) for line in accuracy.lines for x, y in points(line)}
+    assert {(40, 2), (44, 2), (42, 2), (30, 1), (28, 1), (29, 1), (46, 2)} <= drawn
+    arrows = {tuple(x for x, _ in points(line)) for line in ranks.lines}
+    assert {(80.0, 164.0), (3.1, 2.95)} <= arrows
+    width, height = png_size(tmp_path / "mini.png")
+    assert width == 920
+    assert 200 < height < 400
+
+
+@pytest.mark.parametrize(("channels", "side", "view_side"), [(3, 32, 32), (1, 8, 8), (4, 300, 256), (2, 64, 48)])
+def test_contact_sheet_shows_images_of_any_kind(channels: int, side: int, view_side: int, tmp_path: Path) -> None:
+    images = torch.randint(0, 256, (3, channels, side, side), dtype=torch.uint8)
+    contact_sheet(images, torch.rand(2, 3, channels, view_side, view_side), tmp_path / "sheet.png")
+    width, height = png_size(tmp_path / "sheet.png")
+    assert 560 <= width <= 1300
+    assert 300 <= height <= 1300
+
+
+def test_contact_sheet_shows_the_pixels_of_image_and_views(tmp_path: Path) -> None:
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    images[:, 0] = 255
+    views = torch.zeros(2, 1, 3, 16, 16)
+    views[0, :, 1] = 1.5  # clipped
+    views[1, :, 2] = 1.0
+    contact_sheet(images, views, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        colours = {c: n for n, c in sheet.convert("RGB").getcolors(maxcolors=1 << 20) or []}
+    assert [colours[c] for c in [(255, 0, 0), (0, 255, 0), (0, 0, 255)]] == [96 * 96] * 3
+
+
+def test_alignment_and_filters_are_drawn_as_measured(tmp_path: Path) -> None:
+    target = gaussian(40, 12) * torch.logspace(0, -2, 12, dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(target, full_matrices=False)
+    pairs = {name: pair_spectrum((u * s ** (1 + p)) @ vt, target) for name, p in (("low", 0.5), ("high", -0.5))}
+    figure = alignment_figure(pairs, tmp_path / "alignment.png")
+    for axes in figure.axes:
+        assert [y for _, y in points(axes.lines[0])] == pytest.approx([1.0] * 12)
+    assert [axes.get_title("left") for axes in figure.axes] == ["low: mean 1.00", "high: mean 1.00"]
+    figure = filters_figure(pairs, tmp_path / "filters.png")
+    scores = [axes.get_title("left") for axes in figure.axes[2:]]
+    assert scores == ["low-pass score +1.00, transfer +1.00", "low-pass score -1.00, transfer -1.00"]
+    for line in figure.axes[2].lines:  # a true filter's measured gain is its transfer
+        low = points(line)
+        assert [x for x, _ in low] == pytest.approx((s / s[0]).tolist())
+        assert [y for _, y in low] == pytest.approx((s / s[0]).sqrt().tolist())
+    energy = s.square() / s.square().sum()
+    drawn = [y for _, y in points(figure.axes[0].lines[0])]
+    assert drawn == pytest.approx(energy[: len(drawn)].tolist())
+    assert 0.9999 <= sum(drawn) < 1
+    assert png_size(tmp_path / "filters.png")[0] > 500
+    turned = filters_figure({"turned": pair_spectrum(-target, target)}, tmp_path / "filters.png")
+    measured, transfer = turned.axes[1].lines
+    assert [y for _, y in points(measured)] == pytest.approx([1.0] * 12)
+    assert points(transfer) == []

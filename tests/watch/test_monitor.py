@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
+
+from rankgap.errors import UserError
+from rankgap.model.methods import Method, build
+from rankgap.model.schedule import Clock
+from rankgap.run.recipes import Heads
+from rankgap.spectra.effective_rank import effective_rank
+from rankgap.spectra.pair import measured_filter
+from rankgap.watch.doctor import Diagnosis, Doctor, Kind, alarms
+from rankgap.watch.monitor import RankMonitor
+from rankgap.watch.reading import readings
+
+
+class SimSiam(nn.Module):
+    """As people write it: each view through the modules by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = nn.Sequential(nn.Linear(12, 16), nn.BatchNorm1d(16), nn.ReLU())
+        self.projector = nn.Linear(16, 8)
+        self.predictor = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.projector(self.backbone(x))
+        return z.detach(), self.predictor(z)
+
+
+def views(seed: int, rows: int = 20) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 12, generator=generator)
+    return x, x + 0.1 * torch.randn(rows, 12, generator=generator)
+
+
+def loss_of(p: Tensor, z: Tensor) -> Tensor:
+    return -nn.functional.cosine_similarity(p, z.detach()).mean()
+
+
+def step(model: SimSiam, seed: int) -> tuple[Tensor, Tensor]:
+    """A training step; gives what the monitor should pair."""
+    (z1, p1), (z2, p2) = (model(x) for x in views(seed))
+    (loss_of(p1, z2) + loss_of(p2, z1)).backward()
+    return p1.detach(), z2
+
+
+def test_online_view_1_is_paired_with_target_view_2_however_often_modules_run() -> None:
+    model = SimSiam()
+    with RankMonitor(model, every=1) as monitor:
+        pairs = [step(model, seed) for seed in range(3)]
+    online, target = (torch.cat(side) for side in zip(*pairs, strict=True))
+    found = monitor.compute()
+    assert found.rows == 60
+    assert_close(found.erank_online, effective_rank(online), rtol=1e-6, atol=0)
+    assert_close(found.erank_target, effective_rank(target), rtol=1e-6, atol=0)
+    assert_close(found.rank_difference, found.erank_target - found.erank_online)
+    assert_close(found.measured_filter, measured_filter(online, target)[1], rtol=1e-5, atol=1e-8)
+    assert [r.step for r in monitor.history] == [0, 1, 2]
+    assert monitor.history[1].erank_online == pytest.approx(float(effective_rank(pairs[1][0])), rel=1e-5)
+
+
+def test_views_stacked_in_one_batch_are_told_apart() -> None:
+    model = SimSiam()
+    with RankMonitor(model, every=1, stacked=2) as monitor:
+        z, p = model(torch.cat(views(0)))
+        loss_of(p, z.roll(20, 0)).backward()
+    assert monitor.history[0].erank_online == pytest.approx(float(effective_rank(p[:20])), rel=1e-5)
+    assert monitor.history[0].erank_target == pytest.approx(float(effective_rank(z[20:])), rel=1e-5)
+
+
+def test_our_own_models_give_all_views_at_once() -> None:
+    heads = Heads(projector=(16, 8), predictor=(4,))
+    model = build("byol", backbone="resnet_tiny", heads=heads, size=8, channels=1)
+    with RankMonitor(model, online="online_map", target="target_map", every=1) as monitor:
+        out = model(torch.randn(2, 8, 1, 8, 8))
+        out.loss.backward()
+    assert monitor.history[0].erank_online == pytest.approx(float(effective_rank(out.online[0])), rel=1e-5)
+    assert monitor.history[0].erank_target == pytest.approx(float(effective_rank(out.target[1])), rel=1e-5)
+
+
+def test_every_so_many_steps_are_read_and_evaluation_is_not() -> None:
+    model = SimSiam()
+    with RankMonitor(model, every=3) as monitor:
+        for seed in range(7):
+            step(model, seed)
+            model.eval()
+            with torch.no_grad():
+                model(views(0)[0])
+            model.train()
+            with torch.no_grad():
+                model.projector(torch.randn(4, 16))
+    assert [r.step for r in monitor.history] == [0, 3, 6]
+    assert monitor.step == 7
+    assert monitor.compute().rows == 60
+
+
+def test_hooks_are_gone_after_the_block_even_after_an_error() -> None:
+    model = SimSiam()
+    monitor = RankMonitor(model, every=1)
+
+    def interrupted() -> None:
+        with monitor:
+            step(model, 0)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert not model.predictor._forward_hooks
+    assert not model.projector._forward_hooks
+    step(model, 1)
+    assert len(monitor.history) == 1
+
+
+def test_autocast_and_checkpointing_change_nothing_but_digits() -> None:
+    model = SimSiam()
+    with RankMonitor(model, every=1) as monitor, torch.autocast("cpu", torch.bfloat16):
+        p, _ = step(model, 0)
+    assert p.dtype == torch.bfloat16
+    assert monitor.history[0].erank_online == pytest.approx(float(effective_rank(p)), rel=1e-4)
+    with RankMonitor(model, every=1) as monitor:
+        for seed in range(2):
+            x1, x2 = views(seed)
+            z1 = checkpoint(lambda x: model.projector(model.backbone(x)), x1, use_reentrant=False)
+            p1 = checkpoint(model.predictor, z1, use_reentrant=False)
+            z2 = model.projector(model.backbone(x2))
+            loss_of(p1, z2).backward()
+    assert len(monitor.history) == 2
+    assert monitor.compute().rows == 40
+
+
+def test_without_a_model_update_does_the_same_and_reset_begins_a_window() -> None:
+    monitor = RankMonitor()
+    for seed in range(3):
+        monitor.update(*views(seed))
+    assert monitor.compute().rows == 60
+    monitor.reset()
+    monitor.update(*views(5))
+    assert monitor.compute().rows == 20
+    assert_close(monitor.compute().erank_online, effective_rank(views(5)[0]), rtol=1e-6, atol=0)
+    assert len(monitor.history) == 4
+
+
+def test_what_cannot_be_watched_is_named() -> None:
+    model = SimSiam()
+    with pytest.raises(UserError, match=r"SimSiam has no module 'predictr'; nearest: predictor"):
+        RankMonitor(model, online="predictr")
+    with pytest.raises(UserError, match=r"backbone\.1"):
+        RankMonitor(model, online="backbone.9")
+    with pytest.raises(UserError, match=r"online is \(20, 12\), target \(20, 8\)"):
+        RankMonitor().update(views(0)[0], torch.zeros(20, 8))
+    with pytest.raises(UserError, match="no step was sampled"):
+        RankMonitor().compute()
+    with pytest.raises(UserError, match="1 or more"):
+        RankMonitor(every=0)
+    zero = RankMonitor()
+    zero.update(torch.zeros(4, 3), torch.ones(4, 3))
+    with pytest.raises(UserError, match="online outputs are all zero"):
+        zero.compute()
+    with (
+        pytest.raises(UserError, match="gave an output and predictor none"),
+        RankMonitor(model, online="projector", target="predictor", every=1),
+    ):
+        model.projector(torch.randn(4, 16)).sum().backward()
+
+
+# Diagnosis: each kind is trained into, on points that come in groups and are seen with noise.
+
+
+def train(
+    method: str | Method,
+    *,
+    online: str | None = None,
+    target: str | None = None,
+    heads: Mapping[str, object] = MappingProxyType({}),
+    lr: float = 0.1,
+    steps: int = 60,
+    doctor: Doctor | None = None,
+) -> RankMonitor:
+    torch.manual_seed(0)
+    given: dict[str, object] = {"projector": (32, 16), "predictor": (4,), "prototypes": 16, "momentum": 0.9}
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(24, 32), nn.BatchNorm1d(32), nn.ReLU())
+    encoder.features = 32  # type: ignore[assignment]
+    model = build(method, backbone=encoder, online=online, target=target, heads=Heads(**given | dict(heads)))  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=0.9)
+    monitor = RankMonitor(every=1, doctor=doctor or Doctor())
+    generator = torch.Generator().manual_seed(1)
+    groups = torch.randn(8, 24, generator=generator)
+    for i in range(steps):
+        clock = Clock(step=i, steps=steps, steps_per_epoch=10)
+        model.prepare(clock)
+        x = groups[torch.randint(8, (64,), generator=generator)]
+        x = x + 0.5 * torch.randn(2, 64, 24, generator=generator)
+        out = model(x)
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        model.update_teacher(clock)
+        monitor.update(out.online[0], out.target[1])
+        if monitor.diagnosis.kind == "non-finite":
+            break
+    return monitor
+
+
+NO_CENTRE = {"centre_momentum": 1.0, "teacher_temperature": 0.01, "teacher_warmup_temperature": 0.01}
+NO_CENTRE |= {"projector_norm": False, "momentum": 0.0}
+SOFT = {"teacher_temperature": 5.0, "teacher_warmup_temperature": 5.0}
+
+CASES: list[tuple[Kind, Callable[[], RankMonitor]]] = [
+    ("healthy", lambda: train("simsiam", target="power:-0.5")),
+    ("complete", lambda: train("siamese", lr=0.5, steps=250, doctor=Doctor(constant=0.05))),
+    ("dimensional", lambda: train("symsimsiam", lr=0.5, steps=200, doctor=Doctor(share=0.5))),
+    ("uniform assignment", lambda: train("dino", heads=SOFT)),
+    ("one prototype", lambda: train("dino", heads=NO_CENTRE, lr=0.5, steps=400)),
+    ("negative rank difference", lambda: train("simsiam", online="power:-0.5", lr=0.01)),
+    ("non-finite", lambda: train("byol", lr=1e30)),
+]
+
+
+@pytest.mark.parametrize(("kind", "run"), CASES, ids=[kind for kind, _ in CASES])
+def test_each_kind_is_named_in_a_run_that_has_it(kind: Kind, run: Callable[[], RankMonitor]) -> None:
+    monitor = run()
+    found = monitor.diagnosis
+    assert found.kind == kind, (found, monitor.history[-1])
+    assert bool(found) == (kind != "healthy")
+    assert found.step == monitor.history[-1].step
+    if found:
+        assert all((found.saw, found.cause, found.knob))
+        assert f"{kind} at step {found.step}" in str(found)
+
+
+def test_patience_is_the_number_of_readings_that_agree() -> None:
+    same = torch.ones(6, 4)
+    monitor = RankMonitor(doctor=Doctor(patience=3))
+    assert [monitor.update(same, same).kind for _ in range(3)] == ["healthy", "healthy", "complete"]
+    assert monitor.update(*(torch.eye(6, 4),) * 2).kind == "healthy"
+
+
+def test_a_history_gives_each_alarm_once_and_is_read_back_from_columns() -> None:
+    monitor = RankMonitor(doctor=Doctor(patience=2))
+    for online in [torch.eye(6, 4)] * 2 + [torch.ones(6, 4)] * 4 + [torch.eye(6, 4)] * 2 + [torch.ones(6, 4)] * 2:
+        monitor.update(online, online)
+    found = alarms(monitor.history, Doctor(patience=2))
+    assert [(d.kind, d.step) for d in found] == [("complete", 3), ("complete", 9)]
+    columns = {name: [getattr(r, name) for r in monitor.history] for name in ("step", "erank_target", "spread")}
+    again = readings({**columns, "lr": [0.1] * 10})
+    assert [(r.step, r.spread) for r in again] == [(r.step, r.spread) for r in monitor.history]
+
+
+def test_outputs_that_are_all_zero_are_a_complete_collapse() -> None:
+    monitor = RankMonitor(doctor=Doctor(patience=1))
+    assert monitor.update(torch.zeros(6, 4), torch.zeros(6, 4)).kind == "complete"
+    assert monitor.update(torch.full((6, 4), torch.inf), torch.zeros(6, 4)).kind == "non-finite"
+
+
+def test_a_diagnosis_that_is_none_is_false() -> None:
+    assert not Diagnosis("healthy", 3)
+    assert str(Diagnosis("healthy", 3)) == "healthy at step 3"
