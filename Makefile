@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all a newcomer needs; .venv is made once and kept until the metadata changes.
+# `make demo` and `make test` are all a newcomer needs. .venv is kept until the requirements change.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -18,7 +18,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# With the peers that the examples watch, in an environment of their own (one of them changes every Lightning trainer).
+# The examples with their real peers, in a separate environment: one of the peers changes every Lightning trainer.
 test-examples: .venv-examples/installed
 	.venv-examples/bin/python -m pytest tests/test_examples.py
 

@@ -14,10 +14,10 @@ from torchvision import transforms
 
 
 class Digits(Dataset[Any]):
-    """1,797 digits, each as what a transform makes of its picture.
+    """1,797 digits, each passed through a transform.
 
     Args:
-        transform: of a PIL image; a list of two views or more for self-supervised training.
+        transform: takes a PIL image; for self-supervised training it returns two views or more.
     """
 
     def __init__(self, transform: Callable[[Image.Image], Any]) -> None:
@@ -45,6 +45,6 @@ def two_crops(image: Image.Image) -> tuple[Tensor, Tensor]:
 
 
 def named_crops(image: Image.Image) -> dict[str, Tensor]:
-    """The same with their names."""
+    """The two views by name."""
     view1, view2 = two_crops(image)
     return {"view1": view1, "view2": view2}

@@ -19,7 +19,7 @@ from rankgap.watch.huggingface import RankTrainerCallback
 
 
 class TwoViews(nn.Module):
-    """A SimSiam as the Trainer wants it: keyword arguments in, a dictionary with the loss out."""
+    """A SimSiam as the Trainer expects it: keyword arguments in, a dictionary with the loss out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class TwoViews(nn.Module):
 
 
 def main(steps: int = 200) -> rg.RankMonitor:
-    """Train for some steps; a collapse would end it."""
+    """Train for some steps; a collapse would stop the training."""
     torch.manual_seed(0)
     digits = Digits(named_crops)
     watch = RankTrainerCallback(online="model.predictor", target="model.projector", on_alarm="stop")

@@ -21,7 +21,7 @@ from examples.digits import Digits
 
 
 class DINO(nn.Module):
-    """A student, and a teacher that follows it."""
+    """A student and a teacher that follows it."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class DINO(nn.Module):
         return out
 
     def forward_teacher(self, x: Tensor) -> Tensor:
-        """The teacher's."""
+        """The teacher's logits of a view."""
         out: Tensor = self.teacher_head(self.teacher_backbone(x).flatten(start_dim=1))
         return out
 

@@ -1,4 +1,4 @@
-"""Watch a LightningModule: one callback in its Trainer.
+"""Watch a LightningModule with one callback in its Trainer.
 
 python -m examples.lightning_callback
 """
@@ -33,7 +33,7 @@ class Lit(L.LightningModule):
 
 
 def main(steps: int = 200) -> rg.RankMonitor:
-    """Train for some steps; a collapse would end it."""
+    """Train for some steps; a collapse would stop the training."""
     L.seed_everything(0, verbose=False)
     loader = Digits(two_crops).batches()
     watch = rg.RankCallback(online="model.predictor", target="model.projector", every=10, on_alarm="stop")

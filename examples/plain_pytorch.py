@@ -1,4 +1,4 @@
-"""Watch a SimSiam of one's own in a plain PyTorch loop.
+"""Watch a hand-written SimSiam in a plain PyTorch loop.
 
 python -m examples.plain_pytorch
 """
@@ -29,7 +29,7 @@ class SimSiam(nn.Module):
 
 
 def main(steps: int = 200) -> rg.RankMonitor:
-    """Train for some steps; what the monitor saw is printed and returned."""
+    """Train for some steps, print what the monitor found, and return the monitor."""
     torch.manual_seed(0)
     loader = Digits(two_crops).batches()
     model = SimSiam()

@@ -1,4 +1,4 @@
-"""Watch stable-pretraining's SimSiam in its own Module, DataModule and Lightning's Trainer.
+"""Watch stable-pretraining's SimSiam in its own Module and DataModule and in Lightning's Trainer.
 
 python -m examples.stable_pretraining_simsiam
 """
@@ -19,13 +19,13 @@ from examples.digits import Digits, named_crops
 
 
 def forward(self: Any, batch: dict[str, Tensor], stage: str) -> dict[str, Tensor]:
-    """What stable-pretraining's Module asks for: a batch as a dictionary -> one with its loss."""
+    """The forward function that stable-pretraining's Module takes: a batch by name -> loss and embedding."""
     out = self.method(batch["view1"], batch["view2"])
     return {"loss": out.loss, "embedding": out.embedding}
 
 
 def main(steps: int = 200) -> rg.RankMonitor:
-    """Train for some steps; a collapse would end it."""
+    """Train for some steps; a collapse would stop the training."""
     L.seed_everything(0, verbose=False)
     digits = Digits(named_crops)
     backbone = nn.Sequential(*list(torchvision.models.resnet18().children())[:-1], nn.Flatten())

@@ -1,4 +1,4 @@
-"""Two processes that see one another, for the tests of what is distributed."""
+"""Two processes that see one another, for the tests of distributed code."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ needs_distributed = pytest.mark.skipif(
 )
 
 
-def run_on_ranks(check: Callable[[int], None], folder: Path) -> None:
-    """Call `check(rank)`, a function of a module, in each of `WORLD` gloo processes; all must come to its end."""
+def run_on_processes(check: Callable[[int], None], folder: Path) -> None:
+    """Call `check(process)`, a function of a module, in each of `WORLD` gloo processes; all must return."""
     torch.multiprocessing.spawn(_worker, args=(check, str(folder)), nprocs=WORLD)  # type: ignore[attr-defined, no-untyped-call]
     assert sorted(p.name for p in folder.glob("done-*")) == ["done-0", "done-1"]
 
 
-def _worker(rank: int, check: Callable[[int], None], folder: str) -> None:
+def _worker(process: int, check: Callable[[int], None], folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=process, world_size=WORLD)
     try:
-        check(rank)
-        Path(folder, f"done-{rank}").touch()
+        check(process)
+        Path(folder, f"done-{process}").touch()
     finally:
         dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -27,11 +28,11 @@ from rankgap.demo import DESIGNS, run_demo
 from rankgap.errors import UserError
 from rankgap.evaluate import extract_features
 from rankgap.evaluate.scores import SCORES, RunScores, Score, rate
-from rankgap.model.methods import METHODS, PREDICTORS
-from rankgap.run.config import TrainConfig
+from rankgap.model.methods import METHODS, choices
 from rankgap.run.folder import RunFolder
-from rankgap.run.plan import reopen, restore
-from rankgap.show.live import view
+from rankgap.run.restored import restore
+from rankgap.run.saved import FORMAT
+from rankgap.show.live import live_view
 from rankgap.spectra.effective_rank import rankme
 from tests.matrices import gaussian
 
@@ -81,7 +82,8 @@ def test_train_fills_the_run_folder(run: Path) -> None:
     assert found["erank_online"] == pytest.approx(float(rows[-1]["erank_online"]))
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["run"]["method"] == "simsiam"
-    assert config["recipe"]["heads"]["projector"] == [256, 256, 256]
+    assert config["recipe"]["projector"]["widths"] == [256, 256, 256]
+    assert config["format"] == FORMAT
     assert torch.__version__.startswith(config["versions"]["torch"])
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
     state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -93,14 +95,19 @@ def test_spectra_along_training_are_kept(run: Path, tmp_path: Path) -> None:
     snapshots = folder.spectra()
     assert [s.step for s in snapshots] == folder.metrics()["step"]
     for snapshot in snapshots:
-        assert len(snapshot.alignment) == len(snapshot.filter) <= len(snapshot.target) == 128  # two views of 64
-        assert snapshot.target[0] == max(snapshot.target) > 0
-        assert all(0 <= a <= 1 for a in snapshot.alignment)
+        assert snapshot.rows == len(snapshot.spectrum_target) == 64  # of one view
+        assert len(snapshot.eigenspace_alignment) == len(snapshot.measured_filter) <= 64
+        assert snapshot.spectrum_target[0] == snapshot.spectrum_target.max() > 0
+        assert ((snapshot.eigenspace_alignment >= 0) & (snapshot.eigenspace_alignment <= 1)).all()
+    metrics = folder.metrics()  # of the same rows
+    assert metrics["erank_online"] == pytest.approx([float(s.erank_online) for s in snapshots], rel=1e-4)
+    assert metrics["erank_target"] == pytest.approx([float(s.erank_target) for s in snapshots], rel=1e-4)
     half = RunFolder(tmp_path)
     half.spectra_file.write_text(folder.spectra_file.read_text() + '{"step": 8, "epo')
-    assert half.spectra() == snapshots
+    kept = [s.plain() for s in snapshots]
+    assert [s.plain() for s in half.spectra()] == kept
     half.forget_spectra(4)
-    assert half.spectra() == snapshots[:2]
+    assert [s.plain() for s in half.spectra()] == kept[:2]
     half.spectra_file.write_text("no spectra\n")
     with pytest.raises(UserError, match="not a list of spectra"):
         half.spectra()
@@ -121,11 +128,11 @@ def test_evaluate_repeats_the_number_of_training(run: Path, capsys: pytest.Captu
 
 
 def test_the_encoder_one_keeps_gives_the_features_that_were_scored(run: Path) -> None:
-    experiment, model = restore(run)
-    expected = extract_features(model.encoder(), experiment.train, size=experiment.size).features[:10]
+    plan = restore(run)
+    expected = extract_features(plan.model.encoder(), plan.train, size=plan.size).features[:10]
     encoder = rankgap.load_encoder(run)
     with torch.no_grad():
-        torch.testing.assert_close(encoder(experiment.train.batch(range(10)).images), expected)
+        torch.testing.assert_close(encoder(plan.train.batch(range(10)).images), expected)
     assert not encoder.training
 
 
@@ -172,11 +179,17 @@ def test_checkpoints_are_kept_as_asked_and_a_resumed_run_keeps_the_same(tmp_path
     assert (steps["epoch-0002"], steps["epoch-0004"], steps["last"]) == (8, 16, 16)
     ranks = {}
     for path in folder.checkpoints():
-        experiment, model = restore(folder.path, checkpoint=path)
-        sample = experiment.train.sample(2048)
-        ranks[path.stem] = float(rankme(extract_features(model.encoder(), sample, size=experiment.size).features))
+        plan = restore(folder.path, checkpoint=path)
+        sample = plan.train.sample(2048)
+        ranks[path.stem] = float(rankme(extract_features(plan.model.encoder(), sample, size=plan.size).features))
+        images = sample.batch(range(8)).images
+        with torch.no_grad():
+            kept = rankgap.load_encoder(folder.path, checkpoint=path.stem)(images)
+            assert_close(kept, extract_features(plan.model.encoder(), sample, size=plan.size).features[:8])
     assert ranks["best"] == max(ranks.values())
     assert folder.load_checkpoint()["best"] == pytest.approx(ranks["best"], rel=1e-6)
+    with pytest.raises(UserError, match="unknown checkpoint 'epoch-0003': did you mean 'epoch-000[24]'"):
+        rankgap.load_encoder(folder.path, checkpoint="epoch-0003")
 
 
 def test_score_rates_every_checkpoint_and_says_what_each_score_compares(
@@ -197,8 +210,8 @@ def test_score_rates_every_checkpoint_and_says_what_each_score_compares(
     for name in SCORES:
         assert last[name]["half_width"] > 0
         assert last[name]["value"] != first[name]["value"]
-    experiment, model = restore(tmp_path / "a")
-    features = extract_features(model.encoder(), experiment.train.sample(200), size=experiment.size).features
+    plan = restore(tmp_path / "a")
+    features = extract_features(plan.model.encoder(), plan.train.sample(200), size=plan.size).features
     assert last["RankMe"]["value"] == pytest.approx(float(rankme(features)), rel=1e-6)
     assert main(["score", str(tmp_path / "a"), "--images", "2"]) == 2
 
@@ -251,11 +264,11 @@ def test_watch_shows_a_run_and_ends_with_it(run: Path, tmp_path: Path, capsys: p
 def test_watch_shows_what_there_is_of_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
     console = Console(width=80, record=True)
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
-    console.print(view(RunFolder(tmp_path), None))
+    console.print(live_view(RunFolder(tmp_path), None))
     assert "no reading yet" in console.export_text()
     lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.csv").write_text("".join(lines[:3]) + lines[3][:9])  # the last row is half written
-    console.print(view(RunFolder(tmp_path), 1234.5))
+    console.print(live_view(RunFolder(tmp_path), 1234.5))
     text = console.export_text()
     assert "3 of 8 steps" in text
     assert "1,234 images/s" in text
@@ -264,7 +277,7 @@ def test_watch_shows_what_there_is_of_a_run_that_has_just_begun(run: Path, tmp_p
 def test_methods_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in (*METHODS, *PREDICTORS))
+    assert all(name in out for name in (*METHODS, *choices("online")))
 
 
 def test_train_help_gives_each_flag_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,12 +293,12 @@ def test_train_help_gives_each_flag_its_meaning(capsys: pytest.CaptureFixture[st
     ("method", "flags"),
     [
         ("byol", []),
-        ("swav", ["--settings", "heads.queue=128", "heads.queue_epochs=0"]),
+        ("swav", ["--settings", "target.sinkhorn.queue=128", "target.sinkhorn.queue_epochs=0"]),
         ("dino", []),
         ("symsimsiam", []),
         ("directcopy", []),
         ("byol", ["--online=learned"]),
-        ("simsiam", ["--target=power:-0.5", "--settings", "heads.estimator=ema", "heads.estimator_every=4"]),
+        ("simsiam", ["--target=power:-0.5", "--settings", "target.filter.estimator=ema", "target.filter.every=4"]),
     ],
 )
 def test_every_kind_of_state_survives_an_interruption(method: str, flags: list[str], tmp_path: Path) -> None:
@@ -302,8 +315,7 @@ def test_every_kind_of_state_survives_an_interruption(method: str, flags: list[s
             if pl_module.step == 6:
                 signal.raise_signal(signal.SIGINT)
 
-    saved = yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())["run"]
-    config = TrainConfig(**(saved | {"out": str(tmp_path / "cut")}))
+    config = dataclasses.replace(RunFolder(tmp_path / "whole").saved().run, out=str(tmp_path / "cut"))
     with pytest.raises(InterruptedRunError, match="step 6 of 12"):
         run_config(config, callbacks=[Interrupt()])
     assert main(["train", "--out", str(tmp_path / "cut"), "--resume"]) == 0
@@ -324,7 +336,7 @@ def test_a_compiled_encoder_trains_as_the_other_does(tmp_path: Path) -> None:
     plain, compiled = (RunFolder(tmp_path / name).metrics() for name in ("plain", "compiled"))
     assert compiled["loss"] == pytest.approx(plain["loss"], abs=1e-3)
     assert compiled["erank_online"] == pytest.approx(plain["erank_online"], rel=1e-2)
-    _, model = restore(tmp_path / "compiled")  # the checkpoint knows nothing of it
+    model = restore(tmp_path / "compiled").model  # the checkpoint knows nothing of it
     assert model.encoder()(torch.zeros(2, 1, 8, 8)).isfinite().all()
 
 
@@ -340,9 +352,63 @@ def test_an_encoder_that_cannot_be_compiled_is_named(
 def test_a_resumed_run_keeps_the_recipe_it_was_started_with(run: Path, tmp_path: Path) -> None:
     saved = yaml.safe_load((run / "config.yaml").read_text())
     saved["recipe"]["optimizer"]["lr"] = 0.0123  # as another version's presets might have chosen
+    shutil.copytree(run, tmp_path / "copy")
+    (tmp_path / "copy" / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert restore(tmp_path / "copy").recipe.optimizer.lr == 0.0123
+
+
+def test_what_is_said_anew_on_resumption_must_agree_even_where_it_is_the_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "a", "--method", "byol", "--seed", "3", "--protocol", "none") == 0
+    resume = ["train", "--out", str(tmp_path / "a"), "--resume"]
+    assert "was started with --seed 3, not 0" in fails(capsys, *resume, "--seed", "0")
+    assert main([*resume, "--method", "byol", "--protocol", "knn"]) == 0
+    assert results(tmp_path / "a")["knn"] > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        (("format",), None, "written by rankgap 0.1"),
+        (("format",), 99, "another version of rankgap (format 99)"),
+        (("run", "epochs"), 0.9, "config.yaml.run.epochs takes a whole number, got 0.9"),
+        (("run", "epoch"), 3, "did you mean 'epochs'"),
+        (("run", "data"), None, "config.yaml.run.data takes text, got None"),
+        (("model", "std"), [1, "x"], "config.yaml.model.std.1 takes a number, got 'x'"),
+        (("work", "images"), "many", "config.yaml.work.images takes a whole number"),
+        (("recipe", "views"), [{}], "two views or more"),
+        (("recipe", "online"), {"predictor": {"width": [3]}}, "did you mean 'widths'"),
+        (("title",), [], "config.yaml.title takes text, got []"),
+    ],
+)
+def test_a_saved_run_is_read_strictly(
+    key: tuple[str, ...], value: object, says: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    place = saved
+    for part in key[:-1]:
+        place = place[part]
+    place[key[-1]] = value
+    if key == ("format",) and value is None:
+        del saved["format"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
-    config = TrainConfig.from_dict(saved["run"] | {"out": str(tmp_path)}, "here")
-    assert reopen(config).recipe.optimizer.lr == 0.0123
+    for command in ("compare", "watch", "evaluate"):
+        assert says in fails(capsys, command, str(tmp_path))
+
+
+def test_the_exponent_that_auto_chose_is_a_column(tmp_path: Path) -> None:
+    assert train(tmp_path / "run", "--target", "auto", "--protocol", "none") == 0
+    exponents = RunFolder(tmp_path / "run").metrics()["exponent"]
+    assert all(-1 <= p < 0 for p in exponents)
+    assert len(set(exponents)) > 1
+
+
+def test_python_m_rankgap_is_the_command() -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "rankgap", "--version"], check=True, capture_output=True, text=True
+    ).stdout
+    assert rankgap.__version__ in said
 
 
 def test_ctrl_c_from_a_terminal_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
@@ -447,9 +513,13 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--data", "folder:/nowhere/at/all"], "/nowhere/at/all"),
         (["--batch-size", "3000"], "fewer than a batch"),
         (["--protocol", "ridge"], "knn, linear"),
-        (["--settings", "heads.prototype=3"], "did you mean 'heads.prototypes'"),
-        (["--eval", "digits"], "NAME=DATA"),
-        (["--eval", "test=digits"], "another set"),
+        (["--settings", "prototypes.coun=3"], "did you mean 'prototypes.count'"),
+        (["--settings", "prototypes.count=0.9"], "prototypes.count takes a whole number, got 0.9"),
+        (["--settings", "projector.widths=[0.9]"], "projector.widths.0 takes a whole number, got 0.9"),
+        (["--settings", "target.sinkhorn.eps=1"], "on the target branch of simsiam"),
+        (["--settings", "lr=1", "lr=2"], "lr is given twice"),
+        (["--eval", "digits"], "KEY=VALUE"),
+        (["--eval", "test=digits"], "choose another"),
         (["--eval", "more=cifra"], "cifar10"),
         (["--accelerator", "gpx"], "did you mean 'gpu'"),
         (["--settings", "lr"], "KEY=VALUE"),
@@ -548,7 +618,7 @@ def test_a_checkpoint_is_never_kept_with_spoilt_weights(
     def spoil(self: DualBranch, clock: Any) -> None:
         update(self, clock)
         if clock.step == 7:
-            next(self.branch.parameters()).data.fill_(float("nan"))
+            next(self.online.parameters()).data.fill_(float("nan"))
 
     monkeypatch.setattr(DualBranch, "update_teacher", spoil)
     out = tmp_path / "run"
@@ -586,6 +656,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--help"], {"torch", "lightning", "timm"}),
         (["watch", "--help"], {"torch", "lightning", "timm"}),
+        (["compare", "no/such/run"], {"lightning", "timm", "scipy", "sklearn"}),
         (["methods"], {"lightning", "timm", "scipy"}),
     ],
 )

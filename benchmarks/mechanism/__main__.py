@@ -2,8 +2,8 @@
 
     python -m benchmarks.mechanism --data hf:DIR_OR_NAME [--out runs/mini] [--workers 2]
 
-The runs are those of the mini benchmark: the ones that are there are read, the others are trained. Early ranks and
-accuracy are those of its results.json.
+The runs are those of the mini benchmark. Those that exist are read, and the others are trained. Early effective
+ranks and accuracy come from its results.json.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks.mechanism.analysis import (
     with_its_own_filter,
 )
 from rankgap.run.config import TrainConfig
+from rankgap.run.folder import RunFolder
 from rankgap.spectra.pair import PairSpectrum
 
 HERE = Path(__file__).parent
@@ -34,13 +35,14 @@ DIGITS = 5
 
 
 def summary(method: str, seed: int, pair: PairSpectrum) -> dict[str, Any]:
-    """What is kept of a model's spectra: its filter along the target's directions, and scores."""
-    energy = pair.spectrum_target[: len(pair.alignment)].square()
+    """A model's scores, and its filter along the target's directions."""
+    alignment = pair.eigenspace_alignment
+    energy = pair.spectrum_target[: len(alignment)].square()
     columns = {
         "x": pair.spectrum_target[: len(pair.transfer)] / pair.rows**0.5,
         "measured_filter": pair.measured_filter,
         "transfer": pair.transfer,
-        "alignment": pair.alignment,
+        "eigenspace_alignment": alignment,
     }
     return {
         "method": method,
@@ -48,13 +50,13 @@ def summary(method: str, seed: int, pair: PairSpectrum) -> dict[str, Any]:
         "low_pass_score": float(pair.low_pass_score),
         "transfer_score": float(pair.transfer_score),
         "transfer_tau": transfer_tau(pair),
-        "mean_alignment": float(pair.alignment[:512].mean()),
-        "alignment_by_energy": float((pair.alignment * energy).sum() / energy.sum()),
+        "mean_alignment": float(alignment[:512].mean()),
+        "alignment_by_energy": float((alignment * energy).sum() / energy.sum()),
     } | {name: [float(f"{v:.{DIGITS}g}") for v in values.tolist()] for name, values in columns.items()}
 
 
 def cell(values: list[float], digits: int = 2) -> str:
-    """Mean over seeds, with its interval."""
+    """Mean over seeds with its interval, for a table."""
     mean, half = interval(values)
     return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
@@ -98,7 +100,9 @@ def main() -> None:
     trained = {method: configs(method) for method in METHODS}
     done = list(run_all([config for each in trained.values() for config in each], given.workers))
     filters = [
-        summary(method, config.seed, pooled(config.folder)) for method, each in trained.items() for config in each
+        summary(method, config.seed, pooled(RunFolder(config.path)))
+        for method, each in trained.items()
+        for config in each
     ]
     replaced = {"simsiam": [run.results for run in done if run.title == "simsiam"]}
     for kind in ("measured_filter", "transfer"):

@@ -1,4 +1,4 @@
-"""What runs say of the mechanism: intervals over seeds, a measured filter as a gain, early ranks and accuracy."""
+"""Statistics of the mechanism: intervals over seeds, a measured filter as a gain, early ranks and accuracy."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def transfer_tau(pair: PairSpectrum) -> float:
-    """Weighted rank correlation of transfer and singular value (Vigna 2015): 1 where the transfer never falls.
+    """Weighted tau of transfer and singular value (Vigna 2015): 1 if the transfer never falls.
 
-    Each exchange counts by the places of its two directions, 1 / i + 1 / j, so that hundreds of directions have a
-    say, where `low_pass_score`, which weighs by energy, hears the first few.
+    Each exchange is weighted by the places of its two directions, 1 / i + 1 / j, so hundreds of directions count.
+    `low_pass_score` weighs by energy, so only the first few count there.
     """
     place = np.arange(len(pair.transfer))
     s = pair.spectrum_target[: len(place)].numpy()
@@ -41,7 +41,7 @@ def transfer_tau(pair: PairSpectrum) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A measured filter as a function: straight lines between points in log g over log x, constant beyond them.
+    """A measured filter as a function: straight lines between points in log g over log x, constant outside them.
 
     Args:
         x: singular values over sqrt(N), ascending (R,).
@@ -63,7 +63,7 @@ def gain_of(name: str, x: Tensor, g: Tensor) -> Gain:
     Args:
         name: of the gain.
         x: singular values over sqrt(N) (R,), in any order.
-        g: measured gains (R,); they may be noisy, and negative where x is small.
+        g: measured gains (R,); they may be noisy, and negative if x is small.
     """
     order = x.argsort()
     x, g = x[order].double(), g[order].double()
@@ -73,7 +73,7 @@ def gain_of(name: str, x: Tensor, g: Tensor) -> Gain:
 
 
 def with_its_own_filter(config: TrainConfig, filters: list[dict[str, Any]], kind: str) -> Finished:
-    """SimSiam's run with a seed again, its predictor replaced by the filter that was measured of it."""
+    """SimSiam's run repeated with the same seed, its predictor replaced by the filter that was measured there."""
     found = next(f for f in filters if (f["method"], f["seed"]) == (config.method, config.seed))
     name = f"own_{kind}"
     GAINS[name] = gain_of(name, torch.tensor(found["x"]), torch.tensor(found[kind]))
@@ -89,14 +89,14 @@ def early_difference(run: Finished) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Foretold:
-    """How a first number foretells a second, over runs of several designs.
+    """How well a first number foretells a second, over runs of several designs.
 
     Args:
         correlation: Spearman's, over all runs.
-        low: of its 95% interval, designs drawn with replacement with all their seeds.
-        high: likewise.
-        runs: how many.
-        designs: of how many designs.
+        low: lower end of its 95% interval; designs are drawn with replacement, with all their seeds.
+        high: upper end of the interval.
+        runs: number of runs.
+        designs: number of designs.
     """
 
     correlation: float
@@ -107,21 +107,21 @@ class Foretold:
 
 
 def foretold(designs: Sequence[str], first: Sequence[float], second: Sequence[float]) -> Foretold:
-    """Spearman's correlation of two numbers a run, and its interval over designs.
+    """Spearman's correlation of two numbers of each run, and its interval over designs.
 
-    Runs of one design are alike, so that designs, not runs, are drawn anew: the interval speaks of other designs.
+    Runs of one design are alike, so designs are drawn anew and not runs: the interval is about other designs.
 
     Args:
-        designs: of each run.
-        first: a number of each run.
-        second: another.
+        designs: the design of each run.
+        first: the number that is known early.
+        second: the number that it should foretell.
     """
     x, y, names = np.array(first), np.array(second), np.unique(designs)
     members = {name: np.flatnonzero(np.array(designs) == name) for name in names}
     random = np.random.default_rng(0)
 
     def drawn() -> float:
-        while True:  # one design alone may leave nothing to rank
+        while True:  # a draw of one design alone may leave nothing to correlate
             picked: NDArray[np.int64] = np.concatenate([members[n] for n in random.choice(names, len(names))])
             if np.ptp(x[picked]) and np.ptp(y[picked]):
                 return float(stats.spearmanr(x[picked], y[picked]).statistic)

@@ -53,7 +53,7 @@ def teacher() -> Pair:
     model = rg.build("byol", backbone="resnet18")
     clock = Clock(step=1, steps=100, steps_per_epoch=10)
     assert model.teacher is not None
-    pairs = list(zip(model.teacher.parameters(), model.branch.parameters(), strict=True))
+    pairs = list(zip(model.teacher.parameters(), model.online.parameters(), strict=True))
 
     @torch.no_grad()
     def loop() -> None:

@@ -1,4 +1,4 @@
-"""What watching costs: ten training steps, and a reading of their ranks; the seconds are the reading's."""
+"""The cost of watching: ten training steps with one reading of the ranks; the seconds are those of the reading."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ import torch
 
 import rankgap as rg
 from benchmarks.suites.timing import Row, Settings, seconds
-from rankgap.run.presets import Work, adapt
+from rankgap.run.presets import adapt
 from rankgap.run.recipes import load_recipe
-from rankgap.spectra.pair import pair_spectrum
-from rankgap.watch.reading import read
+from rankgap.run.work import Work
 
 BATCH, EVERY = 256, 10
 
 
 def measure(settings: Settings) -> list[Row]:
-    """SimSiam's step on `resnet_tiny` at 32 px, batch 256, as the preset for small work has it."""
+    """SimSiam's step on `resnet_tiny` at 32 px, batch 256, with the preset for small work."""
     torch.manual_seed(0)
     method = rg.design("simsiam")
     work = Work(images=10_000, batch_size=BATCH, epochs=10, features=128)
     recipe, _ = adapt(load_recipe("cifar", method.body), method, work)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = rg.build(method, backbone="resnet_tiny", heads=recipe.heads)
+    model = rg.build(method, backbone="resnet_tiny", heads=recipe)
     model = model.to(device).to(memory_format=torch.channels_last)
     views = rg.Views(recipe.views, 32, (0.5,) * 3, (0.25,) * 3).to(device)
     images = torch.randint(0, 256, (BATCH, 3, 32, 32), dtype=torch.uint8, device=device)
@@ -40,15 +39,18 @@ def measure(settings: Settings) -> list[Row]:
             torch.cuda.synchronize()
         return outputs
 
-    # A hundredth is lost in the noise of whole runs: a reading is timed beside the steps that pay for it.
-    monitor = rg.RankMonitor()
+    # One hundredth would be lost in the noise of whole runs, so a reading is timed beside the ten steps.
     outputs = step()
-    online, target = outputs.online[0], outputs.target[1]
-    every_view = outputs.online.flatten(0, 1), outputs.target.flatten(0, 1)
+    monitor, ours = rg.RankMonitor(), rg.RankMonitor(window=False)
+
+    def spectra() -> None:
+        ours.update(outputs.online, outputs.target)
+        ours.batch_spectrum()
+
     readings: dict[str, Callable[[], object]] = {
-        "RankMonitor": lambda: monitor.update(online, target),
-        # A short run of ours keeps spectra as often as it reads ranks; a long one less often.
-        "our trainer, ranks and spectra": lambda: (read(online, target, 0), pair_spectrum(*every_view)),
+        "RankMonitor": lambda: monitor.update(outputs.online, outputs.target),
+        # A short run of our trainer keeps spectra as often as it reads ranks; a long one keeps them less often.
+        "our trainer, ranks and spectra": spectra,
     }
     rows = []
     for what, reading in readings.items():

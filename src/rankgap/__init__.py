@@ -3,54 +3,63 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rankgap.filters.spectral import SpectralFilter, spectral_filter
     from rankgap.model.branches import DualBranch, Outputs
-    from rankgap.model.methods import METHODS, Method, build, design
+    from rankgap.model.heads import Heads
+    from rankgap.model.maps import MAPS, Place, register_map
+    from rankgap.model.methods import METHODS, Method, design
     from rankgap.model.schedule import Clock
+    from rankgap.run.build import build
     from rankgap.run.encoder import load_encoder
     from rankgap.spectra.effective_rank import effective_rank, rank_difference, rankme
     from rankgap.spectra.gram import singular_values
     from rankgap.spectra.streaming import EffectiveRank, PairSpectra
     from rankgap.views.random_views import ViewConfig, Views
-    from rankgap.watch.doctor import Diagnosis, Doctor
+    from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
     from rankgap.watch.lightning import RankCallback
     from rankgap.watch.monitor import RankMonitor
-
-__version__ = "0.1.0"
 
 # A name is imported when it is first used: spectra and filters serve in a loop without Lightning or timm.
 _HOMES = {
     "filters.spectral": ("SpectralFilter", "spectral_filter"),
     "model.branches": ("DualBranch", "Outputs"),
-    "model.methods": ("METHODS", "Method", "build", "design"),
+    "model.heads": ("Heads",),
+    "model.maps": ("MAPS", "Place", "register_map"),
+    "model.methods": ("METHODS", "Method", "design"),
     "model.schedule": ("Clock",),
+    "run.build": ("build",),
     "run.encoder": ("load_encoder",),
     "spectra.effective_rank": ("effective_rank", "rank_difference", "rankme"),
     "spectra.gram": ("singular_values",),
     "spectra.streaming": ("EffectiveRank", "PairSpectra"),
     "views.random_views": ("ViewConfig", "Views"),
-    "watch.doctor": ("Diagnosis", "Doctor"),
+    "watch.doctor": ("Diagnosis", "Doctor", "Thresholds"),
     "watch.lightning": ("RankCallback",),
     "watch.monitor": ("RankMonitor",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "MAPS",
     "METHODS",
     "Clock",
     "Diagnosis",
     "Doctor",
     "DualBranch",
     "EffectiveRank",
+    "Heads",
     "Method",
     "Outputs",
     "PairSpectra",
+    "Place",
     "RankCallback",
     "RankMonitor",
     "SpectralFilter",
+    "Thresholds",
     "ViewConfig",
     "Views",
     "build",
@@ -59,12 +68,15 @@ __all__ = [
     "load_encoder",
     "rank_difference",
     "rankme",
+    "register_map",
     "singular_values",
     "spectral_filter",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("rankgap")  # pyproject.toml is the one place that says it
     if name not in _HOME:
         raise AttributeError(f"module 'rankgap' has no attribute {name!r}")
     return getattr(importlib.import_module(f"rankgap.{_HOME[name]}"), name)

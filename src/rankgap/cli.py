@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import inspect
 import sys
 import traceback
-import typing
+import types
+from argparse import SUPPRESS
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import docstring_parser
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import rankgap
 from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
+from rankgap.run.flags import add_flags, flag, parameters, plain_value
+
+if TYPE_CHECKING:  # to show what commands there are, torch need not be loaded
+    from rankgap.evaluate.evaluation import Protocol
+    from rankgap.spectra.pair import Side
 
 EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = 2, 3, 130
 
@@ -32,33 +37,23 @@ _HEADINGS = {
 }
 
 
-def _add_flags(
-    parser: ArgumentParser,
-    target: Callable[..., Any],
-    positional: Sequence[str] = (),
-    headings: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """One flag for each parameter of a function or field of a dataclass; its help is the docstring's."""
-    docs = {p.arg_name: p.description for p in docstring_parser.parse(inspect.getdoc(target) or "").params}
-    hints = typing.get_type_hints(target)
-    place: Any = parser
-    for name, parameter in inspect.signature(target).parameters.items():
-        kind, default = hints[name], parameter.default
-        if default is not parameter.empty and type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
-            default = []
-        flag = name if name in positional else f"--{name.replace('_', '-')}"
-        options: dict[str, Any] = {"help": docs[name]}
-        if kind is bool:
-            options |= {"action": "store_true"}
-        elif typing.get_origin(kind) is list:
-            options |= {"nargs": "+", "type": typing.get_args(kind)[0]}
-        else:
-            options |= {"type": kind}
-        if name not in positional and kind is not bool:
-            options["default"] = default
-        if name in headings:
-            place = parser.add_argument_group(headings[name])
-        place.add_argument(flag, **options)
+def _typed(command: str, flags: dict[str, Any]) -> dict[str, Any]:
+    """The flags that were given to a command, read as the types of the parameters they fill."""
+    from rankgap.run.reader import read
+
+    target: Callable[..., Any] = COMMANDS[command]
+    from_file: dict[str, Any] = {}
+    if command == "train":
+        from rankgap.run.config import TrainConfig
+
+        target = TrainConfig
+        if "config" in flags:
+            from_file = _from_file(flags.pop("config"))
+    kinds = parameters(target)
+    return from_file | {
+        name: read(kinds[name][0], plain_value(name, kinds[name][0], given), flag(name))
+        for name, given in flags.items()
+    }
 
 
 def demo(out: str = "runs/demo", seed: int = 0) -> None:
@@ -74,26 +69,40 @@ def demo(out: str = "runs/demo", seed: int = 0) -> None:
     show_demo(run_demo(Path(out), seed))
 
 
-def train(**flags: Any) -> None:
+def train(**given: Any) -> None:
     """Train an encoder, log the ranks of both branches, and evaluate it."""
     from rankgap.run.config import TrainConfig
-    from rankgap.run.trainer import is_first_process
+    from rankgap.run.processes import is_main_process
+    from rankgap.run.trainer import resumed
     from rankgap.run.trainer import train as run
     from rankgap.show.progress import Progress
     from rankgap.show.terminal import announce, show_results
 
-    config = TrainConfig(**flags)
+    config = TrainConfig(**given)
+    if config.resume:
+        config = resumed(config.path, given)
     results = run(config, callbacks=[Progress(config.title)], announce=announce)
-    if is_first_process():
+    if is_main_process():
         show_results({config.title: results})
-        print(f"run folder: {config.folder.path}")
+        print(f"run folder: {config.path}")
+
+
+def _from_file(path: str) -> dict[str, Any]:
+    """The fields of a run's configuration that a YAML file gives."""
+    from rankgap.run.config import TrainConfig
+    from rankgap.run.reader import parse_yaml, read_fields, read_text
+
+    values = parse_yaml(read_text(Path(path)), path)
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected keys and values, got {type(values).__name__}")
+    return read_fields(TrainConfig, values, lambda name: f"{path}: {name}")
 
 
 def evaluate(
     run: str,
-    protocol: str = "knn,linear",
-    branch: Literal["online", "target"] = "online",
-    eval: list[str] = [],  # noqa: B006 (a flag's default, never changed)
+    protocol: tuple[Protocol, ...] = ("knn", "linear"),
+    branch: Side = "online",
+    eval: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     """Evaluate a run again, from its last checkpoint; results.json takes the numbers in.
 
@@ -104,15 +113,15 @@ def evaluate(
         eval: evaluation sets beside the data's own, as NAME=DATA; by default those of the run.
     """
     from rankgap.run.folder import RunFolder
-    from rankgap.run.plan import evaluate_model, restore
+    from rankgap.run.restored import evaluate_plan, restore
     from rankgap.show.terminal import show_results
 
     changes: dict[str, Any] = {"protocol": protocol} | ({"eval": eval} if eval else {})
-    experiment, model = restore(run, **changes)
-    found = evaluate_model(experiment, model, branch=branch)
+    plan = restore(run, **changes)
+    found = evaluate_plan(plan, branch=branch)
     folder = RunFolder(Path(run))
     folder.write_results(folder.results() | (found if branch == "online" else {"target_branch": found}))
-    show_results({f"{experiment.config.title} ({branch})": folder.results() | found})
+    show_results({f"{plan.config.title} ({branch})": folder.results() | found})
 
 
 def compare(runs: list[str]) -> None:
@@ -129,7 +138,7 @@ def compare(runs: list[str]) -> None:
     show_results(dict(zip(labels(folders), found, strict=True)))
 
 
-def score(run: str, images: int = 2048, repeats: int = 20, branch: Literal["online", "target"] = "online") -> None:
+def score(run: str, images: int = 2048, repeats: int = 20, branch: Side = "online") -> None:
     """Rate every checkpoint of a run without labels, and say what each score may be used to compare.
 
     Args:
@@ -167,7 +176,7 @@ def watch(run: str, every: float = 1.0) -> None:
         every: seconds between two looks.
     """
     from rankgap.run.folder import RunFolder
-    from rankgap.show.live import watch as follow
+    from rankgap.show.live import follow
 
     if every <= 0:
         raise UserError(f"--every takes seconds above 0, got {every:g}")
@@ -197,7 +206,14 @@ def design(
     from rankgap.show.terminal import show_assessment
     from rankgap.theory.design import assess, reference_spectrum
 
-    found = assess(online, target, reference_spectrum(spectrum))
+    if spectrum is not None and Path(spectrum).is_dir():
+        from rankgap.run.folder import RunFolder
+        from rankgap.run.reference import spectrum_of_run
+
+        reference = spectrum_of_run(RunFolder(Path(spectrum)))
+    else:
+        reference = reference_spectrum(spectrum)
+    found = assess(online, target, reference)
     design_figure(found, out)
     show_assessment(found, Path(out))
 
@@ -221,12 +237,12 @@ def inspect_data(
         seed: of the sample and its views.
     """
     from rankgap.run.config import TrainConfig
-    from rankgap.run.plan import dry_run
+    from rankgap.run.preview import preview
     from rankgap.show.sheet import contact_sheet
     from rankgap.show.terminal import show_inspection
 
     config = TrainConfig(data=data, method=method, size=size, channels=channels, seed=seed)
-    found, batch, views = dry_run(config)
+    found, batch, views = preview(config)
     contact_sheet(batch.images, views, out)
     show_inspection(found, views.shape[-1], Path(out))
 
@@ -260,7 +276,7 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
         description=rankgap.__doc__,
         exit_on_error=False,
         allow_abbrev=False,
-        version=rankgap.__version__,
+        version=importlib.metadata.version("rankgap"),
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
@@ -272,10 +288,12 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
         elif name == "train":
             from rankgap.run.config import TrainConfig
 
-            sub.add_argument("--config", action="config", help="a YAML file that gives any of these flags")
-            _add_flags(sub, TrainConfig, headings=_HEADINGS)
+            sub.add_argument(
+                "--config", type=str, default=SUPPRESS, help="a YAML file that gives any of these flags"
+            )
+            add_flags(sub, TrainConfig, headings=_HEADINGS)
         else:
-            _add_flags(sub, command, _POSITIONAL.get(name, ()))
+            add_flags(sub, command, _POSITIONAL.get(name, ()))
         commands.add_subcommand(name, sub, help=summary)
     return parser
 
@@ -303,10 +321,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_USER)
     name = parsed.subcommand
     flags = Namespace(parsed[name]).as_dict()
-    for extra in ("config", "print_config"):
-        flags.pop(extra, None)
     try:
-        COMMANDS[name](**flags)
+        COMMANDS[name](**_typed(name, flags))
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except (UserError, NonFiniteError, InterruptedRunError) as error:

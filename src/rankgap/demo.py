@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,9 @@ def run_demo(out: Path, seed: int, *, epochs: int = 40) -> tuple[dict[str, dict[
             seed=seed,
             overwrite=True,
         )
-        config.out = str(out / file_name(config.title))
+        config = replace(config, out=str(out / file_name(config.title)))
         results[config.title] = train(config, callbacks=[Progress(config.title)])
-        traces.append(trace(config.folder, config.title))
+        traces.append(trace(RunFolder(config.path), config.title))
     picture = out / "ranks.png"
     ranks_figure(traces, picture)
     return results, picture

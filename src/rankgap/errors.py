@@ -1,4 +1,4 @@
-"""The errors a user can mend, and how a wrong name is answered."""
+"""The errors that a user can act on, and the answer to a name that is not known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """What the user asked for cannot be done; the message says what to change (commands exit with 2)."""
+    """The request cannot be carried out as given; the message says what to change (commands exit with 2)."""
 
 
 class NonFiniteError(RuntimeError):
@@ -15,22 +15,24 @@ class NonFiniteError(RuntimeError):
 
 
 class InterruptedRunError(Exception):
-    """Training was interrupted, and can go on (commands exit with 130)."""
+    """Training was interrupted and can be resumed (commands exit with 130)."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """A `UserError` that lists what exists and, where one is near, the name that was probably meant.
+    """A `UserError` that lists the known names and suggests the nearest one, if any is near.
 
     Args:
-        kind: what was asked for, in one word: "method", "gain", "data set", "backbone".
+        kind: what the name stands for: "method", "gain", "data set", "backbone".
         name: the name that is not known.
         known: the names that are.
 
     Example:
         >>> print(unknown("method", "simsam", ["byol", "simsiam"]))
-        unknown method 'simsam': did you mean 'simsiam'? There are: byol, simsiam
+        unknown method 'simsam': did you mean 'simsiam'? Expected one of byol, simsiam
     """
     names = sorted(known)
+    choices = f"one of {', '.join(names)}"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}There are: {', '.join(names)}")
+    if near:
+        return UserError(f"unknown {kind} {name!r}: did you mean {near[0]!r}? Expected {choices}")
+    return UserError(f"unknown {kind} {name!r}: expected {choices}")

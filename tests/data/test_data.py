@@ -83,7 +83,7 @@ def test_train_and_test_folders_are_the_splits(tmp_path: Path, held_out: str) ->
     assert (len(train), len(test)) == (6, 4)
     assert train.classes == test.classes == ["cat", "dog"]
     assert (test.mean, test.std) == (train.mean, train.std)
-    assert any("1 images in other places" in note for note in train.notes)
+    assert any("1 images in other places are ignored" in note for note in train.notes)
 
 
 def test_a_link_that_leads_back_is_followed_once(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_a_link_that_leads_back_is_followed_once(tmp_path: Path) -> None:
     assert len(load_data(f"folder:{tmp_path}")[0]) == 1
 
 
-def test_a_folder_that_is_empty_or_not_there_is_named(tmp_path: Path) -> None:
+def test_an_empty_or_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no images in it"):
         load_data(f"folder:{tmp_path}")
     with pytest.raises(UserError, match="there is no folder"):
@@ -106,7 +106,7 @@ def test_a_folder_that_is_empty_or_not_there_is_named(tmp_path: Path) -> None:
 def test_mixed_channel_counts_name_one_of_each_and_are_converted_when_asked(tmp_path: Path) -> None:
     write(tmp_path / "a.png", pixels())
     write(tmp_path / "b.png", pixels(channels=1))
-    with pytest.raises(UserError, match=r"b\.png has 1, .*a\.png has 3; --channels 3"):
+    with pytest.raises(UserError, match=r"b\.png has 1, .*a\.png has 3; pass --channels 3"):
         load_data(f"folder:{tmp_path}")
     colour = load_data(f"folder:{tmp_path}", channels=3)[0].batch([1]).images
     assert torch.equal(colour, chw(pixels(channels=1)).expand(3, -1, -1)[None])
@@ -142,7 +142,7 @@ def test_images_that_exceed_memory_are_decoded_batch_by_batch_to_the_same_pixels
     assert (held.mean, held.std) == (read.mean, read.std)
 
 
-def test_mean_and_deviation_are_the_pixels(tmp_path: Path) -> None:
+def test_mean_and_deviation_are_those_of_the_pixels(tmp_path: Path) -> None:
     values = np.stack([pixels(seed=i) for i in range(5)])
     for i, image in enumerate(values):
         write(tmp_path / f"{i}.png", image)
@@ -217,7 +217,7 @@ def test_a_large_image_is_shrunk_with_antialias() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\x93NUMPY\x01", b"text"])
-def test_what_is_no_image_is_an_image_error_and_nothing_else(content: bytes) -> None:
+def test_a_file_that_is_not_an_image_raises_an_image_error_and_nothing_else(content: bytes) -> None:
     for look in (read_header, lambda file: decode(file, 8)):
         with pytest.raises(ImageError):
             look(io.BytesIO(content))
@@ -238,7 +238,7 @@ def parquet(path: Path, rows: Sequence[bytes], labels: Sequence[int] | None, nam
     pq.write_table(table.replace_schema_metadata(metadata), path)
 
 
-def test_a_folder_of_parquet_in_the_hub_s_layout(tmp_path: Path) -> None:
+def test_a_folder_of_parquet_files_in_the_hub_s_layout(tmp_path: Path) -> None:
     rows = [encoded(pixels(seed=i)) for i in range(5)]
     parquet(tmp_path / "data" / "train-00000-of-00002.parquet", rows[:2], [0, 1], ["cat", "dog"])
     parquet(tmp_path / "data" / "train-00001-of-00002.parquet", rows[2:3], [1], ["cat", "dog"])
@@ -253,7 +253,7 @@ def test_a_folder_of_parquet_in_the_hub_s_layout(tmp_path: Path) -> None:
     assert batch.labels.tolist() == [1, 0]
 
 
-def test_parquet_without_labels_and_a_broken_row_that_is_named(tmp_path: Path) -> None:
+def test_parquet_without_labels_and_with_a_broken_row(tmp_path: Path) -> None:
     rows = [encoded(pixels(seed=i)) for i in range(3)]
     parquet(tmp_path / "train.parquet", rows, None)
     train, test = load_data(f"hf:{tmp_path}")
@@ -263,13 +263,13 @@ def test_parquet_without_labels_and_a_broken_row_that_is_named(tmp_path: Path) -
         load_data(f"hf:{tmp_path}")
 
 
-def test_parquet_that_is_none_or_has_no_images_is_named(tmp_path: Path) -> None:
+def test_parquet_that_is_missing_broken_or_without_images_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \.parquet files"):
         load_data(f"hf:{tmp_path}")
     with pytest.raises(UserError, match="there is no folder"):
         load_data("hf:./nowhere")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="no column of images among text"):
+    with pytest.raises(UserError, match="expected a column of images, got text"):
         load_data(f"hf:{tmp_path}")
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=str(tmp_path)):
@@ -279,7 +279,7 @@ def test_parquet_that_is_none_or_has_no_images_is_named(tmp_path: Path) -> None:
 def test_large_parquet_goes_through_the_cache_of_datasets_to_the_same_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The road that data sets of the Hub take too, here on local files."""
+    """Data sets of the Hub take the same path; here it is tested on local files."""
     import datasets
 
     monkeypatch.setattr("rankgap.data.hub._IN_MEMORY", 0)
@@ -294,7 +294,7 @@ def test_large_parquet_goes_through_the_cache_of_datasets_to_the_same_images(
     assert torch.equal(train.batch([1]).images[0], chw(pixels(seed=1)))
 
 
-# CIFAR, as torchvision keeps it
+# CIFAR, in torchvision's layout
 
 
 def test_cifar_is_read_from_its_published_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ def test_cifar_is_read_from_its_published_layout(tmp_path: Path, monkeypatch: py
     assert torch.equal(train.batch([0]).images[0], torch.from_numpy(first.reshape(3, 32, 32)))
 
 
-def test_cifar_that_cannot_be_downloaded_says_where_it_belongs(
+def test_cifar_that_cannot_be_downloaded_names_the_file_to_provide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision.datasets import CIFAR100
@@ -340,7 +340,7 @@ def test_cifar_that_cannot_be_downloaded_says_where_it_belongs(
 # Inspection
 
 
-def test_inspect_counts_everything_and_says_what_training_would_refuse(tmp_path: Path) -> None:
+def test_inspect_counts_everything_and_reports_what_training_would_refuse(tmp_path: Path) -> None:
     values = [pixels(size=(10, 20), seed=i) for i in range(4)]
     for i, image in enumerate(values):
         write(tmp_path / "train" / f"{i}.png", image)

@@ -61,7 +61,7 @@ def test_scores_keep_their_order(n: int, d: int, seed: int, steep: float) -> Non
         assert float(low) <= float(high) * (1 + 1e-9)
 
 
-def test_nesum_is_the_centred_covariance_s() -> None:
+def test_nesum_is_of_the_centred_covariance() -> None:
     z = gaussian(30, 5) + 3
     values = torch.linalg.eigvalsh(torch.cov(z.T))
     assert_close(nesum(z), values.sum() / values.max())
@@ -97,12 +97,12 @@ def test_uniformity_and_alignment_are_their_formulas() -> None:
     assert float(uniformity(torch.tensor([[1.0], [-1.0]]))) == pytest.approx(-8.0)
 
 
-def test_what_has_no_score_is_named() -> None:
+def test_batches_without_a_score_are_refused() -> None:
     with pytest.raises(UserError, match="all rows are equal"):
         nesum(torch.ones(4, 3))
-    with pytest.raises(UserError, match="1 eigenvalues there are above 0"):
+    with pytest.raises(UserError, match="two eigenvalues above 0 among numbers 4 to 100, got 1"):
         alpha_req(gaussian(20, 4))
-    with pytest.raises(UserError, match=r"lidar wants \(N, q, D\).*got \(4, 3\)"):
+    with pytest.raises(UserError, match=r"lidar expects \(N, q, D\).*got \(4, 3\)"):
         lidar(torch.ones(4, 3))
     with pytest.raises(UserError, match="not finite"):
         lidar(torch.full((4, 2, 3), math.nan))
@@ -139,5 +139,5 @@ def test_cluster_learnability_is_the_online_accuracy_of_the_nearest_predecessor(
         nearest = max(range(i), key=lambda j: float(rows[order[i]] @ rows[order[j]]))
         hits += int(labels[nearest] == labels[i])
     assert float(cluster_learnability(rows, clusters=2, seed=3)) == pytest.approx(hits / 5)
-    with pytest.raises(UserError, match="N of 10 or more"):
+    with pytest.raises(UserError, match="N >= 10"):
         cluster_learnability(gaussian(4, 3))

@@ -10,12 +10,13 @@ from torch.testing import assert_close
 from rankgap.filters.learned import LearnedFilter, MonotoneGain
 from rankgap.filters.spectral import SpectralFilter, spectral_filter
 from rankgap.model.closed_forms import ClosedForm, ClosedFormPredictor
+from rankgap.model.maps import Place
 from rankgap.spectra.effective_rank import effective_rank
 from rankgap.spectra.pair import Side
 from rankgap.spectra.processes import gather_rows
-from tests.processes import WORLD, needs_distributed, run_on_ranks
+from tests.processes import WORLD, needs_distributed, run_on_processes
 
-# More rows than columns in all but not on a rank; fewer; more on both; two views.
+# More rows than columns in all, but not in one process; fewer; more in both; two views.
 SHAPES = [(16, 12), (8, 30), (40, 6), (2, 8, 30)]
 
 
@@ -28,7 +29,7 @@ def loss_of(p: Tensor, partner: Tensor) -> Tensor:
 
 
 def compare(rank: int, shape: tuple[int, ...], branch: Side) -> None:
-    """This rank's part of a joint batch, filtered with the others, is that part of the filtered joint batch."""
+    """A process's part of a joint batch, filtered with the others, is that part of the filtered joint batch."""
     z, partner, weight = batch(shape, 0), batch(shape, 1), batch((shape[-1], shape[-1]), 2)
     rows = shape[-2] // WORLD
     mine = slice(rank * rows, (rank + 1) * rows)
@@ -49,9 +50,9 @@ def compare(rank: int, shape: tuple[int, ...], branch: Side) -> None:
 
 
 def compare_running(rank: int) -> None:
-    """A running filter on a part of each batch, summed over ranks, is the one that saw the whole."""
+    """A running filter that sees a part of each batch in each process equals one that sees the whole batch."""
     ours = SpectralFilter("power:-0.5", "target", estimator="ema", dim=12, momentum=0.7, every=1)
-    predictor = ClosedFormPredictor(ClosedForm(alpha=0.5, eps=0.1, momentum=0.7), 12)
+    predictor = ClosedFormPredictor(Place(dim=12), ClosedForm(alpha=0.5, eps=0.1, momentum=0.7))
     expected = torch.zeros(12, 12, dtype=torch.float64)
     for seed in range(3):
         z = batch((2, 16, 12), seed)
@@ -68,7 +69,7 @@ def compare_running(rank: int) -> None:
 
 
 def compare_learned(rank: int, shape: tuple[int, ...]) -> None:
-    """The mean over ranks of a learned gain's gradients is that of the joint batch; so are the encoder's."""
+    """The mean over processes of a learned gain's gradients is the joint batch's; so is the encoder's."""
     z, partner, weight = batch(shape, 0), batch(shape, 1), batch((shape[-1], shape[-1]), 2)
     rows = shape[-2] // WORLD
     mine = slice(rank * rows, (rank + 1) * rows)
@@ -85,7 +86,7 @@ def compare_learned(rank: int, shape: tuple[int, ...]) -> None:
 
 
 def joint_learned(z: Tensor, gain: MonotoneGain) -> Tensor:
-    """The definition, by SVD, in one process: W is held, and its gain is trained."""
+    """The definition, by SVD, in one process: W is held constant, and its gain is trained."""
     _, s, vt = torch.linalg.svd(z.detach(), full_matrices=False)
     p: Tensor = z @ (vt.mT * gain(s / z.shape[-2] ** 0.5).unsqueeze(-2) @ vt)
     return p
@@ -99,7 +100,7 @@ def reference(z: Tensor, branch: Side) -> Tensor:
     return p
 
 
-def on_rank(rank: int) -> None:
+def in_process(rank: int) -> None:
     branches: tuple[Side, ...] = ("online", "target")
     for shape in SHAPES:
         for branch in branches:
@@ -111,4 +112,4 @@ def on_rank(rank: int) -> None:
 
 @needs_distributed
 def test_two_processes_equal_one_with_the_joint_batch(tmp_path: Path) -> None:
-    run_on_ranks(on_rank, tmp_path)
+    run_on_processes(in_process, tmp_path)

@@ -59,7 +59,7 @@ def filtered_with_gradient(z: Tensor, spec: str, scale: Scale = "rms") -> tuple[
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank_deficient", [False, True])
-def test_value_and_gradient_are_the_svd_definition_s(
+def test_value_and_gradient_match_the_definition_by_svd(
     shape: tuple[int, int], spec: str, scale: Scale, rank_deficient: bool
 ) -> None:
     z = gaussian(*shape)
@@ -104,7 +104,7 @@ def test_rows_columns_and_rotations_go_through(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 20), (3, 2, 20, 8)])
-def test_leading_dimensions_are_filtered_alone(shape: tuple[int, ...]) -> None:
+def test_leading_dimensions_are_filtered_separately(shape: tuple[int, ...]) -> None:
     z = gaussian(*shape)
     p, gradient, upstream = filtered_with_gradient(z, "power:0.5")
     flat = z.flatten(0, -3)
@@ -202,7 +202,7 @@ def test_trap_5_negative_gram_eigenvalues_do_no_harm(shape: tuple[int, int], spe
     assert_close(gradient, (upstream.double() @ w).float(), rtol=1e-4, atol=1e-4)
 
 
-def test_trap_5_a_batch_that_is_not_finite_is_named() -> None:
+def test_trap_5_a_batch_that_is_not_finite_is_refused() -> None:
     for bad in (math.nan, math.inf):
         for shape in ((5, 8), (8, 5), (1, 1)):
             z = gaussian(*shape)
@@ -212,7 +212,9 @@ def test_trap_5_a_batch_that_is_not_finite_is_named() -> None:
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_trap_5_a_decomposition_is_tried_twice_then_named(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+def test_trap_5_a_decomposition_is_tried_twice_then_given_up(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
     solve, left = torch.linalg.eigh, [failures]
 
     def stubborn(gram: Tensor) -> tuple[Tensor, Tensor]:
@@ -253,7 +255,7 @@ def test_a_null_direction_that_bfloat16_rounded_gets_no_more_than_its_share(p: f
     assert mean_energy(spectral_filter(rounded, f"power:{p}", branch="target")) < most
 
 
-def test_a_dead_batch_stays_dead() -> None:
+def test_an_all_zero_batch_stays_all_zero() -> None:
     for shape in ((4, 9), (9, 4)):
         p, gradient, _ = filtered_with_gradient(torch.zeros(shape), "power:-1")
         assert p.count_nonzero() == gradient.count_nonzero() == 0
@@ -286,7 +288,7 @@ def test_a_high_pass_so_steep_that_it_reverses_the_spectrum_lowers_the_rank() ->
 
 @properties
 @given(st.floats(-2, 2), st.lists(st.floats(0.01, 100), min_size=2, max_size=8))
-def test_gains_are_of_the_kind_they_say(p: float, values: list[float]) -> None:
+def test_gains_are_monotone_as_they_claim(p: float, values: list[float]) -> None:
     x = torch.tensor(values, dtype=torch.float64).sort().values
     for gain in [parse_gain(f"power:{p}"), *GAINS.values()]:
         steps = gain(x).diff()
@@ -306,7 +308,7 @@ def test_the_measured_filter_is_the_gain() -> None:
     [
         ("log1", "did you mean 'log1p'"),
         ("powr:0.5", "did you mean 'power:p'"),
-        ("", "There are: auto, log, log1p, log1p2, power:p"),
+        ("", "unknown gain '': expected one of auto, log, log1p, log1p2, power:p"),
         ("log:2", "unknown gain 'log:2'"),
         ("power", "'power': expected power:p with a finite number"),
         ("power:", "expected power:p"),
@@ -315,7 +317,7 @@ def test_the_measured_filter_is_the_gain() -> None:
         ("power:inf", "expected power:p with a finite number"),
     ],
 )
-def test_a_gain_that_is_none_is_named(spec: str, says: str) -> None:
+def test_an_unknown_gain_is_refused(spec: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         SpectralFilter(spec)
 
@@ -329,7 +331,7 @@ def test_a_gain_that_is_none_is_named(spec: str, says: str) -> None:
         (torch.ones(5, 5, dtype=torch.int32), "got int32"),
     ],
 )
-def test_a_batch_that_is_none_is_named(z: Tensor, says: str) -> None:
+def test_a_tensor_that_is_not_a_batch_is_refused(z: Tensor, says: str) -> None:
     with pytest.raises(UserError, match=says):
         spectral_filter(z, "power:1")
 
@@ -362,7 +364,7 @@ def test_the_module_is_the_function_and_can_be_copied_and_saved() -> None:
     assert module.state_dict() == {}
 
 
-def test_a_gain_of_one_s_own_needs_no_name() -> None:
+def test_a_custom_gain_needs_no_name() -> None:
     z = torch.diag(torch.tensor([4.0, 1.0]))
     band = Gain("only strong ones", lambda x: (x > 2).to(x), is_low_pass=True, is_high_pass=False)
     assert_close(spectral_filter(z, band, scale="raw"), torch.diag(torch.tensor([4.0, 0.0])))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
+import rankgap as rg
 from rankgap.errors import UserError
 from rankgap.filters.formulas import LARGEST, Expression
 from rankgap.filters.gains import GAINS, GRID, AutoPower, Gain, checked_gain, parse_gain
 from rankgap.filters.spectral import SpectralFilter, spectral_filter
-from rankgap.model.methods import build, design
 from rankgap.spectra.effective_rank import effective_rank_of
 from rankgap.spectra.gram import singular_values
 from tests.matrices import gaussian
@@ -53,11 +53,11 @@ def test_a_formula_means_what_python_means_by_it(text: str, formula: Callable[[f
     [
         ("x/(x+1)", r"unknown name in gain 'x/\(x\+1\)': 'x'"),
         ("lgo1p(s)", "did you mean 'log1p'"),
-        ("s^0.5", r"written \*\*"),
-        ("s/(s+", "is no formula"),
-        ("(" * 190, "is no formula"),
-        ("s+\0", "is no formula"),
-        ("+".join(["s"] * 101), "at most 200 characters, this one has 201"),
+        ("s^0.5", r"write a power as \*\*"),
+        ("s/(s+", "cannot be read as a formula"),
+        ("(" * 190, "cannot be read as a formula"),
+        ("s+\0", "cannot be read as a formula"),
+        ("+".join(["s"] * 101), "at most 200 characters, but this one has 201"),
         ("__import__('os').system('true')", "not allowed"),
         ("s.__class__", "not allowed"),
         ("s[0]+1", "not allowed"),
@@ -70,15 +70,15 @@ def test_a_formula_means_what_python_means_by_it(text: str, formula: Callable[[f
         ("s // 2", "not allowed"),
         ("1j*s", "not allowed"),
         ("s + True", "not allowed"),
-        ("exp(s, 2)", "exp takes one value, got 2"),
-        ("max(s)", "max takes two values or more, got 1"),
+        ("exp(s, 2)", "exp takes one value, but got 2"),
+        ("max(s)", "max takes two or more values, but got 1"),
         ("min(s, key=s)", "not allowed"),
-        ("s + 1e999", "beyond float32"),
-        ("s + " + "9" * 150 + "**2", "beyond float32"),
+        ("s + 1e999", "exceeds the largest float32"),
+        ("s + " + "9" * 150 + "**2", "exceeds the largest float32"),
         ("s + 9**9**9**9", "overflows float32 at s = 1e-05: it gives inf"),
     ],
 )
-def test_what_is_no_formula_is_named(text: str, says: str) -> None:
+def test_an_invalid_formula_is_refused_with_the_reason(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         SpectralFilter(text)
 
@@ -88,15 +88,15 @@ def test_what_is_no_formula_is_named(text: str, says: str) -> None:
     [
         ("log(s)", r"negative at s = 1e-05: it gives -11.51; .* max\(log\(s\), 0\)"),
         ("-s", "negative at s = 1e-05: it gives -1e-05"),
-        ("exp(s)", r"overflows float32 at s = .*: it gives .*; bound it"),
+        ("exp(s)", r"overflows float32 at s = .*: it gives .*; put min"),
         ("s**9", "overflows float32"),
         ("sqrt(s-1)", "not a number at s = 1e-05"),
-        ("0*s", "0 at every s from 1e-05 to 1e[+]04: nothing passes"),
+        ("0*s", "0 at every s from 1e-05 to 1e[+]04, so nothing passes"),
         ("s*exp(-s)", r"not monotone: it turns at s = 1; .* put min\(s, 1\) or max\(s, 1\)"),
         ("max(s, 1/s)", "not monotone: it turns at s = 1;"),
     ],
 )
-def test_a_formula_that_is_no_gain_is_named_with_the_value_and_the_remedy(text: str, says: str) -> None:
+def test_a_formula_that_is_not_a_gain_is_refused_with_the_value_and_the_remedy(text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         parse_gain(text)
 
@@ -118,7 +118,7 @@ def test_the_remedies_are_gains(text: str) -> None:
         ("2", True, True),
     ],
 )
-def test_a_formula_is_of_the_kind_it_is(text: str, low: bool, high: bool) -> None:
+def test_a_formula_is_recognised_as_low_pass_or_high_pass(text: str, low: bool, high: bool) -> None:
     gain = parse_gain(text)
     assert (gain.name, gain.is_low_pass, gain.is_high_pass) == (text, low, high)
 
@@ -146,9 +146,9 @@ def test_a_formula_can_be_pickled_copied_and_compared() -> None:
     assert_close(torch.load(file, weights_only=False)(z), spectral_filter(z, "s/(s+0.1)"), rtol=0, atol=0)
 
 
-def test_a_formula_stands_in_a_row_of_the_zoo() -> None:
-    assert design("simsiam", online="s/(s+0.1)").online == ("s/(s+0.1)",)
-    out = build("simsiam", backbone="resnet_tiny", target="1/(s+0.1)")(torch.randn(2, 8, 3, 32, 32))
+def test_a_formula_can_be_used_in_a_method() -> None:
+    assert rg.design("simsiam", online="s/(s+0.1)").online == ("s/(s+0.1)",)
+    out = rg.build("simsiam", backbone="resnet_tiny", target="1/(s+0.1)")(torch.randn(2, 8, 3, 32, 32))
     assert out.loss.isfinite()
 
 
@@ -163,12 +163,12 @@ def test_a_python_function_is_a_gain_once_it_has_a_name(monkeypatch: pytest.Monk
     ("function", "says"),
     [
         (lambda x: x.cos() + 2, "not monotone"),
-        (lambda x: x.sum(), r"one value for each of 1801, got \(\)"),
+        (lambda x: x.sum(), r"1801 singular values to a tensor of 1801 values, got shape \(\)"),
         (lambda x: 1.0, "got float"),
         (lambda x: x - 1, "negative"),
     ],
 )
-def test_a_python_function_that_is_no_gain_is_named(function: Callable[[Tensor], Tensor], says: str) -> None:
+def test_a_python_function_that_is_not_a_gain_is_refused(function: Callable[[Tensor], Tensor], says: str) -> None:
     with pytest.raises(UserError, match=f"gain 'mine' .*{says}"):
         Gain.of("mine", function)
 
@@ -179,7 +179,7 @@ def test_a_gain_is_checked_on_the_spectrum_it_is_given() -> None:
     with pytest.raises(UserError, match="turns at s = 1;"):
         wave.check(S.flip(0))
     assert_close(parse_gain("log").check(S), S.log().clamp_min(0))
-    with pytest.raises(UserError, match=r"'log' is 0 at every s from 0.01 to 1: nothing passes"):
+    with pytest.raises(UserError, match=r"'log' is 0 at every s from 0.01 to 1, so nothing passes"):
         parse_gain("log").check(S[:3])
     with pytest.raises(UserError, match=r"'power:60' overflows float32 at s = 7: it gives 5.08e\+50"):
         parse_gain("power:60").check(S)
@@ -190,14 +190,14 @@ def test_a_gain_is_checked_on_the_spectrum_it_is_given() -> None:
 @pytest.mark.parametrize(
     "x", [torch.tensor([1.0, 0.0]), torch.tensor([math.nan]), torch.ones(2, 2), torch.ones(0)]
 )
-def test_what_is_no_spectrum_is_named(x: Tensor) -> None:
+def test_a_gain_is_only_checked_on_finite_numbers_above_0(x: Tensor) -> None:
     with pytest.raises(UserError, match="finite numbers above 0"):
         parse_gain("log1p").check(x)
 
 
 @properties
 @given(st.floats(-3, 3), st.floats(1e-3, 100), st.lists(st.floats(1e-4, 1e3), min_size=1, max_size=12))
-def test_monotone_functions_are_taken_for_what_they_are(p: float, c: float, points: list[float]) -> None:
+def test_monotone_functions_are_recognised(p: float, c: float, points: list[float]) -> None:
     x = torch.tensor(points, dtype=torch.float64)
     shapes: list[tuple[Callable[[Tensor], Tensor], bool]] = [
         (lambda s: (s / (s + c)) ** p, p >= 0),
@@ -235,7 +235,7 @@ spectra = st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=40).map(
 
 @properties
 @given(spectra, st.floats(0.05, 0.5), st.floats(0.55, 0.95))
-def test_auto_keeps_its_share_of_whitening_s_rank_difference_in_the_band(
+def test_auto_keeps_its_share_of_the_rank_difference_of_whitening_in_the_band(
     x: Tensor, low: float, high: float
 ) -> None:
     gain = AutoPower(low, high)
@@ -249,7 +249,7 @@ def test_auto_keeps_its_share_of_whitening_s_rank_difference_in_the_band(
         assert p == pytest.approx(gain.preferred, abs=1e-5)
 
 
-def test_auto_is_stronger_on_steeper_spectra_and_knows_no_scale() -> None:
+def test_auto_is_stronger_on_steeper_spectra_at_any_scale() -> None:
     steep, flat = torch.logspace(0, -3, 64), torch.logspace(0, -0.3, 64)
     gain = AutoPower()
     assert gain.exponent(steep) < gain.exponent(flat)
@@ -273,8 +273,40 @@ def test_a_filter_with_auto_is_the_power_that_it_chose(shape: tuple[int, ...]) -
         assert_close(filtered, spectral_filter(view, f"power:{p:.17g}", branch="target"), rtol=1e-4, atol=1e-6)
 
 
-def test_auto_refuses_a_solver_that_knows_no_spectrum() -> None:
+def test_a_filter_with_auto_remembers_the_exponent_of_view_2() -> None:
+    scales = torch.stack([torch.logspace(0, -0.2, 12), torch.logspace(0, -2, 12)])[:, None]
+    z = gaussian(2, 40, 12) * scales  # the second view is steeper
+    exponents = [AutoPower().exponent(singular_values(view) / 40**0.5) for view in z]
+    module = SpectralFilter("auto", "target")
+    assert module.exponent is not None
+    assert module.exponent.isnan()
+    for batch, expected in ((z, exponents[1]), (z[0], exponents[0]), (z[:1], exponents[0])):
+        module(batch.requires_grad_())
+        assert_close(module.exponent, expected[0], rtol=0, atol=1e-6)
+        assert module.exponent.shape == ()
+        assert not module.exponent.requires_grad
+    assert module.state_dict() == {}
+    plain = SpectralFilter("power:-0.5", "target")
+    plain(z)
+    assert plain.exponent is None
+
+
+def test_a_running_filter_with_auto_keeps_its_exponent_when_a_run_is_resumed() -> None:
+    module, resumed = (SpectralFilter("auto", "target", estimator="ema", dim=12, every=2) for _ in range(2))
+    z = gaussian(2, 40, 12) * torch.logspace(0, -2, 12)
+    module(z)
+    assert module.running is not None
+    assert module.exponent is not None
+    values = torch.linalg.eigvalsh(module.running.correlation)
+    assert_close(module.exponent, AutoPower().exponent(values.sqrt())[0], rtol=0, atol=1e-6)
+    resumed.load_state_dict(module.state_dict())
+    assert_close(resumed.exponent, module.exponent, rtol=0, atol=0)
+    assert_close(copy.deepcopy(module)(2 * z), module(2 * z), rtol=0, atol=0)
+
+
+def test_auto_refuses_a_solver_that_computes_no_spectrum() -> None:
     with pytest.raises(
-        UserError, match="'auto' is chosen from the spectrum, which solver='iterative' never knows"
+        UserError,
+        match="'auto' is chosen from the spectrum, which solver='iterative' never computes; use solver='gram'",
     ):
         spectral_filter(torch.eye(3), "auto", solver="iterative")

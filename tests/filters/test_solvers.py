@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import itertools
 import math
 from collections.abc import Iterator
@@ -12,14 +14,15 @@ from torch.testing import assert_close
 
 from rankgap.errors import UserError
 from rankgap.filters.gains import parse_gain
+from rankgap.filters.learned import LearnedFilter, LearnedOptions
 from rankgap.filters.products import gain_by_products, square_roots
-from rankgap.filters.spectral import Solver, SpectralFilter, spectral_filter
+from rankgap.filters.spectral import FilterOptions, Solver, SpectralFilter, spectral_filter
 from rankgap.spectra.effective_rank import effective_rank, mean_energy
 from rankgap.spectra.gram import rank_tolerance
 from tests.matrices import gaussian, with_spectrum
 
 SHAPES = [(12, 40), (40, 12), (16, 16), (2, 12, 40), (2, 40, 12)]
-# What gain_by_products says of itself: relative errors in float32 and in float64.
+# The errors that gain_by_products documents: relative in float32 and in float64.
 ERRORS = (
     dict.fromkeys(["power:0", "power:0.5", "power:1", "power:1.5"], (2e-5, 1e-8))
     | dict.fromkeys(["power:-0.5", "power:-1"], (1e-3, 1e-8))
@@ -47,12 +50,12 @@ def filtered(z: Tensor, spec: str, solver: Solver) -> tuple[Tensor, Tensor, Tens
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
-    """The error in Frobenius' norm."""
+    """The relative error in the Frobenius norm."""
     return float((found - wanted).norm() / wanted.norm())
 
 
 def conditioned(shape: tuple[int, ...], condition: float, *, null: bool = False) -> Tensor:
-    """Batches (..., N, D) with a spectrum of that condition, and a null direction on request."""
+    """Batches (..., N, D) with a spectrum of a given condition, and a null direction on request."""
     r = min(shape[-2:])
     s = torch.logspace(1, 1 - math.log10(condition), r, dtype=torch.float64)
     if null:
@@ -63,7 +66,7 @@ def conditioned(shape: tuple[int, ...], condition: float, *, null: bool = False)
 
 @pytest.fixture
 def no_decompositions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every decomposition of torch refuses."""
+    """Make every decomposition of torch fail."""
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a decomposition was asked for")
@@ -75,7 +78,7 @@ def no_decompositions(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("null", [False, True])
 @pytest.mark.parametrize("spec", list(ERRORS))
 @pytest.mark.parametrize("shape", SHAPES)
-def test_iterative_errs_by_no_more_than_it_says(shape: tuple[int, ...], spec: str, null: bool) -> None:
+def test_iterative_errs_by_no_more_than_it_documents(shape: tuple[int, ...], spec: str, null: bool) -> None:
     z = 10 * conditioned(shape, 50, null=null)
     single, double = ERRORS[spec]
     value, w = definition(z, spec)
@@ -152,19 +155,19 @@ def test_square_roots_of_a_diagonal(dtype: torch.dtype) -> None:
     assert_close(inverse.diagonal(), 1 / x, rtol=1e-2 if dtype == torch.float32 else 1e-9, atol=0)
 
 
-def test_a_dead_batch_stays_dead_by_products() -> None:
+def test_an_all_zero_batch_stays_all_zero_by_products() -> None:
     for spec in ("power:-1", "power:0.5", "power:2", "log1p"):
         p, gradient, _ = filtered(torch.zeros(4, 9), spec, "iterative")
         assert p.count_nonzero() == gradient.count_nonzero() == 0
 
 
-def test_what_is_not_finite_is_passed_on_by_products() -> None:
+def test_products_propagate_values_that_are_not_finite() -> None:
     z = gaussian(5, 8)
     z[2, 3] = math.nan
     assert spectral_filter(z, "power:0.5", solver="iterative").isnan().any()
 
 
-def test_gain_by_products_takes_a_gain_of_one_s_own() -> None:
+def test_gain_by_products_takes_a_custom_gain() -> None:
     x = torch.logspace(-2, 0, 5)
     matrix, inverse = gain_by_products(torch.diag(x**2), lambda v: v / (v + 0.5))
     assert_close(matrix, torch.diag(x / (x + 0.5)), rtol=0, atol=2e-4)
@@ -178,7 +181,9 @@ def running(spec: str, dim: int, **options: object) -> SpectralFilter:
 @pytest.mark.parametrize("spec", ["power:0.5", "power:2", "power:-1", "log1p"])
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40)])
 @pytest.mark.parametrize("scale", ["rms", "raw"])
-def test_a_running_filter_without_memory_is_the_batch_s(shape: tuple[int, int], spec: str, scale: str) -> None:
+def test_a_running_filter_without_memory_equals_the_batch_filter(
+    shape: tuple[int, int], spec: str, scale: str
+) -> None:
     z = conditioned(shape, 30).requires_grad_()
     ours = running(spec, shape[1], momentum=0.0, every=1, scale=scale)
     theirs = SpectralFilter(spec, scale=scale)  # type: ignore[arg-type]
@@ -191,7 +196,7 @@ def test_a_running_filter_without_memory_is_the_batch_s(shape: tuple[int, int], 
         assert relative(*gradients) < 1e-4
 
 
-def test_a_running_correlation_is_the_average_that_it_says() -> None:
+def test_a_running_correlation_is_the_documented_average() -> None:
     module = running("power:1", 6, momentum=0.8, every=3)
     expected = torch.zeros(6, 6, dtype=torch.float64)
     maps = []
@@ -231,7 +236,7 @@ def test_a_running_filter_goes_on_from_its_state() -> None:
         assert_close(second(z), wanted, rtol=0, atol=0)
 
 
-def test_a_running_filter_sees_through_batches_smaller_than_the_rank() -> None:
+def test_a_running_filter_whitens_from_batches_smaller_than_the_rank() -> None:
     s = torch.linspace(2, 1, 32, dtype=torch.float64)
     z = gaussian(4096, 32) * s
     module = running("power:-1", 32, momentum=0.99, every=1, branch="target")
@@ -247,16 +252,26 @@ def test_a_running_filter_sees_through_batches_smaller_than_the_rank() -> None:
     [
         ({"solver": "grams"}, "unknown solver 'grams': did you mean 'gram'"),
         ({"estimator": "em"}, "unknown estimator 'em': did you mean 'ema'"),
-        ({"estimator": "ema"}, "give dim, the width D"),
+        ({"estimator": "ema"}, "pass dim, the width D"),
         ({"estimator": "ema", "dim": 8, "momentum": 1.0}, "0 <= momentum < 1 .* not 1 and 10"),
         ({"estimator": "ema", "dim": 8, "every": 0}, "every >= 1, not 0.99 and 0"),
     ],
 )
-def test_a_choice_that_cannot_be_is_named(options: dict[str, object], says: str) -> None:
+def test_an_invalid_option_is_refused(options: dict[str, object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         SpectralFilter("power:1", **options)  # type: ignore[arg-type]
 
 
-def test_a_filter_says_what_it_is() -> None:
+@pytest.mark.parametrize(
+    ("options", "kind"), [(FilterOptions(), SpectralFilter), (LearnedOptions(), LearnedFilter)]
+)
+def test_options_are_arguments_with_the_same_defaults(options: FilterOptions, kind: type[nn.Module]) -> None:
+    arguments = inspect.signature(kind).parameters
+    given = dataclasses.asdict(options)
+    assert given == {name: arguments[name].default for name in given}
+    assert set(arguments) - set(given) <= {"gain", "branch", "dim"}
+
+
+def test_a_filter_shows_its_options() -> None:
     said = "power:1, branch=online, scale=rms, solver=gram, estimator=ema, momentum=0.99, every=5"
     assert said in repr(running("power:1", 8, solver="gram", every=5))

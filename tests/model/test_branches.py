@@ -79,12 +79,12 @@ def test_the_target_is_a_constant_unless_the_method_is_symmetric() -> None:
 def test_shared_weights_give_the_same_gradient_as_a_detached_target_written_out() -> None:
     model, views = tiny(), torch.randn(2, 8, 3, 2, 2)
     model(views).loss.backward()
-    got = model.branch.projector.module.weight.grad
+    got = model.online.projector.module.weight.grad
     assert isinstance(got, torch.Tensor)
     other = tiny()
-    z = other.branch(views)[1]
+    z = other.online(views)[1]
     cosine(other.online_map(z), z.detach()).backward()
-    expected = other.branch.projector.module.weight.grad
+    expected = other.online.projector.module.weight.grad
     assert isinstance(expected, torch.Tensor)
     assert_close(got, expected)
 
@@ -94,9 +94,9 @@ def test_the_teacher_is_the_exponential_mean_of_parameters_and_keeps_its_own_buf
     assert model.teacher is not None
     before = [p.clone() for p in model.teacher.parameters()]
     with torch.no_grad():
-        for p in model.branch.parameters():
+        for p in model.online.parameters():
             p.add_(1.0)
-    batch_norm = model.branch.encoder.get_submodule("2")
+    batch_norm = model.online.encoder.get_submodule("2")
     assert isinstance(batch_norm, nn.BatchNorm1d)
     assert batch_norm.running_mean is not None
     batch_norm.running_mean.fill_(7.0)
@@ -104,7 +104,7 @@ def test_the_teacher_is_the_exponential_mean_of_parameters_and_keeps_its_own_buf
     momentum = model.momentum_at(clock)
     assert momentum == pytest.approx(0.95)
     model.update_teacher(clock)
-    for old, online, new in zip(before, model.branch.parameters(), model.teacher.parameters(), strict=True):
+    for old, online, new in zip(before, model.online.parameters(), model.teacher.parameters(), strict=True):
         assert_close(new, momentum * old + (1 - momentum) * online)
     teacher_norm = model.teacher.encoder.get_submodule("2")
     assert isinstance(teacher_norm, nn.BatchNorm1d)

@@ -10,9 +10,23 @@ from torch import nn
 from torch.testing import assert_close
 
 from rankgap.errors import UserError
+from rankgap.model.assignments import (
+    Assignment,
+    AssignmentOptions,
+    CentredAssignment,
+    CentredAssignmentOptions,
+    SinkhornCodes,
+    SinkhornOptions,
+    sinkhorn,
+)
+from rankgap.model.maps import Place
 from rankgap.model.mlp import PerView, mlp, per_view
-from rankgap.model.prototypes import Assignment, CentredAssignment, Prototypes, SinkhornCodes, sinkhorn
+from rankgap.model.prototypes import PrototypeOptions, Prototypes
 from rankgap.model.schedule import Clock
+
+
+def place(prototypes: Prototypes) -> Place:
+    return Place(side="target", dim=prototypes.weight.shape[1], prototypes=prototypes)
 
 
 def clock(step: int, steps: int = 100, steps_per_epoch: int = 10) -> Clock:
@@ -87,14 +101,14 @@ def test_sinkhorn_balances_each_view_by_itself_and_survives_shifts() -> None:
 
 
 def test_prototypes_give_cosines() -> None:
-    prototypes = Prototypes(4, 6)
+    prototypes = Prototypes(4, PrototypeOptions(count=6))
     z = torch.randn(3, 5, 4)
     expected = torch.cosine_similarity(z.unsqueeze(-2), prototypes.weight, dim=-1)
     assert_close(prototypes(z), expected)
 
 
 def test_prototypes_are_frozen_at_first_then_move() -> None:
-    prototypes = Prototypes(4, 6, freeze_epochs=1)
+    prototypes = Prototypes(4, PrototypeOptions(count=6, freeze_epochs=1))
     z = torch.randn(5, 4)
     for step, moves in ((0, False), (9, False), (10, True)):
         prototypes.prepare(clock(step))
@@ -105,15 +119,18 @@ def test_prototypes_are_frozen_at_first_then_move() -> None:
 
 
 def test_assignment_is_a_softmax_of_cosines_over_the_temperature() -> None:
-    prototypes = Prototypes(4, 6)
+    prototypes = Prototypes(4, PrototypeOptions(count=6))
     z = torch.randn(2, 5, 4)
-    assert_close(Assignment(prototypes, 0.1)(z), torch.softmax(prototypes(z) / 0.1, -1))
+    assert_close(
+        Assignment(place(prototypes), AssignmentOptions(temperature=0.1))(z),
+        torch.softmax(prototypes(z) / 0.1, -1),
+    )
 
 
 def test_the_queue_waits_until_it_is_due_and_full_then_shapes_the_codes() -> None:
     torch.manual_seed(0)
-    prototypes = Prototypes(4, 3)
-    codes = SinkhornCodes(prototypes, views=2, queue=8, queue_epochs=0.4)
+    prototypes = Prototypes(4, PrototypeOptions(count=3))
+    codes = SinkhornCodes(place(prototypes), SinkhornOptions(queue=8, queue_epochs=0.4))
     batches = [torch.randn(2, 4, 4) for _ in range(5)]
     for step, z in enumerate(batches):
         codes.prepare(clock(step))
@@ -129,15 +146,15 @@ def test_the_queue_waits_until_it_is_due_and_full_then_shapes_the_codes() -> Non
 
 
 def test_the_queue_stays_as_it_is_in_evaluation() -> None:
-    codes = SinkhornCodes(Prototypes(4, 3), queue=8).eval()
+    codes = SinkhornCodes(place(Prototypes(4, PrototypeOptions(count=3))), SinkhornOptions(queue=8)).eval()
     codes(torch.randn(2, 4, 4))
     assert codes.queue.abs().sum() == 0
 
 
 def test_dino_centres_by_the_past_and_sharpens_by_hand() -> None:
-    prototypes = Prototypes(2, 2)
+    prototypes = Prototypes(2, PrototypeOptions(count=2))
     prototypes.weight.data = torch.eye(2)
-    target = CentredAssignment(prototypes, temperature=0.5, warmup_epochs=0, momentum=0.9)
+    target = CentredAssignment(place(prototypes), CentredAssignmentOptions(temperature=0.5, warmup_epochs=0))
     target.prepare(clock(0))
     z = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[1.0, 0.0]]])  # scores are z itself
     first = target(z)
@@ -151,7 +168,10 @@ def test_dino_centres_by_the_past_and_sharpens_by_hand() -> None:
 
 
 def test_dino_temperature_warms_up_linearly_then_stays() -> None:
-    target = CentredAssignment(Prototypes(2, 2), temperature=0.07, warmup_temperature=0.04, warmup_epochs=5)
+    target = CentredAssignment(
+        place(Prototypes(2, PrototypeOptions(count=2))),
+        CentredAssignmentOptions(temperature=0.07, warmup_temperature=0.04, warmup_epochs=5),
+    )
     seen = []
     for step in (0, 25, 50, 90):
         target.prepare(clock(step))
@@ -160,6 +180,6 @@ def test_dino_temperature_warms_up_linearly_then_stays() -> None:
 
 
 def test_dino_centre_stays_in_evaluation() -> None:
-    target = CentredAssignment(Prototypes(4, 3)).eval()
+    target = CentredAssignment(place(Prototypes(4, PrototypeOptions(count=3))), CentredAssignmentOptions()).eval()
     target(torch.randn(2, 4, 4))
     assert target.centre.abs().sum() == 0

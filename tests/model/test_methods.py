@@ -8,22 +8,27 @@ from torch import nn
 
 from rankgap.errors import UserError
 from rankgap.filters.learned import LearnedFilter
-from rankgap.filters.spectral import SpectralFilter
-from rankgap.model.branches import DualBranch
-from rankgap.model.closed_forms import ClosedFormPredictor
-from rankgap.model.methods import METHODS, Method, build, design, title
-from rankgap.model.mlp import PerView
-from rankgap.model.prototypes import Assignment
+from rankgap.filters.spectral import FilterOptions, SpectralFilter
+from rankgap.model.assignments import Assignment, CentredAssignmentOptions, SinkhornOptions
+from rankgap.model.branches import DualBranch, TeacherOptions
+from rankgap.model.closed_forms import CLOSED_FORMS, ClosedFormPredictor
+from rankgap.model.heads import Heads
+from rankgap.model.methods import METHODS, Method, design, title
+from rankgap.model.mlp import PerView, ProjectorOptions
+from rankgap.model.predictor import PredictorOptions
+from rankgap.model.prototypes import PrototypeOptions
 from rankgap.model.schedule import Clock
-from rankgap.run.recipes import Heads
+from rankgap.run.build import build
+from tests.training import INPUTS, descend, sgd, tiny_encoder
 
 HEADS = Heads(
-    projector=(32, 16),
-    projector_output_norm="batch",
-    predictor=(8,),
-    prototypes=12,
-    queue=16,
-    teacher_warmup_epochs=1,
+    projector=ProjectorOptions(widths=(32, 16), output_norm="batch"),
+    prototypes=PrototypeOptions(count=12),
+    online={"predictor": PredictorOptions(widths=(8,))},
+    target={
+        "sinkhorn": SinkhornOptions(queue=16),
+        "centred_assignment": CentredAssignmentOptions(warmup_epochs=1),
+    },
 )
 
 
@@ -46,7 +51,7 @@ def test_every_row_trains_a_step_and_reaches_every_online_parameter(method: str)
     assert out.online.shape == out.target.shape == (2, 8, width)
     assert out.features.shape == (2, 8, 128)
     assert torch.isfinite(out.loss)
-    online = [*model.branch.named_parameters(), *model.online_map.named_parameters()]
+    online = [*model.online.named_parameters(), *model.online_map.named_parameters()]
     assert [name for name, p in online if p.grad is None] == []
 
 
@@ -82,16 +87,8 @@ def test_any_predictor_goes_on_any_row(method: str, online: str) -> None:
 def test_a_few_steps_of_descent_lower_the_loss_of_a_fixed_batch(method: str) -> None:
     model = small(method)
     views, losses = images(batch=32), []
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
-    for step in range(8):
-        clock = Clock(step=step, steps=8, steps_per_epoch=8)
-        model.prepare(clock)
-        loss = model(views).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        model.update_teacher(clock)
-        losses.append(float(loss.detach()))
+    for outputs in descend(model, [views] * 8, sgd(model, lr=0.05), steps_per_epoch=8):
+        losses.append(float(outputs.loss.detach()))
     assert losses[-1] < losses[0]
 
 
@@ -119,23 +116,20 @@ GOLDEN: dict[tuple[str, str | None, str | None], float] = {
 
 def five_steps(method: str, online: str | None, target: str | None) -> float:
     torch.manual_seed(0)
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(24, 32), nn.BatchNorm1d(32), nn.ReLU())
-    encoder.features = 32  # type: ignore[assignment]
-    heads = dataclasses.replace(HEADS, queue=0, momentum=0.9, projector_output_norm="none")
-    model = build(method, backbone=encoder, online=online, target=target, heads=heads)  # type: ignore[arg-type]
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    heads = dataclasses.replace(
+        HEADS,
+        projector=ProjectorOptions(widths=(32, 16)),
+        teacher=TeacherOptions(momentum=0.9),
+        target={**HEADS.target, "sinkhorn": SinkhornOptions()},
+    )
+    model = build(method, backbone=tiny_encoder(), online=online, target=target, heads=heads)
     generator = torch.Generator().manual_seed(1)
-    loss = torch.tensor(0.0)
-    for step in range(5):
-        clock = Clock(step=step, steps=5, steps_per_epoch=2)
-        model.prepare(clock)
-        images = torch.randn(32, 24, generator=generator)
-        loss = model(images + 0.5 * torch.randn(2, 32, 24, generator=generator)).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        model.update_teacher(clock)
-    return float(loss.detach())
+    batches = []
+    for _ in range(5):
+        images = torch.randn(32, INPUTS, generator=generator)
+        batches.append(images + 0.5 * torch.randn(2, 32, INPUTS, generator=generator))
+    *_, last = descend(model, batches, sgd(model, lr=0.1, momentum=0.9), steps_per_epoch=2)
+    return float(last.loss.detach())
 
 
 @pytest.mark.parametrize("row", GOLDEN, ids=lambda row: title(row[0], online=row[1], target=row[2]))
@@ -172,10 +166,10 @@ def test_a_predictor_sees_one_view_at_a_time() -> None:
 
 def test_swav_shares_its_prototypes_and_dino_averages_them() -> None:
     swav, dino = small("swav"), small("dino")
-    assert swav.target_map.get_submodule("0.prototypes") is swav.branch.prototypes
+    assert swav.target_map.get_submodule("0.prototypes") is swav.online.prototypes
     assert dino.teacher is not None
     assert dino.target_map.get_submodule("0.prototypes") is dino.teacher.prototypes
-    assert dino.teacher.prototypes is not dino.branch.prototypes
+    assert dino.teacher.prototypes is not dino.online.prototypes
 
 
 @pytest.mark.parametrize(
@@ -190,7 +184,7 @@ def test_swav_shares_its_prototypes_and_dino_averages_them() -> None:
         ({"method": "simsiam", "target": "learned"}, "learned stands on the online branch"),
         ({"method": "simsiam", "online": "directpre"}, "unknown map 'directpre': did you mean 'directpred'"),
         ({"method": "simsiam", "online": "lerned"}, "did you mean 'learned'"),
-        ({"method": "simsiam", "target": "lerned"}, "There are: auto, identity, log, log1p, log1p2, power:p"),
+        ({"method": "simsiam", "target": "lerned"}, "expected one of auto, identity, log, log1p, log1p2, power:p"),
         ({"method": "directpre"}, "unknown method 'directpre': did you mean 'directpred'"),
         (
             {"method": "simsiam", "online": "directset"},
@@ -211,18 +205,31 @@ def test_a_design_that_cannot_be_is_named(arguments: dict[str, str], says: str |
             design(**arguments)
 
 
-def test_a_learned_filter_takes_each_batch_s_spectrum() -> None:
-    heads = dataclasses.replace(HEADS, estimator="ema")
-    with pytest.raises(UserError, match=r"set heads\.estimator to batch"):
-        build("byol", online="learned", backbone="resnet_tiny", heads=heads)
-
-
-@pytest.mark.parametrize(("asked", "momentum"), [(None, 0.998), (0.5, 0.5)])
-def test_a_correlation_has_the_published_memory_or_the_one_asked_for(asked: float | None, momentum: float) -> None:
-    heads = dataclasses.replace(HEADS, correlation_momentum=asked)
+@pytest.mark.parametrize("momentum", [None, 0.5])
+def test_a_correlation_has_the_published_memory_or_the_one_asked_for(momentum: float | None) -> None:
+    published = CLOSED_FORMS["directcopy"]
+    asked = {} if momentum is None else {"directcopy": dataclasses.replace(published, momentum=momentum)}
+    heads = dataclasses.replace(HEADS, online=asked)
     predictor = build("directcopy", backbone="resnet_tiny", heads=heads).online_map.get_submodule("0")
     assert isinstance(predictor, ClosedFormPredictor)
-    assert predictor.running.momentum == momentum
+    assert predictor.running.momentum == (momentum or published.momentum)
+
+
+def test_the_options_of_a_map_reach_it_on_its_own_branch_alone() -> None:
+    heads = dataclasses.replace(HEADS, target={"filter": FilterOptions(scale="raw", estimator="ema", every=3)})
+    model = build("simsiam", backbone="resnet_tiny", online="power:0.5", target="power:-0.5", heads=heads, size=16)
+    online, target = (next(iter(side.children())) for side in (model.online_map, model.target_map))
+    assert isinstance(online, SpectralFilter)
+    assert isinstance(target, SpectralFilter)
+    assert (online.scale, online.running) == ("rms", None)
+    assert target.scale == "raw"
+    assert target.running is not None
+    assert target.running.every == 3
+
+
+def test_a_predictor_without_a_width_names_the_setting() -> None:
+    with pytest.raises(UserError, match=r"set online\.predictor\.widths"):
+        build("simsiam", backbone="resnet_tiny", heads=dataclasses.replace(HEADS, online={}), size=16)
 
 
 def test_an_unknown_backbone_names_the_nearest() -> None:

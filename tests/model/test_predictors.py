@@ -1,34 +1,23 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import settings
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from rankgap.errors import NonFiniteError, UserError
-from rankgap.filters.gains import Scale
-from rankgap.filters.learned import LearnedFilter, MonotoneGain
-from rankgap.filters.spectral import Solver, spectral_filter
+from rankgap.filters.learned import LearnedFilter
 from rankgap.model.alignments import regression, squared
-from rankgap.model.closed_forms import (
-    CLOSED_FORMS,
-    ClosedForm,
-    ClosedFormPredictor,
-    closed_form,
-    largest_eigenvalue,
-)
-from rankgap.model.methods import build
-from rankgap.run.optimizer import parameter_groups
-from rankgap.run.recipes import Heads, Optimizer
-from tests.matrices import gaussian, orthogonal, with_spectrum
+from rankgap.model.closed_forms import CLOSED_FORMS, ClosedForm, ClosedFormPredictor, largest_eigenvalue
+from rankgap.model.maps import Place, find_map
+from tests.matrices import gaussian, orthogonal
 
 properties = settings(max_examples=60, derandomize=True, deadline=None)
 NAMES = ["directpred", "directset:0.3", "directset:1", "directset:2", "directset:7", "directcopy", "isoloss"]
@@ -45,9 +34,14 @@ PUBLISHED: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def form(name: str) -> ClosedForm:
-    found = closed_form(name)
-    assert found is not None
+    kind, argument = find_map(name, "online")
+    found = kind.configure(kind.options, argument)
+    assert isinstance(found, ClosedForm)
     return found
+
+
+def predictor(form: ClosedForm, dim: int) -> ClosedFormPredictor:
+    return ClosedFormPredictor(Place(dim=dim), form)
 
 
 def correlation(eigenvalues: Tensor, seed: int = 0) -> Tensor:
@@ -90,7 +84,7 @@ def test_a_batch_that_is_not_finite_is_named(name: str, bad: float) -> None:
     z = gaussian(8, 5)
     z[3, 2] = bad
     with pytest.raises(NonFiniteError, match="closed-form predictor: the input is not finite"):
-        ClosedFormPredictor(form(name), 5)(z)
+        predictor(form(name), 5)(z)
 
 
 @pytest.mark.parametrize("name", ["directset:1", "directset:2", "directcopy"])
@@ -135,7 +129,7 @@ def test_the_largest_eigenvalue_of_nothing_is_zero() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_predictor_follows_its_batches_and_is_held_constant(name: str) -> None:
-    module = ClosedFormPredictor(form(name), 6)
+    module = predictor(form(name), 6)
     m = form(name).momentum
     running = torch.zeros(6, 6, dtype=torch.float64)
     for step in range(4):
@@ -156,7 +150,7 @@ def test_eps_lets_gradients_into_null_directions_and_isoloss_all_of_them() -> No
     null = torch.linalg.svd(z.detach())[2][4:]
     upstream = gaussian(4, 12, seed=1)
     for name, share in (("directpred", 0.1), ("directcopy", 0.25), ("isoloss", 1.0)):
-        (gradient,) = torch.autograd.grad(ClosedFormPredictor(form(name), 12)(z), z, upstream)
+        (gradient,) = torch.autograd.grad(predictor(form(name), 12)(z), z, upstream)
         assert_close(gradient @ null.T, share * upstream @ null.T, rtol=1e-5, atol=1e-6)
 
 
@@ -180,7 +174,7 @@ def cosine_isoloss(z: Tensor, w: Tensor, target: Tensor) -> Tensor:
 @pytest.mark.parametrize("eps", [0.0, 0.25])
 def test_straight_gradients_make_squared_and_regression_the_published_isolosses(alpha: float, eps: float) -> None:
     z, target = gaussian(2, 12, 6).requires_grad_(), gaussian(2, 12, 6, seed=1)
-    module = ClosedFormPredictor(ClosedForm(alpha=alpha, eps=eps, momentum=0.9, straight=True), 6)
+    module = predictor(ClosedForm(alpha=alpha, eps=eps, momentum=0.9, straight=True), 6)
     module(gaussian(2, 12, 6, seed=2))
     p = module(z)
     w = module.running.held.double()
@@ -203,7 +197,7 @@ def test_straight_gradients_make_squared_and_regression_the_published_isolosses(
 
 
 def test_a_predictor_stays_as_it_is_in_evaluation_and_needs_a_batch_before() -> None:
-    module = ClosedFormPredictor(form("directcopy"), 5)
+    module = predictor(form("directcopy"), 5)
     with pytest.raises(UserError, match="no spectrum before its first batch"):
         module.eval()(gaussian(8, 5))
     module.train()(gaussian(8, 5))
@@ -215,7 +209,7 @@ def test_a_predictor_stays_as_it_is_in_evaluation_and_needs_a_batch_before() -> 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_predictor_goes_on_from_its_state_and_can_be_saved_whole(name: str) -> None:
-    whole, first, second = (ClosedFormPredictor(form(name), 5) for _ in range(3))
+    whole, first, second = (predictor(form(name), 5) for _ in range(3))
     batches = [gaussian(8, 5, seed=i) for i in range(6)]
     outputs = [whole(z) for z in batches]
     for z in batches[:3]:
@@ -229,9 +223,7 @@ def test_a_predictor_goes_on_from_its_state_and_can_be_saved_whole(name: str) ->
             assert_close(other(z), wanted, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    "module", [ClosedFormPredictor(form("isoloss"), 20), LearnedFilter()], ids=["isoloss", "learned"]
-)
+@pytest.mark.parametrize("module", [predictor(form("isoloss"), 20), LearnedFilter()], ids=["isoloss", "learned"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_autocast_and_half_precision_leave_predictors_in_float32(module: nn.Module, dtype: torch.dtype) -> None:
     z = (60 * gaussian(8, 20)).to(dtype)
@@ -249,14 +241,14 @@ def test_autocast_and_half_precision_leave_predictors_in_float32(module: nn.Modu
         (lambda: ClosedForm(alpha=math.inf, eps=0.1, momentum=0.3), "not inf and 0.1"),
         (lambda: ClosedForm(alpha=1, eps=-0.1, momentum=0.3), "not 1 and -0.1"),
         (lambda: ClosedForm(alpha=1, eps=math.nan, momentum=0.3), "not 1 and nan"),
-        (lambda: ClosedFormPredictor(ClosedForm(alpha=1, eps=0, momentum=1), 3), "0 <= momentum < 1"),
-        (lambda: ClosedFormPredictor(form("directpred"), 3, momentum=-0.1), "0 <= momentum < 1"),
-        (lambda: ClosedFormPredictor(form("directpred"), 3)(torch.ones(3)), r"predictor wants .* shape \(3,\)"),
-        (lambda: ClosedFormPredictor(form("directpred"), 3)(torch.ones(2, 3).int()), "got int32"),
+        (lambda: predictor(ClosedForm(alpha=1, eps=0, momentum=1), 3), "0 <= momentum < 1"),
+        (lambda: predictor(dataclasses.replace(form("directpred"), momentum=-0.1), 3), "0 <= momentum < 1"),
+        (lambda: predictor(form("directpred"), 3)(torch.ones(3)), r"predictor wants .* shape \(3,\)"),
+        (lambda: predictor(form("directpred"), 3)(torch.ones(2, 3).int()), "got int32"),
         (lambda: LearnedFilter()(torch.ones(3)), r"wants .* shape \(3,\)"),
         (lambda: LearnedFilter("rsm")(torch.eye(3)), "did you mean 'rms'"),  # type: ignore[arg-type]
         (lambda: LearnedFilter(solver="grm")(torch.eye(3)), "did you mean 'gram'"),  # type: ignore[arg-type]
-        (lambda: closed_form("directset:-1"), "'directset:-1': expected directset:alpha"),
+        (lambda: form("directset:-1"), "'directset:-1': expected directset:alpha"),
     ],
 )
 def test_what_cannot_be_is_named(make: Callable[[], object], says: str) -> None:
@@ -264,118 +256,11 @@ def test_what_cannot_be_is_named(make: Callable[[], object], says: str) -> None:
         make()
 
 
-@pytest.mark.parametrize("name", ["predictor", "power:1", "log1p", "directpred:1", "", "learned"])
+@pytest.mark.parametrize("name", ["predictor", "power:1", "log1p", "learned"])
 def test_other_names_are_no_closed_forms(name: str) -> None:
-    assert closed_form(name) is None
-
-
-def with_parameters(raw: Tensor) -> MonotoneGain:
-    gain = MonotoneGain().double()
-    with torch.no_grad():
-        gain.raw.copy_(raw)
-    return gain
-
-
-@properties
-@given(
-    st.lists(st.floats(-20, 20), min_size=6, max_size=6), st.lists(st.floats(1e-6, 1e5), min_size=2, max_size=9)
-)
-def test_a_learned_gain_is_a_low_pass_whatever_its_parameters(raw: list[float], points: list[float]) -> None:
-    gain = with_parameters(torch.tensor(raw))
-    g = gain(torch.tensor(points, dtype=torch.float64).sort().values).detach()
-    assert (g >= 0).all()
-    assert (g.diff() >= -1e-12 * g[1:]).all()
-
-
-def test_a_learned_gain_begins_near_the_square_root_and_can_be_identity_and_power_1() -> None:
-    x = torch.logspace(-2, 1, 31, dtype=torch.float64)
-    begins = MonotoneGain()(x).detach()
-    assert float((begins / x.sqrt() - 1).abs().max()) < 0.12
-    only = torch.full((6,), -20.0)
-    flat = with_parameters(only.index_fill(0, torch.tensor(0), 1.0))(x).detach()
-    assert float(flat[-1] / flat[0]) < 1.11
-    steep = with_parameters(only.index_fill(0, torch.tensor(5), 1.0))(x).detach()
-    assert_close(steep / steep[0], x / x[0], rtol=0.1, atol=0)
-    assert (begins.dtype, MonotoneGain()(x.float()).dtype) == (torch.float64, torch.float32)
-
-
-def definition(z: Tensor, gain: MonotoneGain, scale: Scale) -> Tensor:
-    """P = Z W by SVD, with W's basis and spectrum constant and its gain not."""
-    _, s, vt = torch.linalg.svd(z.detach(), full_matrices=False)
-    keep = s > 1e-9 * s[..., :1]
-    x = s / math.sqrt(z.shape[-2]) if scale == "rms" else s
-    g = torch.where(keep, gain(torch.where(keep, x, 1.0)), 0.0)
-    p: Tensor = z @ (vt.mT * g.unsqueeze(-2) @ vt)
-    return p
-
-
-@pytest.mark.parametrize("scale", ["rms", "raw"])
-@pytest.mark.parametrize("solver", ["auto", "svd"])
-@pytest.mark.parametrize("null", [False, True])
-@pytest.mark.parametrize("shape", [(12, 40), (40, 12), (16, 16), (2, 12, 40), (2, 40, 12)])
-def test_a_learned_filter_trains_its_gain_and_passes_gradients_through_the_held_map(
-    shape: tuple[int, ...], null: bool, solver: Solver, scale: Scale
-) -> None:
-    z = gaussian(*shape)
-    if null:
-        z = z - z.mean(-2, keepdim=True)
-        z[..., -1] = z[..., 0]
-    z.requires_grad_()
-    module = LearnedFilter(scale, solver=solver).double()
-    upstream = gaussian(*shape, seed=7)
-    inputs = (z, module.gain.raw)
-    ours, theirs = module(z), definition(z, module.gain, scale)
-    assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-    for found, wanted in zip(*(torch.autograd.grad(p, inputs, upstream) for p in (ours, theirs)), strict=True):
-        assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5)])
-def test_gradcheck_of_a_learned_gain(shape: tuple[int, int]) -> None:
-    module, z = LearnedFilter().double(), gaussian(*shape)
-    raw = module.gain.raw.detach().clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda raw: torch.func.functional_call(module, {"gain.raw": raw}, (z,)), raw)
-
-
-@pytest.mark.parametrize("shape", [(12, 40), (40, 12)])
-def test_a_learned_gain_is_trained_by_products_as_well(shape: tuple[int, int]) -> None:
-    z = with_spectrum(torch.logspace(1, -0.5, 12, dtype=torch.float64), *shape)
-    exact, iterative = LearnedFilter(), LearnedFilter(solver="iterative")
-    upstream = gaussian(*shape, seed=7)
-    found, wanted = (torch.autograd.grad(m.double()(z), m.gain.raw, upstream)[0] for m in (iterative, exact))
-    assert (found - wanted).norm() < 1e-3 * wanted.norm()
-
-
-def test_a_learned_filter_at_fixed_parameters_is_the_filter_of_its_formula() -> None:
-    gain = with_parameters(torch.tensor([-20.0, -20, 1, -20, -20, -20]))
-    module = LearnedFilter().double()
-    module.gain = gain
-    z = gaussian(7, 11)
-    weight = float(F.softplus(torch.tensor(10.0)))
-    assert_close(module(z), spectral_filter(z, f"{weight}*s/(s+0.1)"), rtol=1e-6, atol=1e-6)
-
-
-def test_no_weight_decay_reaches_a_learned_gain() -> None:
-    model = build("byol", backbone="resnet_tiny", online="learned", heads=Heads(projector=(16, 8)))
-    [raw] = [p for name, p in model.named_parameters() if name.endswith("gain.raw")]
-    groups = parameter_groups(model, Optimizer(lr=1.0, weight_decay=0.5))
-    assert [g["weight_decay"] for g in groups if any(p is raw for p in g["params"])] == [0.0]
-
-
-def test_a_learned_filter_can_be_copied_and_saved() -> None:
-    module, z = LearnedFilter(), gaussian(6, 10)
-    with torch.no_grad():
-        module.gain.raw.add_(0.1)
-    other = LearnedFilter()
-    other.load_state_dict(module.state_dict())
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    for each in (other, copy.deepcopy(module), torch.load(file, weights_only=False)):
-        assert_close(each(z), module(z), rtol=0, atol=0)
-    assert not torch.allclose(LearnedFilter()(z), module(z))
-    assert list(module.state_dict()) == ["gain.raw"]
+    kind, _ = find_map(name, "online")
+    assert not isinstance(kind.options, ClosedForm)
 
 
 def test_predictors_say_what_they_are() -> None:
-    assert "alpha=0.5, eps=0.1, momentum=0.3, straight=False" in repr(ClosedFormPredictor(form("directpred"), 4))
+    assert "alpha=0.5, eps=0.1, momentum=0.3, straight=False" in repr(predictor(form("directpred"), 4))

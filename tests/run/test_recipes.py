@@ -8,9 +8,15 @@ import pytest
 import yaml
 
 from rankgap.errors import UserError
-from rankgap.model.methods import METHODS
-from rankgap.run.presets import Work, adapt, adapt_views, warnings
-from rankgap.run.recipes import from_dict, load_recipe, override, recipe_names, to_dict
+from rankgap.filters.spectral import FilterOptions
+from rankgap.model.assignments import SinkhornOptions
+from rankgap.model.closed_forms import CLOSED_FORMS, ClosedForm
+from rankgap.model.maps import MAPS
+from rankgap.model.methods import METHODS, design
+from rankgap.run.presets import adapt, adapt_views, warnings
+from rankgap.run.reader import plain
+from rankgap.run.recipes import load_recipe, override, recipe_from, recipe_names
+from rankgap.run.work import Work
 
 BODIES = ("byol", "simsiam", "swav", "dino")
 
@@ -20,46 +26,76 @@ BODIES = ("byol", "simsiam", "swav", "dino")
 def test_every_recipe_loads_says_what_it_reaches_and_survives_a_round_trip(name: str, body: str) -> None:
     recipe = load_recipe(name, body)
     assert "top-1" in recipe.about
-    assert from_dict(yaml.safe_load(yaml.safe_dump(to_dict(recipe)))) == recipe
+    assert recipe_from(yaml.safe_load(yaml.safe_dump(plain(recipe))), "recipe") == recipe
 
 
 def test_cifar_recipes_hold_the_published_numbers() -> None:
     byol, simsiam, swav, dino = (load_recipe("cifar", body) for body in BODIES)
-    assert (byol.optimizer.name, byol.optimizer.lr, byol.heads.projector) == ("lars", 1.0, (4096, 256))
+    assert (byol.optimizer.name, byol.optimizer.lr, byol.projector.widths) == ("lars", 1.0, (4096, 256))
     assert (simsiam.optimizer.lr, simsiam.optimizer.constant_predictor_lr) == (0.5, True)
-    assert (swav.heads.prototypes, swav.heads.queue, swav.heads.queue_epochs) == (3000, 3840, 50)
-    assert (dino.heads.prototypes, dino.heads.momentum, dino.heads.projector_norm) == (4096, 0.9995, False)
+    queue = swav.options("target", MAPS["sinkhorn"])
+    assert (swav.prototypes.count, queue.queue, queue.queue_epochs) == (3000, 3840, 50)
+    assert (dino.prototypes.count, dino.teacher.momentum, dino.projector.norm) == (4096, 0.9995, False)
     assert [v.solarize_p for v in byol.views] == [0.0, 0.2]
     assert swav.views[0].jitter == (0.8, 0.8, 0.8, 0.2)
 
 
 def values() -> dict[str, Any]:
-    return to_dict(load_recipe("cifar", "simsiam"))
+    found: dict[str, Any] = plain(load_recipe("cifar", "simsiam"))
+    return found
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"optimiser": {}}, "did you mean 'optimizer'"),
-        ({"optimizer": {"lr": "fast"}}, "optimizer.lr takes a float"),
-        ({"optimizer": {"weight_decay": 0.1}}, "lacks lr"),
-        ({"optimizer": {"lr": 0.1, "name": "adam"}}, "adamw"),
-        ({"views": [{}]}, "two views"),
-        ({"views": 3}, "takes a list"),
-        ({"heads": 3}, "keys and values"),
-        ({"heads": {"projector": [8], "projector_norm": "yes"}}, "takes a bool"),
+        ({"optimiser": {}}, r"unknown key of recipe 'optimiser': did you mean 'optimizer'"),
+        ({"optimizer": {"lr": "fast"}}, r"recipe\.optimizer\.lr takes a number, got 'fast'"),
+        ({"optimizer": {"weight_decay": 0.1}}, r"recipe\.optimizer lacks lr"),
+        ({"optimizer": {"lr": 0.1, "name": "adam"}}, r"recipe\.optimizer\.name 'adam': did you mean 'adamw'"),
+        ({"views": [{}]}, "two views or more, got 1"),
+        ({"views": 3}, r"recipe\.views takes a list, got 3"),
+        ({"views": [{}, {"flip": 2}]}, r"recipe\.views\.1: expected flip to be a probability"),
+        ({"projector": 3}, r"recipe\.projector takes keys and values, got 3"),
+        ({"projector": {"widths": [8], "norm": "yes"}}, r"recipe\.projector\.norm takes true or false, got 'yes'"),
+        ({"projector": {"widths": [0.9]}}, r"recipe\.projector\.widths\.0 takes a whole number, got 0\.9"),
+        ({"prototypes": {"count": 0.9}}, r"recipe\.prototypes\.count takes a whole number, got 0\.9"),
+        ({"prototypes": {"count": True}}, r"takes a whole number, got True"),
+        ({"target": {"sinkhon": {}}}, r"unknown map of recipe\.target 'sinkhon': did you mean 'sinkhorn'"),
+        ({"target": {"sinkhorn": {"ep": 1}}}, r"unknown key of recipe\.target\.sinkhorn 'ep': did you mean 'eps'"),
+        ({"target": {"sinkhorn": {"iterations": 1.5}}}, r"target\.sinkhorn\.iterations takes a whole number"),
+        ({"target": {"predictor": {}}}, r"unknown map of recipe\.target 'predictor'"),
+        ({"online": {"directcopy": {"eps": -1}}}, r"recipe\.online\.directcopy: expected finite alpha"),
     ],
 )
 def test_a_wrong_recipe_is_named_with_its_place(change: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        from_dict(values() | change)
+        recipe_from(values() | change, "recipe")
 
 
 def test_override_changes_one_value_and_knows_its_keys() -> None:
-    recipe = override(load_recipe("cifar", "simsiam"), {"optimizer.lr": 0.1, "heads.projector": [64, 32]})
-    assert (recipe.optimizer.lr, recipe.heads.projector) == (0.1, (64, 32))
-    with pytest.raises(UserError, match=r"did you mean 'heads\.predictor'"):
-        override(recipe, {"heads.preditor": 3})
+    settings = {"optimizer.lr": 0.1, "projector.widths": [64, 32], "views.1.flip": 0, "target.sinkhorn.eps": 0.1}
+    recipe = override(load_recipe("cifar", "simsiam"), settings)
+    assert (recipe.optimizer.lr, recipe.projector.widths) == (0.1, (64, 32))
+    assert [view.flip for view in recipe.views] == [0.5, 0]
+    assert recipe.options("target", MAPS["sinkhorn"]).eps == 0.1
+    assert recipe.options("online", MAPS["predictor"]).widths == (512,)
+    for key, meant in (
+        ("projector.width", r"did you mean 'projector\.widths'"),
+        ("target.sinkhorn.ep", r"did you mean 'target\.sinkhorn\.eps'"),
+        ("views.2.flip", "unknown setting"),
+        ("about.x", "unknown setting"),
+    ):
+        with pytest.raises(UserError, match=meant):
+            override(recipe, {key: 3})
+    with pytest.raises(UserError, match=r"prototypes\.count takes a whole number, got 0\.9"):
+        override(recipe, {"prototypes.count": 0.9})
+
+
+def test_a_recipe_keeps_the_options_of_the_rows_own_maps_alone() -> None:
+    row = design("directset", target="power:-0.5", online="directset:2")
+    used = load_recipe("cifar", row.body).used_by(row)
+    assert used.online == {"directset": ClosedForm(alpha=2, eps=0.1, momentum=0.3)}
+    assert used.target == {"filter": FilterOptions()}
 
 
 def test_a_recipe_can_be_a_file_of_one_s_own(tmp_path: Path) -> None:
@@ -84,17 +120,16 @@ def test_the_preset_for_small_work_leaves_nothing_to_warn_of(method: str) -> Non
     assert adapted.optimizer.lr == (0.00375 if row.alignment == "squared" else 0.06)
     assert warnings(adapted, row, SMALL) == []
     if method in ("swav", "dino"):
-        assert adapted.heads.prototypes == 256
-        assert adapted.heads.freeze_epochs == 1
-        assert adapted.heads.queue == 0 or method == "dino"
-    remembers = adapted.heads.correlation_momentum
-    assert (
-        (remembers == 1 - 4 / SMALL.steps)
-        if method in ("directcopy", "isoloss", "isoloss_l2")
-        else remembers is None
-    )
+        assert (adapted.prototypes.count, adapted.prototypes.freeze_epochs) == (256, 1)
+    if method == "swav":
+        assert adapted.target == {"sinkhorn": SinkhornOptions(queue=0, queue_epochs=50)}
+    remembers = [options.momentum for options in adapted.online.values() if isinstance(options, ClosedForm)]
+    slow = 1 - 4 / SMALL.steps
+    fast = CLOSED_FORMS["directpred"].momentum
+    expected = {"directcopy": slow, "isoloss": slow, "isoloss_l2": slow, "directpred": fast, "directset": fast}
+    assert remembers == [expected[name] for name in (method,) if name in expected]
     if row.ema:
-        assert adapted.heads.momentum < 0.99 < published.heads.momentum + 0.001
+        assert adapted.teacher.momentum < 0.99 < published.teacher.momentum + 0.001
 
 
 def test_long_work_keeps_the_published_recipe() -> None:
@@ -106,7 +141,7 @@ def test_known_failures_are_warned_of() -> None:
     assert any("codes cannot be balanced" in w for w in warnings(load_recipe("cifar", "swav"), swav, SMALL)) is (
         3000 > 256 + 3840
     )
-    crowded = override(load_recipe("cifar", "swav"), {"heads.queue": 0})
+    crowded = override(load_recipe("cifar", "swav"), {"target.sinkhorn.queue": 0})
     assert any("codes cannot be balanced" in w for w in warnings(crowded, swav, SMALL))
     assert any("random start" in w for w in warnings(load_recipe("cifar", "dino"), dino, SMALL))
     alone = dataclasses.replace(SMALL, images=2561)

@@ -13,14 +13,16 @@ from torch.testing import assert_close
 from rankgap.data import load_data
 from rankgap.errors import NonFiniteError
 from rankgap.model.branches import DualBranch, Outputs
-from rankgap.model.methods import build
-from rankgap.model.mlp import OutputNorm
+from rankgap.model.heads import Heads
+from rankgap.model.mlp import OutputNorm, ProjectorOptions
+from rankgap.model.predictor import PredictorOptions
+from rankgap.model.prototypes import PrototypeOptions
 from rankgap.model.schedule import Clock
+from rankgap.run.build import build
 from rankgap.run.feed import EpochBatches, TrainingData
 from rankgap.run.module import SelfSupervised
-from rankgap.run.optimizer import build_optimizer, learning_rate, parameter_groups
-from rankgap.run.presets import Work
-from rankgap.run.recipes import Heads, Optimizer
+from rankgap.run.optimizer import OptimizerOptions, build_optimizer, parameter_groups
+from rankgap.run.work import Work
 from rankgap.spectra.effective_rank import effective_rank
 from rankgap.views.random_views import ViewConfig, Views
 
@@ -29,13 +31,17 @@ WORK = Work(images=100, batch_size=32, epochs=4, features=128)
 
 def model(method: str = "simsiam", *, output_norm: OutputNorm = "batch", **options: Any) -> DualBranch:
     torch.manual_seed(0)
-    heads = Heads(projector=(32, 16), projector_output_norm=output_norm, predictor=(8,), prototypes=12)
+    heads = Heads(
+        projector=ProjectorOptions(widths=(32, 16), output_norm=output_norm),
+        prototypes=PrototypeOptions(count=12),
+        online={"predictor": PredictorOptions(widths=(8,))},
+    )
     return build(method, backbone="resnet_tiny", heads=heads, channels=1, size=8, **options)
 
 
 def module(work: Work = WORK, method: str = "simsiam", lr: float = 0.1, **options: Any) -> SelfSupervised:
     views = Views([ViewConfig(), ViewConfig()], 8, [0.3], [0.4])
-    return SelfSupervised(model(method), views, Optimizer(lr=lr), work, **options)
+    return SelfSupervised(model(method), views, OptimizerOptions(lr=lr), work, **options)
 
 
 def clock(step: int, steps: int = 100) -> Clock:
@@ -43,37 +49,48 @@ def clock(step: int, steps: int = 100) -> Clock:
 
 
 def test_the_rate_warms_up_linearly_then_follows_a_cosine_and_scales_with_the_batch() -> None:
-    optimizer = Optimizer(lr=1.0, warmup_epochs=2, warmup_lr=0.1, final_lr=0.2)
-    rates = [learning_rate(optimizer, clock(step), 256) for step in (0, 10, 20, 60, 100)]
+    optimizer = OptimizerOptions(lr=1.0, warmup_epochs=2, warmup_lr=0.1, final_lr=0.2)
+    rates = [optimizer.rate(clock(step), 256) for step in (0, 10, 20, 60, 100)]
     assert_close(rates, [0.1, 0.55, 1.0, 0.6, 0.2])
-    assert learning_rate(optimizer, clock(20), 64) == pytest.approx(0.25)
-    assert learning_rate(Optimizer(lr=1.0, warmup_epochs=0), clock(50), 256) == pytest.approx(0.5)
+    assert optimizer.rate(clock(20), 64) == pytest.approx(0.25)
+    assert OptimizerOptions(lr=1.0, warmup_epochs=0).rate(clock(50), 256) == pytest.approx(0.5)
 
 
 def test_biases_and_norms_are_out_of_weight_decay_and_a_predictor_may_keep_its_rate() -> None:
     net = model()
-    groups = parameter_groups(net, Optimizer(lr=1.0, weight_decay=0.5, constant_predictor_lr=True))
+    groups = parameter_groups(net, OptimizerOptions(lr=1.0, weight_decay=0.5, constant_predictor_lr=True))
     assert sum(len(g["params"]) for g in groups) == sum(p.requires_grad for p in net.parameters())
     predictor = {id(p) for p in net.online_map.parameters()}
     for group in groups:
         for p in group["params"]:
             assert group["weight_decay"] == (0.5 if p.ndim > 1 else 0.0)
             assert group["constant"] == (id(p) in predictor)
-    everything = parameter_groups(net, Optimizer(lr=1.0, weight_decay=0.5, decay_all=True))
+    everything = parameter_groups(net, OptimizerOptions(lr=1.0, weight_decay=0.5, decay_all=True))
     assert {g["weight_decay"] for g in everything} == {0.5}
+
+
+def test_no_weight_decay_reaches_a_learned_gain() -> None:
+    model = build(
+        "byol", backbone="resnet_tiny", online="learned", heads=Heads(projector=ProjectorOptions(widths=(16, 8)))
+    )
+    [raw] = [p for name, p in model.named_parameters() if name.endswith("gain.raw")]
+    groups = parameter_groups(model, OptimizerOptions(lr=1.0, weight_decay=0.5))
+    assert [g["weight_decay"] for g in groups if any(p is raw for p in g["params"])] == [0.0]
 
 
 def test_the_teacher_is_no_parameter_of_the_optimiser() -> None:
     net = model("byol")
     assert net.teacher is not None
-    owned = {id(p) for g in parameter_groups(net, Optimizer(lr=1.0)) for p in g["params"]}
+    owned = {id(p) for g in parameter_groups(net, OptimizerOptions(lr=1.0)) for p in g["params"]}
     assert not owned & {id(p) for p in net.teacher.parameters()}
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
 def test_every_optimiser_descends(name: Any) -> None:
     net = model()
-    optimizer = build_optimizer(net, Optimizer(name=name, lr={"sgd": 0.05, "lars": 0.2, "adamw": 1e-3}[name]))
+    optimizer = build_optimizer(
+        net, OptimizerOptions(name=name, lr={"sgd": 0.05, "lars": 0.2, "adamw": 1e-3}[name])
+    )
     views = torch.randn(2, 32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     losses = []
     for _ in range(8):
@@ -88,7 +105,9 @@ def test_every_optimiser_descends(name: Any) -> None:
 def test_lars_scales_by_the_trust_ratio_but_leaves_biases_and_norms_alone() -> None:
     """The clipped rate of solo-learn: min(eta |w| / (|g| + wd |w|), lr) (You et al. 2017, section 4)."""
     net, eta, decay = model(), 0.02, 1e-2
-    optimizer = build_optimizer(net, Optimizer(name="lars", lr=0.5, weight_decay=decay, momentum=0.0, trust=eta))
+    optimizer = build_optimizer(
+        net, OptimizerOptions(name="lars", lr=0.5, weight_decay=decay, momentum=0.0, trust=eta)
+    )
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     net(torch.randn(2, 32, 1, 8, 8)).loss.backward()
     optimizer.step()
@@ -114,11 +133,11 @@ def test_an_epoch_sees_each_image_at_most_once_in_an_order_of_its_own() -> None:
     assert not torch.equal(torch.cat(list(other.batches)), rows[0])
 
 
-def test_a_resumed_epoch_goes_on_with_its_next_batch_and_ranks_share_each_batch() -> None:
+def test_a_resumed_epoch_goes_on_with_its_next_batch_and_processes_share_each_batch() -> None:
     images, _ = load_data("digits", limit=100)
     whole, rest = (EpochBatches(images, WORK, seed=1, step=step) for step in (3, 4))
     assert torch.equal(torch.stack(list(rest.batches)), torch.stack(list(whole.batches))[1:])
-    parts = [EpochBatches(images, WORK, seed=1, step=3, rank=r, world=2).batches[0] for r in (0, 1)]
+    parts = [EpochBatches(images, WORK, seed=1, step=3, process=i, processes=2).batches[0] for i in (0, 1)]
     assert sorted(torch.cat(parts).tolist()) == sorted(whole.batches[0].tolist())
 
 
@@ -169,7 +188,7 @@ def test_a_seed_decides_every_number_of_a_run() -> None:
 
 def test_the_predictor_s_rate_stays_while_the_others_fall() -> None:
     part = module()
-    part.optimizer = Optimizer(lr=0.8, warmup_epochs=0, constant_predictor_lr=True)
+    part.optimizer = OptimizerOptions(lr=0.8, warmup_epochs=0, constant_predictor_lr=True)
     rates = {g["constant"]: g["lr"] for g in fit(part).optimizers[0].param_groups}
     assert rates[True] == pytest.approx(0.8 * 32 / 256)
     assert rates[False] == pytest.approx(0.1 * (1 + math.cos(math.pi * 11 / 12)) / 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import shutil
@@ -12,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from playwright.sync_api import Browser, Page, sync_playwright
+from torch import Tensor
 
 from rankgap.cli import main
 from rankgap.run.folder import RunFolder
 from rankgap.show.report.page import report_page, write_report
 from rankgap.show.report.panels import Run, filter_panel
-from rankgap.spectra.pair import pair_spectrum
+from rankgap.spectra.pair import PairSpectrum, pair_spectrum
 from tests.matrices import gaussian
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -60,6 +61,10 @@ def page(runs: list[RunFolder], browser: Browser, tmp_path_factory: pytest.TempP
     return page
 
 
+def at_step(step: int, online: Tensor, target: Tensor) -> PairSpectrum:
+    return dataclasses.replace(pair_spectrum(online, target), step=step)
+
+
 def trace(page: Page, figure: str, name: str) -> dict[str, list[float]]:
     found: dict[str, list[float]] = page.evaluate(
         """([figure, name]) => {
@@ -85,22 +90,24 @@ def test_the_slider_shows_the_spectra_of_its_step(page: Page, runs: list[RunFold
     for slider in page.locator(".slider input").all():
         slider.fill(str(round(1000 * share)))
     for index, run in enumerate(runs):
-        snapshots = run.spectra()
-        now = min(snapshots, key=lambda s: abs((s.step + 1) / len(snapshots) - share))
-        for branch, s in (("online", now.online), ("target", now.target)):
+        records = run.spectra()
+        now = min(records, key=lambda pair: abs(((pair.step or 0) + 1) / len(records) - share))
+        for branch, s in (("online", now.spectrum_online), ("target", now.spectrum_target)):
             shown = trace(page, f"spectra-{index}", branch)
-            wanted = [s[round(i) - 1] / s[0] for i in shown["x"]]
+            wanted = [float(s[round(i) - 1] / s[0]) for i in shown["x"]]
             pairs = [(y, w) for y, w in zip(shown["y"], wanted, strict=True) if y is not None]
             assert len(pairs) > 10
             assert [y for y, _ in pairs] == pytest.approx([w for _, w in pairs], rel=1e-3)
-        for name, gains in (("measured gain", now.filter), ("transfer", now.transfer)):
+        for name, gains in (("measured gain", now.measured_filter), ("transfer", now.transfer)):
             shown = trace(page, f"filter-{index}", name)
             assert shown["x"][0] == 1
-            first = gains[0] / max(now.transfer)
+            first = float(gains[0] / now.transfer.max())
             assert shown["y"][0] == (pytest.approx(first, rel=1e-3) if first > 0 else None)
-        assert trace(page, f"alignment-{index}", "alignment")["y"][0] == pytest.approx(now.alignment[0], rel=1e-3)
+        aligned = float(now.eigenspace_alignment[0])
+        assert trace(page, f"alignment-{index}", "alignment")["y"][0] == pytest.approx(aligned, rel=1e-3)
         note = page.locator(f"figure:has(#filter-{index}) small").inner_text()
-        assert note.startswith(f"epoch {now.epoch:.1f}: low-pass score")
+        epoch = (now.step or 0) / run.saved().work.steps_per_epoch
+        assert note.startswith(f"epoch {epoch:.1f}: low-pass score {now.low_pass_score:+.2f}")
 
 
 def test_a_filter_that_turns_all_about_and_a_target_of_zeros_are_drawn(
@@ -110,28 +117,13 @@ def test_a_filter_that_turns_all_about_and_a_target_of_zeros_are_drawn(
     shutil.copytree(runs[0].path, folder.path)
     t = gaussian(20, 5)
     folder.spectra_file.unlink()
-    folder.add_spectra(0, 0.0, pair_spectrum(-2 * t, t))
-    folder.add_spectra(1, 0.5, pair_spectrum(t, 0 * t))
+    folder.add_spectra(at_step(0, -2 * t, t))
+    folder.add_spectra(at_step(2, t, 0 * t))
     turned, zero = filter_panel(Run(folder, "a run"), 0).frames
     assert all(y == pytest.approx(1, rel=1e-4) for y in turned["y"][0])
     assert set(turned["y"][1]) == {None}
     assert zero["y"] == [[], []]
     assert zero["note"] == "epoch 0.5: the target is zero"
-
-
-def test_a_folder_from_before_the_transfer_shows_its_measured_filter(
-    runs: list[RunFolder], tmp_path: Path
-) -> None:
-    old = RunFolder(tmp_path / "old")
-    shutil.copytree(runs[0].path, old.path)
-    lines = [json.loads(line) for line in old.spectra_file.read_text().splitlines()]
-    old.spectra_file.write_text(
-        "".join(json.dumps({k: v for k, v in line.items() if k != "transfer"}) + "\n" for line in lines)
-    )
-    before, now = (filter_panel(Run(folder, "a run"), 0).frames[-1] for folder in (old, runs[0]))
-    assert before["y"][0][0] == pytest.approx(lines[-1]["filter"][0] / max(lines[-1]["filter"]), rel=1e-3)
-    assert before["y"][1] == before["x"][1] == []
-    assert before["note"] == now["note"].partition(", of the transfer")[0]
 
 
 def test_a_figure_gives_its_data(page: Page, runs: list[RunFolder], tmp_path: Path) -> None:
@@ -228,9 +220,9 @@ def test_a_run_given_twice_and_a_file_that_cannot_be_written_are_named(
 
 def test_a_run_s_name_is_text_and_not_markup(runs: list[RunFolder], tmp_path: Path) -> None:
     shutil.copytree(runs[0].path, tmp_path / "run")
-    config = RunFolder(tmp_path / "run").config() | {"title": "</script><b>x"}
-    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
-    page = report_page([RunFolder(tmp_path / "run")])
+    folder = RunFolder(tmp_path / "run")
+    folder.write_config(dataclasses.replace(folder.saved(), title="</script><b>x"))
+    page = report_page([folder])
     assert "</script><b>x" not in page
     assert "&lt;/script&gt;&lt;b&gt;x" in page
 
@@ -239,19 +231,19 @@ def test_a_branch_that_died_is_drawn_without_numbers(runs: list[RunFolder], tmp_
     shutil.copytree(runs[0].path, tmp_path / "dead")
     folder = RunFolder(tmp_path / "dead")
     folder.spectra_file.unlink()
-    folder.add_spectra(7, 1.9, pair_spectrum(gaussian(8, 4), torch.zeros(8, 4)))
+    folder.add_spectra(at_step(7, gaussian(8, 4), torch.zeros(8, 4)))
     folder.metrics_file.write_text("step,epoch,loss,erank_online,erank_target\n0,0,1,2.0,nan\n1,0.5,1,nan,nan\n")
     assert "the target is zero" in report_page([folder])
 
 
 def test_ten_runs_fit_in_six_megabytes(runs: list[RunFolder], tmp_path: Path) -> None:
-    pair = pair_spectrum(gaussian(512, 256), gaussian(512, 256, seed=1))
+    pair = at_step(0, gaussian(512, 256), gaussian(512, 256, seed=1))
     folders = [RunFolder(tmp_path / f"run{i}") for i in range(10)]
     head, *rows = runs[0].metrics_file.read_text().splitlines()
     for folder in folders:
         shutil.copytree(runs[0].path, folder.path)
         for step in range(40):
-            folder.add_spectra(step, step / 4, pair)
+            folder.add_spectra(dataclasses.replace(pair, step=step))
         many = [f"{i},{rows[i % len(rows)].partition(',')[2]}" for i in range(2000)]
         folder.metrics_file.write_text("\n".join([head, *many]) + "\n")
     out = tmp_path / "pages" / "report.html"

@@ -116,7 +116,7 @@ def test_a_pair_s_spectra_are_its_batches_and_zero_in_the_null_space() -> None:
     assert_close(pair.spectrum_online, singular_values(online))
     assert_close(pair.spectrum_target, singular_values(target), rtol=1e-7, atol=1e-12)
     assert pair.spectrum_target[-1] == 0
-    assert len(pair.alignment) == len(pair.measured_filter) == 7
+    assert len(pair.eigenspace_alignment) == len(pair.measured_filter) == 7
     assert_close(pair.low_pass_score, low_pass_score(*measured_filter(online, target)))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from rankgap.spectra.effective_rank import effective_rank
 from rankgap.spectra.pair import eigenspace_alignment, measured_filter, transfer
 from rankgap.spectra.streaming import EffectiveRank, PairSpectra
 from tests.matrices import gaussian
-from tests.processes import needs_distributed, run_on_ranks
+from tests.processes import needs_distributed, run_on_processes
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -65,8 +66,25 @@ def test_a_pair_is_measured_as_in_one_batch(shape: tuple[int, int]) -> None:
     assert_close(found.spectrum_target[: len(s)], s, rtol=1e-7, atol=0)
     assert_close(found.measured_filter, gains, rtol=1e-6, atol=0)
     assert_close(found.transfer, transfer(online, target)[1], rtol=1e-6, atol=1e-9)
-    assert_close(found.alignment, eigenspace_alignment(online, target), rtol=1e-6, atol=1e-9)
+    assert_close(found.eigenspace_alignment, eigenspace_alignment(online, target), rtol=1e-6, atol=1e-9)
     assert_close(found.spectrum_online, torch.linalg.svdvals(online), rtol=1e-7, atol=1e-9)
+
+
+def test_a_pair_of_one_column_keeps_its_columns_and_a_metric_can_be_copied() -> None:
+    metric = PairSpectra(1)
+    metric.update(torch.full((3, 1), 2.0), torch.ones(3, 1))
+    assert metric.compute().transfer.tolist() == pytest.approx([2])
+    copied = pickle.loads(pickle.dumps(metric))
+    metric.update(torch.zeros(1, 1), torch.ones(1, 1))
+    assert (metric.compute().rows, copied.compute().rows) == (4, 3)
+    assert metric.compute().transfer.tolist() == pytest.approx([1.5])
+    first, second = PairSpectra(2), PairSpectra(2)
+    first.update(torch.eye(2), torch.eye(2))
+    second.update(torch.eye(2), torch.eye(2))
+    first.merge_state(second)
+    assert first.compute().rows == 4
+    assert first(torch.eye(2), torch.eye(2)).rows == 2
+    assert first.compute().rows == 6
 
 
 def test_what_cannot_be_added_is_named() -> None:
@@ -84,9 +102,9 @@ def test_what_cannot_be_added_is_named() -> None:
         zero.compute()
 
 
-def on_rank(rank: int) -> None:
+def on_process(process: int) -> None:
     online, target = gaussian(24, 6), gaussian(24, 6, seed=1)
-    mine = slice(12 * rank, 12 * rank + 12)
+    mine = slice(12 * process, 12 * process + 12)
     metric = PairSpectra(6)
     metric.update(online[mine], target[mine])
     found = metric.compute()
@@ -96,5 +114,5 @@ def on_rank(rank: int) -> None:
 
 
 @needs_distributed
-def test_ranks_of_a_distributed_run_add_up(tmp_path: Path) -> None:
-    run_on_ranks(on_rank, tmp_path)
+def test_processes_of_a_distributed_run_add_up(tmp_path: Path) -> None:
+    run_on_processes(on_process, tmp_path)

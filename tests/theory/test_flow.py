@@ -43,19 +43,19 @@ EVERY = {
 
 
 def white(flow: str | Flow, shared: Tensor, times: Tensor = TIMES, s: Tensor = S) -> FlowResult:
-    """From white inputs: W's singular values are the output's."""
+    """A flow on white inputs, where W's singular values are the output's."""
     return linear_flow(flow, s, shared, 1 - shared, times)
 
 
 def paired(n: int, d: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Two views of n images and the same the other way round: their correlation is symmetric, exactly."""
+    """Two views of n images, and the same two swapped, so that their correlation is exactly symmetric."""
     image = gaussian(n, d, seed=seed) * torch.linspace(2, 0.5, d, dtype=torch.float64)
     one, two = (image + 0.7 * gaussian(n, d, seed=seed + i) for i in (1, 2))
     return torch.cat([one, two]), torch.cat([two, one])
 
 
 def descend(flow: Flow, w: Tensor, wp: Tensor, views: tuple[Tensor, Tensor], end: float, steps: int) -> Tensor:
-    """W at the end, by Runge-Kutta on the gradient that autograd gives of the loss of the library's own filter."""
+    """W at the end, by Runge-Kutta on autograd's gradient of the loss with the library's own filter."""
     one, two = views
 
     def rates(state: list[Tensor]) -> list[Tensor]:
@@ -94,7 +94,7 @@ def descend(flow: Flow, w: Tensor, wp: Tensor, views: tuple[Tensor, Tensor], end
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_flow_is_the_gradient_of_the_loss_with_the_library_s_own_filter(name: str) -> None:
+def test_the_flow_is_the_gradient_of_the_loss_with_our_own_filter(name: str) -> None:
     flow = EVERY[name]
     one, two = views = paired(30, 4)
     total, signal = one.T @ one / len(one), one.T @ two / len(one)
@@ -154,7 +154,7 @@ def test_squared_power_one_online_follows_its_closed_form() -> None:
 
 
 @pytest.mark.parametrize(("name", "pace"), [("stop_gradient", 1), ("symsimsiam", 2)])
-def test_without_a_filter_the_cosine_s_flow_is_a_power_iteration(name: str, pace: int) -> None:
+def test_without_a_filter_the_cosine_flow_is_a_power_iteration(name: str, pace: int) -> None:
     found = white(name, TILTED)
     grown = S * torch.exp(pace * TILTED * TIMES[:, None] / S.square().sum())
     expected = grown * (S.norm() / grown.norm(dim=1, keepdim=True))
@@ -198,7 +198,7 @@ def test_a_balanced_learned_predictor_is_the_low_pass_filter_power_one() -> None
     assert_close(learned.predictor, learned.encoder, rtol=1e-7, atol=1e-9)
 
 
-def test_weight_decay_leaves_the_path_and_quickens_it() -> None:
+def test_weight_decay_keeps_the_path_and_speeds_it_up() -> None:
     """W = exp(-eta t) U(tau), tau = (exp(2 eta t) - 1) / (2 eta), for gains that are powers."""
     eta, times = FLOWS["weight_decay"].weight_decay, 10 * TIMES
     decayed = white("weight_decay", TILTED, times)
@@ -208,7 +208,7 @@ def test_weight_decay_leaves_the_path_and_quickens_it() -> None:
 
 
 @pytest.mark.parametrize("name", ["symsimsiam", "low_pass_online", "high_pass_target", "ema_target"])
-def test_the_cosine_s_flow_keeps_the_norm_but_for_an_ema(name: str) -> None:
+def test_the_cosine_flow_keeps_the_encoder_s_norm(name: str) -> None:
     norms = white(name, TILTED, 5 * TIMES).encoder.norm(dim=1)
     assert_close(norms, S.norm().expand(4), rtol=1e-7, atol=0)
 
@@ -217,7 +217,7 @@ UNDECAYED = [name for name, flow in FLOWS.items() if not flow.weight_decay]
 ALONG = torch.linspace(0, 40, 81, dtype=torch.float64) * S.square().sum()
 
 
-def test_what_every_row_does_to_the_rank_where_views_share_the_same_of_all_directions() -> None:
+def test_the_effect_of_every_row_on_the_rank_where_views_share_all_directions_alike() -> None:
     found = {
         name: white(name, FLAT, ALONG).erank_online for name in FLOWS if name not in ("weight_decay", "tian2021")
     }
@@ -231,7 +231,7 @@ def test_what_every_row_does_to_the_rank_where_views_share_the_same_of_all_direc
     assert fixed[-1] < fixed.max() - 1  # its gains do not follow the spectrum: it overshoots
 
 
-def test_what_every_row_does_to_the_rank_where_views_share_more_of_strong_directions() -> None:
+def test_the_effect_of_every_row_on_the_rank_where_views_share_more_of_strong_directions() -> None:
     found = {name: white(name, TILTED, ALONG / 10) for name in UNDECAYED}
     ends = {name: float(each.erank_online[-1]) for name, each in found.items()}
     for name in ("symsimsiam", "stop_gradient", "ema_target"):
@@ -313,37 +313,37 @@ ONE = torch.ones(2)
         (lambda: linear_flow(Flow(), torch.ones(3, 2), ONE, ONE, [0, 1]), r"got \(3, 2\), \(2,\), \(2,\)"),
         (lambda: linear_flow(Flow(), torch.ones(0), torch.ones(0), torch.ones(0), [0, 1]), r"got \(0,\)"),
         (lambda: linear_flow(Flow(), 0 * ONE, ONE, ONE, [0, 1]), "not all 0"),
-        (lambda: linear_flow(Flow(), math.nan * ONE, ONE, ONE, [0, 1]), "finite numbers"),
-        (lambda: linear_flow(Flow(), ONE, ONE, ONE, [1, 2]), r"increasing from 0; got \[1.0, 2.0\]"),
-        (lambda: linear_flow(Flow(), ONE, ONE, ONE, [0, 2, 1]), "increasing from 0"),
+        (lambda: linear_flow(Flow(), math.nan * ONE, ONE, ONE, [0, 1]), "expected finite encoder"),
+        (lambda: linear_flow(Flow(), ONE, ONE, ONE, [1, 2]), r"that increase from 0, got \[1.0, 2.0\]"),
+        (lambda: linear_flow(Flow(), ONE, ONE, ONE, [0, 2, 1]), "that increase from 0"),
         (lambda: linear_flow(Flow(), ONE, ONE, ONE, [0]), "two or more"),
-        (lambda: linear_flow(Flow(), ONE, ONE, ONE, [0, math.inf]), "increasing from 0"),
-        (lambda: linear_flow(Flow(), ONE, ONE, ONE, [0, 1], predictor=ONE), r"got \(2,\) for 'filter'"),
+        (lambda: linear_flow(Flow(), ONE, ONE, ONE, [0, math.inf]), "that increase from 0"),
+        (lambda: linear_flow(Flow(), ONE, ONE, ONE, [0, 1], predictor=ONE), r"got shape \(2,\) for 'filter'"),
         (
             lambda: linear_flow(Flow(predictor="learned"), ONE, ONE, ONE, [0, 1], predictor=torch.eye(2)),
-            r"has the shape \(2,\) .* got \(2, 2\)",
+            r"expected a predictor of shape \(2,\), .* got shape \(2, 2\)",
         ),
         (lambda: linear_flow(Flow(online="log1"), ONE, ONE, ONE, [0, 1]), "did you mean 'log1p'"),
         (lambda: Flow(predictor="mlp"), "unknown predictor 'mlp'"),  # type: ignore[arg-type]
         (lambda: Flow(loss="cosin"), "did you mean 'cosine'"),  # type: ignore[arg-type]
-        (lambda: Flow(weight_decay=-1), "weight_decay is a finite number at or above 0, got -1"),
-        (lambda: Flow(ema=math.nan), "ema is a finite number at or above 0, got nan"),
+        (lambda: Flow(weight_decay=-1), "expected weight_decay to be a finite number at or above 0, got -1"),
+        (lambda: Flow(ema=math.nan), "expected ema to be a finite number at or above 0, got nan"),
         (lambda: Flow(target="power:-1", stop_gradient=False), "leave online, target and ema at None"),
     ],
 )
-def test_what_is_no_flow_is_named(call: Callable[[], object], says: str) -> None:
+def test_an_invalid_flow_is_refused(call: Callable[[], object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         call()
 
 
-def test_a_flow_that_leaves_all_bounds_is_stopped_and_named() -> None:
-    with pytest.raises(NonFiniteError, match=r"diverges or grows too stiff at t = 0\."):
+def test_a_flow_that_diverges_is_stopped() -> None:
+    with pytest.raises(NonFiniteError, match=r"diverges or becomes too stiff at t = 0\."):
         white(Flow(target="power:2", loss="squared"), FLAT)  # dw/dt = 0.8 w^3 - w
-    with pytest.raises(NonFiniteError, match="diverges or grows too stiff at t ="):
+    with pytest.raises(NonFiniteError, match="diverges or becomes too stiff at t ="):
         white(Flow(online="power:0.5", weight_decay=0.1), FLAT, row([0.0, 200.0]))  # |W| falls to exp(-20)
 
 
-def test_what_there_is_of_a_flow_whose_directions_die_in_finite_time_can_be_had() -> None:
+def test_a_flow_can_be_returned_up_to_where_directions_die_out() -> None:
     """A whitening on the online branch pushes the weaker of two directions ever faster, until it is gone."""
     flow, times = Flow(online="power:-1"), torch.linspace(0, 100, 201, dtype=torch.float64)
     s, shared = row([2.0, 1.0]), row([0.8, 0.8])

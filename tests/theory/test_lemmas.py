@@ -79,7 +79,7 @@ def test_the_filter_lemma_holds_for_thousands_of_high_pass_gains() -> None:
         if filter_lemma(x, gain).premise:
             assert majorises(energy(y), energy(y, gain(y)))
     assert rose > MANY / 2
-    assert skipped > MANY / 10  # x g(x) falls somewhere: what the lemma presumes is not always so
+    assert skipped > MANY / 10  # x g(x) falls somewhere: the premise is not always true
 
 
 def test_both_sides_are_the_effective_ranks_before_and_after() -> None:
@@ -108,7 +108,7 @@ def test_a_high_pass_so_steep_that_it_reverses_order_may_lower_the_rank() -> Non
     assert not majorises(weak, strong)
 
 
-def test_a_low_pass_that_turns_may_raise_the_rank_so_monotony_is_needed() -> None:
+def test_a_low_pass_that_turns_may_raise_the_rank_so_monotonicity_is_needed() -> None:
     x = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
     bump = Gain("bump", lambda x: torch.where(x == 2, 1.5, 1.0), is_low_pass=True, is_high_pass=False)
     assert effective_rank_of(x * bump(x)) > effective_rank_of(x)
@@ -116,7 +116,7 @@ def test_a_low_pass_that_turns_may_raise_the_rank_so_monotony_is_needed() -> Non
         filter_lemma(x, bump)
 
 
-def test_a_negative_gain_is_no_gain() -> None:
+def test_a_negative_gain_is_refused() -> None:
     """ln x, as the authors wrote it, falls in size below 1 though it rises."""
     x = torch.tensor([1.2, 0.1], dtype=torch.float64)
     assert effective_rank_of(x * x.log()) > effective_rank_of(x)
@@ -127,7 +127,7 @@ def test_a_negative_gain_is_no_gain() -> None:
 @properties
 @given(st.integers(0, 10_000), st.integers(2, 12))
 def test_majorisation_is_the_order_of_averages(seed: int, n: int) -> None:
-    """q = M p with M doubly stochastic is what p majorises (Hardy, Littlewood, Polya)."""
+    """p majorises q = M p for every doubly stochastic M (Hardy, Littlewood, Polya)."""
     p = gaussian(n, seed=seed).square()
     orders = [torch.randperm(n, generator=torch.Generator().manual_seed(seed + i)) for i in range(4)]
     weights = torch.softmax(gaussian(4, seed=seed + 1), 0)
@@ -174,7 +174,7 @@ def test_a_step_towards_a_target_of_lower_rank_may_lower_the_rank() -> None:
 
 
 def test_the_step_lemma_needs_no_shared_eigenspace() -> None:
-    """Von Neumann's entropy is concave: correlations may be mixed as they are."""
+    """Von Neumann's entropy is concave, so correlations may be mixed as matrices."""
     for seed in range(200):
         c = [gaussian(4, 4, seed=2 * seed + i) for i in range(2)]
         p, q = (m @ m.T / (m @ m.T).trace() for m in c)
@@ -188,21 +188,21 @@ ROW = torch.tensor([0.5, 0.5])
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: majorises(ROW, torch.ones(3)), r"one length, got \(2,\) and \(3,\)"),
-        (lambda: majorises(ROW, torch.tensor([1.5, -0.5])), r"at or above 0, not all 0; got \[1.5, -0.5\]"),
+        (lambda: majorises(ROW, torch.ones(3)), r"of the same length, got \(2,\) and \(3,\)"),
+        (lambda: majorises(ROW, torch.tensor([1.5, -0.5])), r"that are not all 0; got \[1.5, -0.5\]"),
         (lambda: majorises(torch.zeros(2), ROW), "not all 0"),
         (lambda: majorises(torch.tensor([math.nan, 1.0]), ROW), "finite"),
         (lambda: majorises(torch.ones(2, 2), torch.ones(2, 2)), r"of shape \(2, 2\)"),
-        (lambda: step_lemma(ROW, torch.ones(3), 0.5), "one length"),
+        (lambda: step_lemma(ROW, torch.ones(3), 0.5), "of the same length"),
         (lambda: step_lemma(ROW, ROW, 1.5), "between 0 and 1, got 1.5"),
         (lambda: step_lemma(ROW, ROW, math.nan), "between 0 and 1, got nan"),
-        (lambda: filter_lemma(torch.zeros(3), "log1p"), "finite numbers above 0, got none"),
+        (lambda: filter_lemma(torch.zeros(3), "log1p"), "finite numbers above 0, got an empty tensor"),
         (lambda: filter_lemma(torch.tensor([1.0, -1.0]), "log1p"), "finite numbers above 0"),
         (lambda: filter_lemma(ROW, "log1"), "did you mean 'log1p'"),
         (lambda: filter_lemma(ROW, "log1p", "entropy"), "unknown convention"),  # type: ignore[arg-type]
         (lambda: filter_lemma(ROW, "power:2000"), "'power:2000' is 0 at every s"),
     ],
 )
-def test_what_is_no_spectrum_is_named(call: Callable[[], object], says: str) -> None:
+def test_an_invalid_spectrum_or_step_is_refused(call: Callable[[], object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         call()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest, ks_2samp
-from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torchvision.transforms import (
     ColorJitter,
@@ -21,45 +20,12 @@ from torchvision.transforms import functional as tv
 from rankgap.errors import UserError
 from rankgap.views import random_views as module
 from rankgap.views.random_views import Parameters, ViewConfig, Views, eval_view
-
-PLAIN: dict[str, Any] = {"flip": 0.0, "jitter_p": 0.0, "grey_p": 0.0}
-WHOLE: dict[str, Any] = {**PLAIN, "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
-LEVEL = 1 / 255
-
-
-def _generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def _views(size: int, channels: int = 3, **config: Any) -> Views:
-    return Views([ViewConfig(**config)], size, [0.0] * channels, [1.0] * channels)
-
-
-def _noise(*shape: int) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=_generator(1))
-
-
-def _photos(count: int, side: int) -> Tensor:
-    """Squares cut from two photographs, uint8 (count, 3, side, side)."""
-    photos = [np.array(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
-    rng = np.random.default_rng(0)
-    cuts = []
-    for i in range(count):
-        y, x = rng.integers(0, 427 - 128), rng.integers(0, 640 - 128)
-        cuts.append(torch.from_numpy(photos[i % 2][y : y + 128, x : x + 128]).permute(2, 0, 1))
-    resized: Tensor = tv.resize(torch.stack(cuts), [side, side], antialias=True)
-    return resized
-
-
-def _parameters(views: Views, sizes: list[tuple[int, int]], seed: int = 0) -> Parameters:
-    """(B,) of each parameter that the first view of images of these sizes is made with."""
-    height, width = torch.tensor(sizes).float().unbind(1)
-    return Parameters(*(p[0] for p in views.draw(height, width, _generator(seed))))
+from tests.views.samples import LEVEL, PLAIN, WHOLE, noise, one_view, parameters, photographs, seeded
 
 
 def _draw(config: ViewConfig, count: int, height: int = 48, width: int = 64) -> Parameters:
     """(count,) of each parameter."""
-    return _parameters(Views([config], 32, [0.0], [1.0]), [(height, width)] * count)
+    return parameters(Views([config], 32, [0.0], [1.0]), [(height, width)] * count)
 
 
 def _same_distribution(ours: Tensor, theirs: Sequence[float]) -> bool:
@@ -141,7 +107,7 @@ def test_each_event_has_its_probability() -> None:
 def test_what_is_drawn_is_independent_across_parameters_and_views() -> None:
     config = ViewConfig(jitter_p=1.0, blur_p=0.5, solarize_p=0.5, scale=(0.2, 0.4))
     sizes = torch.full((20_000,), 64.0)
-    p = Views([config, config], 32, [0.0], [1.0]).draw(sizes, sizes, _generator())
+    p = Views([config, config], 32, [0.0], [1.0]).draw(sizes, sizes, seeded())
     area, ratio = p.height * p.width, p.width / p.height
     y, x = p.top / (64 - p.height), p.left / (64 - p.width)
     rows = torch.cat([area, ratio, y, x, *p[4:]]).double()  # 26 numbers and events, 20,000 draws
@@ -159,10 +125,10 @@ def test_what_is_drawn_is_independent_across_parameters_and_views() -> None:
 def test_pixels_are_those_of_torchvisions_resized_crop(
     interpolation: Literal["bilinear", "bicubic"], stored: int, size: int
 ) -> None:
-    images = _noise(24, 3, stored, stored)
-    views = _views(size, flip=0.5, jitter_p=0.0, grey_p=0.0, interpolation=interpolation)
-    p = _parameters(views, [(stored, stored)] * 24, 5)
-    ours = views(images, generator=_generator(5))[0]
+    images = noise(24, 3, stored, stored)
+    views = one_view(size, flip=0.5, jitter_p=0.0, grey_p=0.0, interpolation=interpolation)
+    p = parameters(views, [(stored, stored)] * 24, 5)
+    ours = views(images, generator=seeded(5))[0]
     for i, view in enumerate(ours):
         theirs = tv.resized_crop(
             images[i],
@@ -181,11 +147,11 @@ def test_pixels_are_those_of_torchvisions_resized_crop(
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_a_crop_of_the_whole_image_is_the_image(interpolation: str) -> None:
-    images = _noise(5, 3, 32, 32)
+    images = noise(5, 3, 32, 32)
     torch.testing.assert_close(
-        _views(32, **WHOLE, interpolation=interpolation)(images)[0], images / 255, atol=2e-7, rtol=0
+        one_view(32, **WHOLE, interpolation=interpolation)(images)[0], images / 255, atol=2e-7, rtol=0
     )
-    mirrored = _views(32, **{**WHOLE, "flip": 1.0}, interpolation=interpolation)(images)[0]
+    mirrored = one_view(32, **{**WHOLE, "flip": 1.0}, interpolation=interpolation)(images)[0]
     torch.testing.assert_close(mirrored, images.flip(-1) / 255, atol=2e-7, rtol=0)
 
 
@@ -194,9 +160,9 @@ def test_crops_of_a_squashed_image_are_drawn_in_its_original_pixels(transposed: 
     ramp = torch.arange(64).mul(3).to(torch.uint8)  # 3 levels an original pixel, 6 a stored one
     stored = ramp.view(1, 1, 1, 32, 2).float().mean(-1).to(torch.uint8).expand(200, 1, 32, 32)
     size = (64, 40) if transposed else (40, 64)
-    views = _views(16, channels=1, **PLAIN, interpolation="bilinear")
-    p = _parameters(views, [size] * 200, 2)
-    out = views(stored.mT if transposed else stored, torch.tensor([size] * 200), _generator(2))[0][:, 0]
+    views = one_view(16, channels=1, **PLAIN, interpolation="bilinear")
+    p = parameters(views, [size] * 200, 2)
+    out = views(stored.mT if transposed else stored, torch.tensor([size] * 200), seeded(2))[0][:, 0]
     start, length, other = (p.top, p.height, p.width) if transposed else (p.left, p.width, p.height)
     expected = 3 * (start[:, None] + length[:, None] * (torch.arange(16) + 0.5) / 16 - 0.5)
     rows = out.mT if transposed else out
@@ -206,7 +172,7 @@ def test_crops_of_a_squashed_image_are_drawn_in_its_original_pixels(transposed: 
 
 
 def test_the_evaluation_view_of_an_image_of_its_size_is_the_normalised_image() -> None:
-    images = _noise(4, 3, 32, 32)
+    images = noise(4, 3, 32, 32)
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.25, 0.3])
     expected = (images / 255 - mean[:, None, None]) / std[:, None, None]
     assert torch.equal(eval_view(images, None, 32, mean.tolist(), std.tolist()), expected)
@@ -216,7 +182,7 @@ def test_the_evaluation_view_of_an_image_of_its_size_is_the_normalised_image() -
 def test_the_evaluation_view_is_torchvisions_resize_of_the_central_square(
     shape: tuple[int, int], size: int
 ) -> None:
-    images = _noise(3, 3, *shape)
+    images = noise(3, 3, *shape)
     side = min(shape)
     top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
     square = images[..., top : top + side, left : left + side]
@@ -228,7 +194,7 @@ def test_the_evaluation_view_is_torchvisions_resize_of_the_central_square(
 
 
 def test_the_evaluation_view_of_a_squashed_image_has_its_proportions() -> None:
-    photos = _photos(4, 96)
+    photos = photographs(4, 96)
     wide = tv.resize(photos, [96, 192], InterpolationMode.BICUBIC, antialias=True)[
         ..., 48:144
     ]  # the central square
@@ -237,126 +203,12 @@ def test_the_evaluation_view_of_a_squashed_image_has_its_proportions() -> None:
     assert (ours - wide / 255).abs().mean() < 2 * LEVEL
 
 
-# Colour
-
-
-def _jittered(images: Tensor, seed: int = 3, **config: Any) -> tuple[Tensor, Parameters]:
-    """Whole images through one view's colours, and what was drawn."""
-    side = images.shape[-1]
-    views = _views(side, images.shape[1], **{**WHOLE, **config})
-    p = _parameters(views, [(side, side)] * len(images), seed)
-    return views(images, generator=_generator(seed))[0], p
-
-
-@pytest.mark.parametrize(("name", "place"), [("brightness", 0), ("contrast", 1), ("saturation", 2)])
-def test_one_colour_operation_is_torchvisions(name: str, place: int) -> None:
-    images = _noise(16, 3, 16, 16) // 4 + 80  # mid-tones, which nothing clamps
-    jitter = [0.0] * 4
-    jitter[place] = 0.5
-    ours, p = _jittered(images, jitter=tuple(jitter), jitter_p=0.8)
-    adjust = getattr(tv, f"adjust_{name}")
-    for view, image, factor in zip(ours, images / 255, getattr(p, name), strict=True):
-        torch.testing.assert_close(
-            view, adjust(image, float(factor)), atol=3e-4, rtol=0
-        )  # their luma has 4 digits
-
-
-def test_grey_is_torchvisions_luma_whatever_the_saturation() -> None:
-    images = _noise(6, 3, 8, 8)
-    ours, _ = _jittered(images, grey_p=1.0, jitter=(0.0, 0.0, 0.9, 0.0), jitter_p=1.0)
-    torch.testing.assert_close(ours, tv.rgb_to_grayscale(images / 255, 3), atol=3e-4, rtol=0)
-
-
-def test_contrast_keeps_the_mean_grey_of_the_crop_not_of_the_image() -> None:
-    images = torch.full((64, 3, 32, 32), 40, dtype=torch.uint8)
-    images[..., 16:] = 200
-    views = _views(16, scale=(0.2, 0.5), flip=0.0, jitter=(0.0, 0.5, 0.0, 0.0), jitter_p=1.0, grey_p=0.0)
-    unchanged = _views(16, scale=(0.2, 0.5), flip=0.0, jitter=(0.0, 0.0, 0.0, 0.0), jitter_p=1.0, grey_p=0.0)
-    before, after = unchanged(images, generator=_generator()), views(images, generator=_generator())
-    unclamped = (after.amax((0, 2, 3, 4)) < 1) & (after.amin((0, 2, 3, 4)) > 0)
-    assert unclamped.sum() > 20
-    kept = (before - after).mean((0, 2, 3, 4))[unclamped]
-    assert kept.abs().max() < 1e-5
-    assert not torch.equal(before, after)
-
-
-def test_hue_differs_from_torchvisions_by_less_than_0_02_on_photographs() -> None:
-    photos = _photos(48, 32)
-    ours, p = _jittered(photos, jitter=(0.0, 0.0, 0.0, 0.1), jitter_p=1.0)
-    theirs = torch.stack([tv.adjust_hue(x, float(h)) for x, h in zip(photos / 255, p.hue, strict=True)])
-    difference = (ours - theirs).abs().mean()
-    assert difference < 0.02
-    assert difference < 0.9 * (photos / 255 - theirs).abs().mean()  # nearer than no shift at all
-    opposite = torch.stack([tv.adjust_hue(x, -float(h)) for x, h in zip(photos / 255, p.hue, strict=True)])
-    assert difference < 0.5 * (ours - opposite).abs().mean()
-
-
-def test_all_jitter_differs_from_torchvisions_shuffled_and_clamped_one_by_less_than_0_03() -> None:
-    photos = _photos(200, 32)
-    ours, p = _jittered(photos, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=1.0)
-    rng = np.random.default_rng(0)
-    operations = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
-    difference = []
-    for i, view in enumerate(ours):
-        theirs = photos[i]  # uint8: clamped and rounded after each operation
-        for k in rng.permutation(4):
-            theirs = operations[k](theirs, float(p[4 + k][i]))
-        difference.append(view - theirs / 255)
-    assert torch.stack(difference).abs().mean() < 0.03
-    assert torch.stack(difference).mean().abs() < 0.01
-
-
-@pytest.mark.parametrize("channels", [1, 2, 4, 5])
-def test_other_channel_counts_take_brightness_and_contrast_alone(channels: int) -> None:
-    images = _noise(12, channels, 8, 8) // 4 + 90
-    ours, p = _jittered(images, jitter=(0.3, 0.4, 0.8, 0.5), jitter_p=0.7, grey_p=0.5)
-    x = images / 255 * p.brightness.view(-1, 1, 1, 1)
-    expected = x.mean((1, 2, 3), keepdim=True).lerp(x, p.contrast.view(-1, 1, 1, 1))
-    torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
-
-
-def test_normalisation_follows_everything_else() -> None:
-    config = ViewConfig(blur_p=0.5, solarize_p=0.5, jitter=(0.8, 0.8, 0.8, 0.2))
-    mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
-    images = _photos(16, 40)
-    plain = Views([config], 32, [0.0] * 3, [1.0] * 3)(images, generator=_generator())
-    normalised = Views([config], 32, mean, std)(images, generator=_generator())
-    back = normalised * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
-    torch.testing.assert_close(back, plain, atol=2e-6, rtol=0)
-    assert plain.min() >= -1e-6
-    assert plain.max() <= 1 + 1e-6
-
-
-def test_blur_is_torchvisions_on_the_images_drawn_and_leaves_the_others() -> None:
-    images = _noise(24, 3, 32, 32)
-    ours, p = _jittered(images, blur_p=0.5, blur_sigma=(0.1, 2.0))
-    assert 0 < p.blur.sum() < 24
-    for view, image, drawn, sigma in zip(ours, images / 255, p.blur, p.sigma, strict=True):
-        expected = tv.gaussian_blur(image, [25, 25], [float(sigma)] * 2) if drawn else image
-        torch.testing.assert_close(view, expected, atol=2e-6, rtol=0)
-
-
-def test_solarisation_is_torchvisions_on_the_images_drawn_and_leaves_the_others() -> None:
-    images = _noise(24, 3, 16, 16)
-    ours, p = _jittered(images, solarize_p=0.5)
-    assert 0 < p.solarize.sum() < 24
-    for view, image, drawn in zip(ours, images, p.solarize, strict=True):
-        expected = tv.solarize(image, 128) if drawn else image
-        torch.testing.assert_close(view, expected / 255, atol=1e-6, rtol=0)
-
-
-def test_a_batch_of_which_no_image_is_drawn_is_left_as_it_is() -> None:
-    images = _noise(4, 3, 16, 16)
-    ours, _ = _jittered(images, blur_p=1e-9, solarize_p=1e-9)
-    torch.testing.assert_close(ours, images / 255, atol=1e-6, rtol=0)
-
-
 # The contract
 
 
 def test_views_are_float32_and_channels_last_and_differ_from_each_other() -> None:
     views = Views([ViewConfig(interpolation="bilinear"), ViewConfig(), ViewConfig()], 24, [0.5] * 3, [0.2] * 3)
-    out = views(_noise(6, 3, 32, 40), generator=_generator())
+    out = views(noise(6, 3, 32, 40), generator=seeded())
     assert out.shape == (3, 6, 3, 24, 24)
     assert out.dtype == torch.float32
     assert all(view.is_contiguous(memory_format=torch.channels_last) for view in out)
@@ -365,42 +217,42 @@ def test_views_are_float32_and_channels_last_and_differ_from_each_other() -> Non
 
 
 def test_views_of_two_interpolations_are_each_the_view_of_its_own() -> None:
-    images = _noise(6, 3, 32, 32)
+    images = noise(6, 3, 32, 32)
     both = Views([ViewConfig(interpolation="bilinear"), ViewConfig()], 24, [0.5] * 3, [0.2] * 3)
     for i, kind in enumerate(["bilinear", "bicubic"]):
         one = Views([ViewConfig(interpolation=kind)] * 2, 24, [0.5] * 3, [0.2] * 3)  # type: ignore[arg-type]
-        assert torch.equal(both(images, generator=_generator())[i], one(images, generator=_generator())[i])
+        assert torch.equal(both(images, generator=seeded())[i], one(images, generator=seeded())[i])
 
 
 def test_randomness_comes_from_the_generator_alone() -> None:
-    views, images = _views(16, blur_p=0.5, solarize_p=0.5), _noise(8, 3, 20, 20)
+    views, images = one_view(16, blur_p=0.5, solarize_p=0.5), noise(8, 3, 20, 20)
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    first = views(images, generator=_generator(7))
+    first = views(images, generator=seeded(7))
     assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(views(images, generator=_generator(7)), first)
-    assert not torch.equal(views(images, generator=_generator(8)), first)
+    assert torch.equal(views(images, generator=seeded(7)), first)
+    assert not torch.equal(views(images, generator=seeded(8)), first)
     torch.manual_seed(7)
     assert torch.equal(views(images), first)
 
 
 def test_autocast_layout_and_block_size_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    views, images = _views(32, blur_p=0.5, solarize_p=0.5), _noise(8, 3, 40, 40)
-    expected = views(images, generator=_generator())
+    views, images = one_view(32, blur_p=0.5, solarize_p=0.5), noise(8, 3, 40, 40)
+    expected = views(images, generator=seeded())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(views(images, generator=_generator()), expected)
+        assert torch.equal(views(images, generator=seeded()), expected)
         assert eval_view(images, None, 24, [0.5] * 3, [0.2] * 3).dtype == torch.float32
     shuffled = images.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(views(shuffled, generator=_generator()), expected)
+    assert torch.equal(views(shuffled, generator=seeded()), expected)
     monkeypatch.setattr(module, "_BLOCK", 3 * 3 * 40 * 40)  # three images at a time, and a rest of two
-    torch.testing.assert_close(views(images, generator=_generator()), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(views(images, generator=seeded()), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same_views_and_is_never_waited_for() -> None:
     config = ViewConfig(**{**WHOLE, "grey_p": 1.0}, blur_p=1.0, blur_sigma=(1.0, 1.0), solarize_p=1.0)
-    images = _photos(8, 48)
+    images = photographs(8, 48)
     views = Views([config, config], 32, [0.5] * 3, [0.2] * 3)
     expected = views(images)
     views, images = views.cuda(), images.cuda()
@@ -447,17 +299,17 @@ def test_a_config_out_of_range_is_refused_when_built(config: dict[str, Any], nam
 )
 def test_images_of_another_kind_are_refused(images: Tensor, named: str) -> None:
     with pytest.raises(UserError, match=named):
-        _views(8)(images)
+        one_view(8)(images)
     with pytest.raises(UserError, match=named):
         eval_view(images, None, 8, [0.5] * 3, [0.2] * 3)
 
 
 def test_sizes_mean_and_std_that_do_not_match_are_refused() -> None:
     with pytest.raises(UserError, match="sizes"):
-        _views(8)(_noise(2, 3, 8, 8), torch.ones(3, 2))
+        one_view(8)(noise(2, 3, 8, 8), torch.ones(3, 2))
     with pytest.raises(UserError, match="mean and std"):
         Views([ViewConfig()], 8, [0.5] * 3, [0.2])
     with pytest.raises(UserError, match="mean and std"):
-        eval_view(_noise(2, 1, 8, 8), None, 8, [0.5], [0.0])
+        eval_view(noise(2, 1, 8, 8), None, 8, [0.5], [0.0])
     with pytest.raises(UserError, match="size"):
         Views([ViewConfig()], 0, [0.5], [0.2])

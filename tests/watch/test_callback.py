@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rankgap.errors import UserError
-from rankgap.watch.doctor import Diagnosis, Doctor
+from rankgap.watch.doctor import Diagnosis, Thresholds
 from rankgap.watch.lightning import RankCallback
 
 
 class TwoBranches(L.LightningModule):
-    """A Siamese network without anything that keeps it from collapsing, as someone might write it."""
+    """A Siamese network as someone might write it, with nothing that keeps it from collapsing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ def fit(callback: RankCallback, steps: int = 300) -> tuple[TwoBranches, L.Traine
     return module, trainer
 
 
-QUICK = {"every": 2, "doctor": Doctor(patience=3, constant=0.05)}
+QUICK = Thresholds(patience=3, constant=0.05)
 
 
 def test_it_logs_the_ranks_and_calls_back_once_a_diagnosis() -> None:
     found: list[Diagnosis] = []
-    callback = RankCallback(on_alarm=found.append, **QUICK)  # type: ignore[arg-type]
+    callback = RankCallback(every=2, thresholds=QUICK, on_alarm=found.append)
     module, _ = fit(callback)
     assert callback.monitor is not None
     assert len(callback.monitor.history) == 150
@@ -74,7 +74,7 @@ def test_it_logs_the_ranks_and_calls_back_once_a_diagnosis() -> None:
 
 def test_it_can_stop_training_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="complete at step"):
-        _, trainer = fit(RankCallback(on_alarm="stop", **{**QUICK, "doctor": Doctor(patience=3, constant=0.05)}))  # type: ignore[arg-type]
+        _, trainer = fit(RankCallback(every=2, thresholds=QUICK, on_alarm="stop"))
     assert 0 < trainer.global_step < 300
 
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from rankgap.spectra.effective_rank import effective_rank
 from rankgap.watch.monitor import RankMonitor
 from tests.matrices import gaussian
-from tests.processes import WORLD, needs_distributed, run_on_ranks
+from tests.processes import WORLD, needs_distributed, run_on_processes
 
 STEPS = 4
 
@@ -29,7 +29,7 @@ class Both(nn.Module):
         return -(torch.cosine_similarity(p1, z2.detach()) + torch.cosine_similarity(p2, z1.detach())).mean()
 
 
-def on_rank(rank: int) -> None:
+def on_process(process: int) -> None:
     model, twin = DistributedDataParallel(Both()), Both()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     seen: dict[str, list[Tensor]] = {"online": [], "target": []}
@@ -41,7 +41,7 @@ def on_rank(rank: int) -> None:
                 with torch.no_grad():
                     seen["online"].append(twin.predictor(twin.projector(views[0])))
                     seen["target"].append(twin.projector(views[1]))
-            loss = model(*(view[rank::WORLD] for view in views))
+            loss = model(*(view[process::WORLD] for view in views))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -55,4 +55,4 @@ def on_rank(rank: int) -> None:
 
 @needs_distributed
 def test_under_ddp_every_process_watches_and_their_rows_add_up(tmp_path: Path) -> None:
-    run_on_ranks(on_rank, tmp_path)
+    run_on_processes(on_process, tmp_path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -14,9 +15,10 @@ from rankgap.model.methods import Method, build
 from rankgap.model.schedule import Clock
 from rankgap.run.recipes import Heads
 from rankgap.spectra.effective_rank import effective_rank
-from rankgap.spectra.pair import measured_filter
-from rankgap.watch.doctor import Diagnosis, Doctor, Kind, alarms
+from rankgap.spectra.pair import measured_filter, pair_spectrum
+from rankgap.watch.doctor import Diagnosis, Kind, Thresholds, alarms
 from rankgap.watch.monitor import RankMonitor
+from rankgap.watch.pairing import opposite_views
 from rankgap.watch.reading import readings
 
 
@@ -46,7 +48,7 @@ def loss_of(p: Tensor, z: Tensor) -> Tensor:
 
 
 def step(model: SimSiam, seed: int) -> tuple[Tensor, Tensor]:
-    """A training step; gives what the monitor should pair."""
+    """A training step; returns the rows that the monitor should compare."""
     (z1, p1), (z2, p2) = (model(x) for x in views(seed))
     (loss_of(p1, z2) + loss_of(p2, z1)).backward()
     return p1.detach(), z2
@@ -62,6 +64,7 @@ def test_online_view_1_is_paired_with_target_view_2_however_often_modules_run() 
     assert_close(found.erank_online, effective_rank(online), rtol=1e-6, atol=0)
     assert_close(found.erank_target, effective_rank(target), rtol=1e-6, atol=0)
     assert_close(found.rank_difference, found.erank_target - found.erank_online)
+    assert found.step == 2
     assert_close(found.measured_filter, measured_filter(online, target)[1], rtol=1e-5, atol=1e-8)
     assert [r.step for r in monitor.history] == [0, 1, 2]
     assert monitor.history[1].erank_online == pytest.approx(float(effective_rank(pairs[1][0])), rel=1e-5)
@@ -148,6 +151,106 @@ def test_without_a_model_update_does_the_same_and_reset_begins_a_window() -> Non
     assert len(monitor.history) == 4
 
 
+def whole(seed: int) -> tuple[Tensor, Tensor]:
+    """All views of both branches (2, N, D)."""
+    return torch.stack(views(seed)), torch.stack(views(seed + 100))
+
+
+def test_views_given_whole_are_read_as_the_opposite_rows_given_by_hand() -> None:
+    both, by_hand = RankMonitor(), RankMonitor()
+    for seed in range(3):
+        online, target = whole(seed)
+        both.update(online, target)
+        by_hand.update(online[0], target[1])
+    assert both.history == by_hand.history
+    found, wanted = both.compute(), by_hand.compute()
+    assert found.plain() == wanted.plain()
+    assert both.batch_spectrum().plain() == by_hand.batch_spectrum().plain()
+
+
+def test_online_view_1_meets_target_view_2_or_the_only_one() -> None:
+    online, target = whole(0)
+    many = torch.cat([online, online])
+    for given_online, given_target, wanted in (
+        (online, target, (online[0], target[1])),
+        (list(online), tuple(target), (online[0], target[1])),
+        (online, target[:1], (online[0], target[0])),
+        (online, target[0], (online[0], target[0])),
+        (online[1], target[0], (online[1], target[0])),
+        (many, target, (many[0], target[1])),
+    ):
+        for found, rows in zip(opposite_views(given_online, given_target), wanted, strict=True):
+            assert found.data_ptr() == rows.data_ptr()
+            assert found.shape == rows.shape
+    with pytest.raises(UserError, match=r"online is \(20, 12\), target \(20, 8\)"):
+        opposite_views(online, target[..., :8])
+
+
+def test_the_newest_rows_have_a_record_and_are_not_copied() -> None:
+    monitor = RankMonitor(window=False)
+    with pytest.raises(UserError, match="no finite outputs were read yet"):
+        monitor.batch_spectrum()
+    monitor.update(torch.full((4, 3), torch.nan), torch.zeros(4, 3))
+    with pytest.raises(UserError, match="no finite outputs were read yet"):
+        monitor.batch_spectrum()
+    for seed in range(2):
+        p, t = views(seed)
+        monitor.update(p.requires_grad_(), t, step=10 * seed)
+    assert monitor.batch_spectrum().plain() == dataclasses.replace(pair_spectrum(p, t), step=10).plain()
+    monitor.update(torch.full((4, 3), torch.nan), torch.zeros(4, 3))
+    found = monitor.batch_spectrum()
+    assert (found.step, found.rows) == (10, 20)
+    with torch.no_grad():
+        p.mul_(2)
+    assert_close(monitor.batch_spectrum().measured_filter, 2 * found.measured_filter)
+
+
+def test_without_a_window_readings_are_the_same_and_no_sums_are_kept() -> None:
+    with_sums, without = RankMonitor(), RankMonitor(window=False)
+    for seed in range(3):
+        with_sums.update(*views(seed))
+        without.update(*views(seed))
+    assert without.history == with_sums.history
+    assert without.batch_spectrum().plain() == with_sums.batch_spectrum().plain()
+    with pytest.raises(UserError, match="keeps no sums: call batch_spectrum, or create it with window=True"):
+        without.compute()
+    without.reset()
+
+
+def test_a_step_and_an_exponent_can_be_given() -> None:
+    monitor = RankMonitor()
+    monitor.update(*views(0), step=20, exponent=-0.5)
+    monitor.update(*views(1))
+    assert [(r.step, r.exponent) for r in monitor.history] == [(20, -0.5), (21, None)]
+    assert list(monitor.history[0].numbers())[-1] == "exponent"
+    assert "exponent" not in monitor.history[1].numbers()
+    assert monitor.compute().step == 21
+    assert monitor.step == 22
+
+
+def test_a_resumed_monitor_goes_on_as_if_it_had_not_been_interrupted() -> None:
+    rows = [(torch.eye(6, 4),) * 2] * 4 + [(torch.ones(6, 4),) * 2] * 6
+    whole_run, first, second = (RankMonitor(thresholds=Thresholds(patience=3, early=6)) for _ in range(3))
+    for pair in rows:
+        whole_run.update(*pair)
+    for pair in rows[:7]:
+        first.update(*pair)
+    second.resume(iter(first.history))
+    assert (second.step, second.diagnosis) == (first.step, first.diagnosis)
+    assert second.diagnosis.kind == "complete"
+    assert second.news() == (None, None)
+    for pair in rows[7:]:
+        second.update(*pair)
+    assert second.history == whole_run.history
+    assert second.diagnosis == whole_run.diagnosis
+    assert (second.doctor.peak, second.doctor.seen) == (whole_run.doctor.peak, whole_run.doctor.seen)
+    assert list(second.doctor.recent) == list(whole_run.doctor.recent)
+    assert second.news() == (whole_run.history[-1], None)  # the alarm was told before the interruption
+    fresh = RankMonitor()
+    fresh.resume([])
+    assert (fresh.step, fresh.history) == (0, [])
+
+
 def test_what_cannot_be_watched_is_named() -> None:
     model = SimSiam()
     with pytest.raises(UserError, match=r"SimSiam has no module 'predictr'; nearest: predictor"):
@@ -165,7 +268,7 @@ def test_what_cannot_be_watched_is_named() -> None:
     with pytest.raises(UserError, match="online outputs are all zero"):
         zero.compute()
     with (
-        pytest.raises(UserError, match="gave an output and predictor none"),
+        pytest.raises(UserError, match="projector gave an output but predictor did not"),
         RankMonitor(model, online="projector", target="predictor", every=1),
     ):
         model.projector(torch.randn(4, 16)).sum().backward()
@@ -182,7 +285,7 @@ def train(
     heads: Mapping[str, object] = MappingProxyType({}),
     lr: float = 0.1,
     steps: int = 60,
-    doctor: Doctor | None = None,
+    thresholds: Thresholds | None = None,
 ) -> RankMonitor:
     torch.manual_seed(0)
     given: dict[str, object] = {"projector": (32, 16), "predictor": (4,), "prototypes": 16, "momentum": 0.9}
@@ -190,7 +293,7 @@ def train(
     encoder.features = 32  # type: ignore[assignment]
     model = build(method, backbone=encoder, online=online, target=target, heads=Heads(**given | dict(heads)))  # type: ignore[arg-type]
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=0.9)
-    monitor = RankMonitor(every=1, doctor=doctor or Doctor())
+    monitor = RankMonitor(every=1, thresholds=thresholds)
     generator = torch.Generator().manual_seed(1)
     groups = torch.randn(8, 24, generator=generator)
     for i in range(steps):
@@ -215,8 +318,8 @@ SOFT = {"teacher_temperature": 5.0, "teacher_warmup_temperature": 5.0}
 
 CASES: list[tuple[Kind, Callable[[], RankMonitor]]] = [
     ("healthy", lambda: train("simsiam", target="power:-0.5")),
-    ("complete", lambda: train("siamese", lr=0.5, steps=250, doctor=Doctor(constant=0.05))),
-    ("dimensional", lambda: train("symsimsiam", lr=0.5, steps=200, doctor=Doctor(share=0.5))),
+    ("complete", lambda: train("siamese", lr=0.5, steps=250, thresholds=Thresholds(constant=0.05))),
+    ("dimensional", lambda: train("symsimsiam", lr=0.5, steps=200, thresholds=Thresholds(share=0.5))),
     ("uniform assignment", lambda: train("dino", heads=SOFT)),
     ("one prototype", lambda: train("dino", heads=NO_CENTRE, lr=0.5, steps=400)),
     ("negative rank difference", lambda: train("simsiam", online="power:-0.5", lr=0.01)),
@@ -238,28 +341,49 @@ def test_each_kind_is_named_in_a_run_that_has_it(kind: Kind, run: Callable[[], R
 
 def test_patience_is_the_number_of_readings_that_agree() -> None:
     same = torch.ones(6, 4)
-    monitor = RankMonitor(doctor=Doctor(patience=3))
+    monitor = RankMonitor(thresholds=Thresholds(patience=3))
     assert [monitor.update(same, same).kind for _ in range(3)] == ["healthy", "healthy", "complete"]
     assert monitor.update(*(torch.eye(6, 4),) * 2).kind == "healthy"
 
 
+def test_thresholds_are_frozen_and_shared_without_the_doctor_s_memory() -> None:
+    thresholds = Thresholds(patience=2)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        thresholds.patience = 3  # type: ignore[misc]
+    same = torch.ones(6, 4)
+    first, second = RankMonitor(thresholds=thresholds), RankMonitor(thresholds=thresholds)
+    assert [first.update(same, same).kind for _ in range(2)] == ["healthy", "complete"]
+    assert [second.update(same, same).kind for _ in range(2)] == ["healthy", "complete"]
+
+
 def test_a_history_gives_each_alarm_once_and_is_read_back_from_columns() -> None:
-    monitor = RankMonitor(doctor=Doctor(patience=2))
+    monitor = RankMonitor(thresholds=Thresholds(patience=2))
     for online in [torch.eye(6, 4)] * 2 + [torch.ones(6, 4)] * 4 + [torch.eye(6, 4)] * 2 + [torch.ones(6, 4)] * 2:
         monitor.update(online, online)
-    found = alarms(monitor.history, Doctor(patience=2))
+    found = alarms(monitor.history, Thresholds(patience=2))
     assert [(d.kind, d.step) for d in found] == [("complete", 3), ("complete", 9)]
     columns = {name: [getattr(r, name) for r in monitor.history] for name in ("step", "erank_target", "spread")}
     again = readings({**columns, "lr": [0.1] * 10})
     assert [(r.step, r.spread) for r in again] == [(r.step, r.spread) for r in monitor.history]
 
 
+def test_all_that_was_measured_is_read_back_from_columns() -> None:
+    monitor = RankMonitor()
+    for seed in range(3):
+        monitor.update(*(view.softmax(-1) for view in views(seed)), exponent=-0.1 * seed)
+    names = list(monitor.history[0].numbers())
+    assert len(names) == 11
+    assert names[-1] == "exponent"
+    columns = {name: [getattr(r, name) for r in monitor.history] for name in ("step", *names)}
+    assert readings(columns) == monitor.history
+
+
 def test_outputs_that_are_all_zero_are_a_complete_collapse() -> None:
-    monitor = RankMonitor(doctor=Doctor(patience=1))
+    monitor = RankMonitor(thresholds=Thresholds(patience=1))
     assert monitor.update(torch.zeros(6, 4), torch.zeros(6, 4)).kind == "complete"
     assert monitor.update(torch.full((6, 4), torch.inf), torch.zeros(6, 4)).kind == "non-finite"
 
 
-def test_a_diagnosis_that_is_none_is_false() -> None:
+def test_a_healthy_diagnosis_is_false() -> None:
     assert not Diagnosis("healthy", 3)
     assert str(Diagnosis("healthy", 3)) == "healthy at step 3"

@@ -1,4 +1,4 @@
-"""Where images come from: `load_data` reads them, `inspect` looks at them first."""
+"""Where images come from: `load_data` reads them, and `inspect` checks them first."""
 
 from rankgap.data.image_set import Batch, ImageSet
 from rankgap.data.inspection import Broken, Inspection, inspect

@@ -1,4 +1,4 @@
-"""From an encoded image to uint8 pixels of a stored size."""
+"""Decoding an image to uint8 pixels at a stored size."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Pixels = npt.NDArray[np.uint8]
 
 _NPY = b"\x93NUMPY"
 _BROKEN = (
-    OSError,  # truncated, of no known format, unreadable
-    SyntaxError,  # Pillow: a PNG chunk that cannot be
+    OSError,  # truncated, of an unknown format, or unreadable
+    SyntaxError,  # raised by Pillow for an invalid PNG chunk
     ValueError,
     TypeError,
     IndexError,
@@ -37,11 +37,18 @@ _TURNS = {
 
 
 class ImageError(Exception):
-    """An image cannot be decoded; the message is the reason."""
+    """An image cannot be decoded; the message gives the reason."""
 
 
 class Header(NamedTuple):
-    """What an image says of itself; height and width in pixels, as it is meant to be seen (EXIF orientation)."""
+    """The header of an image.
+
+    Attributes:
+        format: the file format, such as "PNG".
+        channels: the number of channels.
+        height: in pixels, with the EXIF orientation applied.
+        width: in pixels, with the EXIF orientation applied.
+    """
 
     format: str
     channels: int
@@ -51,7 +58,7 @@ class Header(NamedTuple):
 
 def _reason(error: Exception) -> ImageError:
     if isinstance(error, UnidentifiedImageError):
-        return ImageError("not an image of a known format")
+        return ImageError("not an image in a known format")
     if isinstance(error, OSError) and error.strerror:
         return ImageError(error.strerror)
     return ImageError(str(error) or type(error).__name__)
@@ -62,7 +69,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _turn(image: Image.Image) -> int:
-    """The EXIF orientation that is still to be applied; Pillow turns a TIFF by itself."""
+    """The EXIF orientation that remains to be applied; Pillow itself turns a TIFF."""
     return 1 if image.format == "TIFF" else int(image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
@@ -80,22 +87,22 @@ def _array(file: BinaryIO) -> Pixels:
         array = _to_8_bits(array)
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
         raise ImageError(
-            f"an array of shape {array.shape} and type {array.dtype}, not (H, W) or (H, W, C) of uint8 or uint16"
+            f"expected an array (H, W) or (H, W, C) of uint8 or uint16, got {array.shape} of {array.dtype}"
         )
     pixels: Pixels = array[:, :, None] if array.ndim == 2 else array
     return pixels
 
 
 def _to_8_bits(values: npt.NDArray[np.uint16]) -> Pixels:
-    """Full scale to full scale (65,535 to 255), so that images stay comparable in brightness."""
+    """Map full scale to full scale (65,535 to 255), so that images remain comparable in brightness."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def read_header(file: BinaryIO) -> Header:
-    """Format, channels and size of an image, without decoding it where the format allows.
+    """The header of an image, which is not decoded if the format allows that.
 
     Raises:
-        ImageError: no image can be read from the file.
+        ImageError: the file is not an image that can be read.
     """
     try:
         if _starts_as_array(file):
@@ -118,15 +125,16 @@ def _starts_as_array(file: BinaryIO) -> bool:
 def decode(file: BinaryIO, size: int, channels: int | None = None) -> tuple[Pixels, Header]:
     """Decode an image and squash it to a square.
 
-    EXIF orientation is applied; of an animation or a stack the first frame is taken; transparency is laid on
-    white; palettes, CMYK and other colour spaces become RGB; 16-bit values are scaled by 255 / 65,535. A JPEG is
-    decoded at the least of its scales 1, 1/2, 1/4, 1/8 that is not below `size`; the rest is bicubic, antialiased.
+    The EXIF orientation is applied. The first frame of an animation or a stack is taken. Transparency is laid on
+    white. Palettes, CMYK and other colour spaces become RGB. 16-bit values are scaled by 255 / 65,535. A JPEG is
+    decoded at the smallest of its scales 1, 1/2, 1/4, 1/8 that is not below `size`; the rest of the resize is
+    bicubic and antialiased.
 
     Args:
         file: any format that Pillow reads, or .npy with (H, W) or (H, W, C) of uint8 or uint16.
         size: side S of the result in pixels.
-        channels: convert to this many channels (1: luma of ITU-R 601; 3: RGB); None keeps 1 for grey, 3 for
-            colour, and what an array has.
+        channels: the number of channels to convert to (1: luma of ITU-R 601; 3: RGB). None keeps 1 for grey, 3 for
+            colour, and the channels of an array.
 
     Returns:
         (S, S, C) uint8, and the header of the original.
@@ -152,12 +160,12 @@ def _decode(image: Image.Image, size: int, channels: int | None) -> tuple[Pixels
     if image.mode.startswith("I;16"):
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
     elif image.mode in ("I", "F"):
-        raise ImageError("32-bit pixels, whose range is not known; convert it to 8 or 16 bits")
+        raise ImageError("it has 32-bit pixels, whose range is not known; convert it to 8 or 16 bits")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if channels not in (None, 1, 3):
-        raise ImageError(f"{header.channels} channels cannot be converted to {channels}, only 1 to 3 and 3 to 1")
+        raise _unconvertible(header.channels, channels)
     mode = "L" if (channels or header.channels) == 1 else "RGB"
     image = image.convert(mode)
     if image.size != (size, size):
@@ -169,7 +177,7 @@ def _decode(image: Image.Image, size: int, channels: int | None) -> tuple[Pixels
 
 
 def _squash(array: Pixels, size: int) -> Pixels:
-    """(H, W, C) to (size, size, C), each channel by itself."""
+    """Resize (H, W, C) to (size, size, C), each channel on its own."""
     if array.shape[:2] == (size, size):
         return array
     channels = (Image.fromarray(np.ascontiguousarray(array[:, :, c])) for c in range(array.shape[2]))
@@ -177,7 +185,7 @@ def _squash(array: Pixels, size: int) -> Pixels:
 
 
 def convert(pixels: Pixels, channels: int) -> Pixels:
-    """(..., C) to another number of channels: grey repeated, or the luma of ITU-R 601.
+    """Convert (..., C) to another number of channels: repeat grey, or take the luma of ITU-R 601.
 
     Raises:
         ImageError: there is no such conversion.
@@ -189,7 +197,11 @@ def convert(pixels: Pixels, channels: int) -> Pixels:
         return np.repeat(pixels, 3, axis=-1)
     if (found, channels) == (3, 1):
         red, green, blue = np.moveaxis(pixels.astype(np.uint32), -1, 0)
-        # Pillow's integers, so that a .npy and a PNG of one picture agree.
+        # In Pillow's integer arithmetic, so that a .npy and a PNG of the same picture agree.
         luma: Pixels = ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
         return luma[..., None]
-    raise ImageError(f"{found} channels cannot be converted to {channels}, only 1 to 3 and 3 to 1")
+    raise _unconvertible(found, channels)
+
+
+def _unconvertible(found: int, channels: int | None) -> ImageError:
+    return ImageError(f"{found} channels cannot be converted to {channels}, only 1 to 3 and 3 to 1")

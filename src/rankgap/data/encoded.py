@@ -1,4 +1,4 @@
-"""Encoded images where they lie: files, rows of a table, arrays; and how many of them become a tensor."""
+"""Encoded images: files, rows of a table or arrays; and how they are decoded into a tensor."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from rankgap.data.decoding import Header, ImageError, decode, read_header
 from rankgap.errors import UserError
 
 _T = TypeVar("_T")
-_PART = 32  # images a thread takes at once
+_PART = 32  # images that a thread takes at once
 
 
 class Encoded(Protocol):
-    """N encoded images, read one at a time from wherever they are kept; picklable."""
+    """N encoded images, wherever they are kept, read one at a time; implementations can be pickled."""
 
     def __len__(self) -> int:
-        """How many."""
+        """N, the number of images."""
 
     def open(self, index: int) -> BinaryIO:
-        """The encoded bytes of one."""
+        """Open an image's encoded bytes."""
 
     def name(self, index: int) -> str:
-        """What a message calls it."""
+        """An image's name, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Files:
 
     Args:
         root: the folder.
-        paths: relative paths, kept as one Arrow array: Python strings would cost several times the memory, and
+        paths: relative paths in one Arrow array, because Python strings would cost several times the memory, and
             worker processes would copy them page by page.
     """
 
@@ -53,7 +53,7 @@ class Files:
         return len(self.paths)
 
     def open(self, index: int) -> BinaryIO:
-        """The file."""
+        """Open the file."""
         return open(self.name(index), "rb")
 
     def name(self, index: int) -> str:
@@ -63,12 +63,12 @@ class Files:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Images in a column of an Arrow table: bytes, or a struct of bytes and path as the Hub keeps them.
+    """Images in a column of an Arrow table: bytes, or a struct of bytes and path as on the Hub.
 
     Args:
-        label: what a message calls the table.
-        table: `pyarrow.Table`, or the memory-mapped table of `datasets`.
-        column: the images' column.
+        label: the table's name, for messages.
+        table: a `pyarrow.Table`, or a memory-mapped table of `datasets`.
+        column: the name of the images' column.
     """
 
     label: str
@@ -83,21 +83,26 @@ class Rows:
         return value if isinstance(value, dict) else {"bytes": value}
 
     def open(self, index: int) -> BinaryIO:
-        """The row's bytes, or the file that it names."""
+        """Open the row's bytes, or the file that the row names."""
         row = self._row(index)
         if row.get("bytes") is None and row.get("path"):
             return open(row["path"], "rb")
         return io.BytesIO(row.get("bytes") or b"")
 
     def name(self, index: int) -> str:
-        """The row's number, and the path that it remembers."""
+        """The row's number, with the path if the row has one."""
         path = self._row(index).get("path")
         return f"{self.label}, row {index}" + (f" ({path})" if path else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """Images that came decoded, (N, C, H, W) uint8."""
+    """Images that are decoded already.
+
+    Args:
+        label: the array's name, for messages.
+        images: (N, C, H, W) uint8.
+    """
 
     label: str
     images: Tensor
@@ -106,7 +111,7 @@ class Arrays:
         return len(self.images)
 
     def open(self, index: int) -> BinaryIO:
-        """The image as a .npy file."""
+        """The image as an open .npy file."""
         file = io.BytesIO()
         np.save(file, self.images[index].permute(1, 2, 0).numpy())
         file.seek(0)
@@ -118,10 +123,15 @@ class Arrays:
 
 
 def in_parts(function: Callable[[range], _T], count: int, *, threads: bool = True) -> Iterator[_T]:
-    """The function's results over consecutive parts of range(count), in order, by a thread on each core.
+    """The function's results on consecutive parts of range(count), in order, by one thread on each core.
 
-    Pillow decodes without Python's lock. A worker process of a `DataLoader` works alone: its siblings have the
-    other cores.
+    Threads pay because Pillow decodes without Python's lock. A worker process of a `DataLoader` uses no threads,
+    because its siblings use the other cores.
+
+    Args:
+        function: what to compute on a part.
+        count: the length of the whole range.
+        threads: whether to use threads.
     """
     parts = [range(start, min(start + _PART, count)) for start in range(0, count, _PART)]
     if not threads or len(parts) < 2 or get_worker_info() is not None:
@@ -135,7 +145,7 @@ def header_of(source: Encoded, index: int) -> Header:
     """The header of one image.
 
     Raises:
-        UserError: it cannot be read; the message names it.
+        UserError: the image cannot be read; the message names it.
     """
     try:
         with source.open(index) as file:
@@ -146,17 +156,17 @@ def header_of(source: Encoded, index: int) -> Header:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedImages:
-    """Images of a source, decoded when they are asked for.
+    """Images of a source that are decoded when they are read.
 
     Args:
-        source: where they lie.
-        rows: (N,) int64: which of the source's images, in this order.
+        source: the encoded images.
+        rows: (N,) int64, the source's images that belong to the set, in this order.
         size: stored side S in pixels.
         channels: C.
-        convert: convert to `channels`; else an image with other channels is an error.
-        example: name of an image with `channels`, for that error.
-        threads: decode in threads. At 32 px they take twice the time, waiting for Python's lock; from about
-            128 px on they pay.
+        convert: whether to convert images to `channels`; if not, an image with other channels is an error.
+        example: the name of an image with `channels`, for that error.
+        threads: whether to decode in threads. At 32 px they double the time, because they wait for Python's lock;
+            they pay from about 128 px on.
     """
 
     source: Encoded
@@ -172,26 +182,30 @@ class EncodedImages:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all images, decoded."""
+        """The size of all images in bytes, decoded."""
         return len(self) * self.channels * self.size**2
 
     def check(self, row: int, found: int) -> None:
-        """Refuse an image of the source that has other channels, unless it is to be converted.
+        """Check the channels of an image, unless images are converted.
+
+        Args:
+            row: the image's position in the source.
+            found: its number of channels.
 
         Raises:
-            UserError: names this image and one with the expected channels.
+            UserError: the number is not `channels`; the message names this image and one with `channels`.
         """
         if not self.convert and found != self.channels:
             raise UserError(
                 f"mixed channel counts: {self.source.name(row)} has {found}, {self.example} has {self.channels}; "
-                f"--channels 3 (or 1) converts all of them"
+                "pass --channels 3 (or 1) to convert all of them"
             )
 
     def check_headers(self) -> None:
-        """Read every header, so that a file that is no image shows before training and not in its midst.
+        """Read every header, so that a file that is not an image is found before training starts.
 
         Raises:
-            UserError: names the first image that cannot be read, or whose channels differ.
+            UserError: an image cannot be read or has other channels; the message names the first such image.
         """
 
         def check(part: range) -> None:

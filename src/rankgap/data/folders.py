@@ -1,4 +1,4 @@
-"""Folders of image files."""
+"""A folder of image files as a data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from rankgap.data.encoded import Files
-from rankgap.data.source import Source, Split
+from rankgap.data.splits import Source, Split
 from rankgap.errors import UserError
 
 _FORMATS = "jpg jpeg jpe jfif png bmp gif webp avif jp2 tif tiff tga ppm pgm pbm pnm npy"
@@ -22,17 +22,22 @@ TEST_FOLDERS = ("test", "val", "valid", "validation")
 def open_folder(folder: str) -> Source:
     """Image files below a folder, at any depth, in the order of their paths.
 
-    Read as, whichever comes first:
+    The folder is read as the first of these that applies:
 
-    * a split set, where DIR/train holds images, and DIR/test (else val, valid, validation) does or no other folder
-      does. Folders in DIR/train, if every image lies below one of two or more, are the classes;
-    * classes, where every image is DIR/<class>/<file>, with two classes or more. Labels serve evaluation alone;
+    * a set with splits, if DIR/train holds images, and DIR/test (or else val, valid, validation) does too or no
+      other folder does. The folders in DIR/train are the classes if there are two or more and every image lies
+      below one of them;
+    * classes, if every image is DIR/<class>/<file> and there are two classes or more. Labels are used for
+      evaluation only;
     * images without labels.
 
-    Hidden files and folders are left out; links are followed.
+    Hidden files and folders are skipped, and links are followed.
+
+    Args:
+        folder: DIR, with ~ for the home folder.
 
     Raises:
-        UserError: no such folder, or no image in it.
+        UserError: there is no such folder, or no image in it.
     """
     root = Path(folder).expanduser()
     name = f"folder:{folder}"
@@ -40,20 +45,18 @@ def open_folder(folder: str) -> Source:
         raise UserError(f"{name}: there is no folder {root}")
     paths, others = _scan(root)
     if not paths:
-        raise UserError(f"{name}: no images in it; files that end in {', '.join(sorted(SUFFIXES))} are read")
+        raise UserError(f"{name}: no images in it; expected files that end in {', '.join(sorted(SUFFIXES))}")
     notes = []
     if others:
         kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in others.most_common(4))
-        notes.append(f"{name}: {others.total()} other files are left out ({kinds})")
+        notes.append(f"{name}: {others.total()} other files are ignored ({kinds})")
     heads = {head.lower(): head for path in paths if "/" in path for head in [path.partition("/")[0]]}
     tests = [heads[t] for t in TEST_FOLDERS if t in heads]
     if "train" in heads and (tests or len(heads) == 1):
         return _split_source(name, root, paths, heads["train"], tests, notes)
     classes = _classes(paths, depth=1)
-    notes.append(
-        f"{name}: {len(paths)} images, "
-        + (f"{len(classes)} classes (its folders; labels serve evaluation alone)" if classes else "no labels")
-    )
+    labels = f"{len(classes)} classes (its folders; labels are for evaluation only)" if classes else "no labels"
+    notes.append(f"{name}: {len(paths)} images, {labels}")
     return Source(name, _split(root, paths, classes), None, notes)
 
 
@@ -62,7 +65,7 @@ def _split_source(
 ) -> Source:
     inside = {head: [p.partition("/")[2] for p in paths if p.startswith(head + "/")] for head in (train, *tests)}
     classes = _classes(inside[train])
-    # A test folder without classes (ImageNet's) gives way to a validation folder that has them.
+    # A validation folder with classes goes before a test folder without them (as in ImageNet).
     test = next((t for t in tests if _classes(inside[t], least=1)), tests[0] if tests else None)
     text = f"{name}: {len(inside[train])} training images in {train}/, "
     text += f"{len(classes)} classes" if classes else "no labels"
@@ -74,12 +77,12 @@ def _split_source(
     notes.append(text)
     used = sum(len(inside[head]) for head in (train, test) if head is not None)
     if used < len(paths):
-        notes.append(f"{name}: {len(paths) - used} images in other places are left out")
+        notes.append(f"{name}: {len(paths) - used} images in other places are ignored")
     return Source(name, _split(root / train, inside[train], classes), test_split, notes)
 
 
 def _scan(root: Path) -> tuple[list[str], Counter[str]]:
-    """Relative paths of image files, sorted, and the suffixes of all other files."""
+    """The relative paths of image files, sorted, and the suffixes of all other files."""
     paths: list[str] = []
     others: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
@@ -103,12 +106,12 @@ def _scan(root: Path) -> tuple[list[str], Counter[str]]:
 
 
 def _classes(paths: Sequence[str], *, least: int = 2, depth: int | None = None) -> list[str] | None:
-    """First folders of all paths, if they can be classes.
+    """The first folders of all paths if they can be classes, else None.
 
     Args:
         paths: relative to where the classes would be.
-        least: how many there must be.
-        depth: how many folders each path must have; None for any number but none.
+        least: the smallest number of classes.
+        depth: the number of folders that each path must have; None for one or more.
     """
     if any(p.count("/") != depth if depth else "/" not in p for p in paths):
         return None

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, and local folders of Parquet in its layout."""
+"""Data sets of the Hugging Face Hub, and local folders of Parquet files in its layout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rankgap.data.encoded import Rows
-from rankgap.data.source import Source, Split
+from rankgap.data.splits import Source, Split
 from rankgap.errors import UserError
 
 _IN_MEMORY = 2 * 2**30  # bytes of Parquet; larger tables are memory-mapped through the cache of `datasets`
@@ -25,15 +25,19 @@ _LABELS = ("label", "labels", "fine_label", "class")
 
 
 def open_hub(place: str) -> Source:
-    """A local folder of Parquet if there is one of that name, else a data set of the Hub (downloaded and cached).
+    """A local folder of Parquet files if there is one of that name, else a data set of the Hub.
 
-    The training split is `train`, else the first; the test split is the first of test, validation, valid, val and
-    dev that has labels, else the first of them. The image column is the one with the Hub's Image feature, else the
-    first with image bytes; the label column is `label`, `labels`, `fine_label` or `class`, else the first
-    ClassLabel. A label below 0 means that a split is not labelled, as on the Hub.
+    A data set of the Hub is downloaded and cached. The training split is `train`, or else the first. The test
+    split is the first of test, validation, valid, val and dev that has labels, or else the first of them. The
+    image column is the one with the Hub's Image feature, or else the first with image bytes. The label column is
+    `label`, `labels`, `fine_label` or `class`, or else the first ClassLabel. As on the Hub, a label below 0 means
+    that the split is not labelled.
+
+    Args:
+        place: a folder, or a name on the Hub.
 
     Raises:
-        UserError: no such folder, set or column, or the Hub cannot be reached.
+        UserError: there is no such folder, data set or column, or the Hub cannot be reached.
     """
     folder = Path(place).expanduser()
     if folder.is_dir():
@@ -58,13 +62,13 @@ def open_hub(place: str) -> Source:
 
 
 def _local_tables(folder: Path) -> dict[str, tuple[Any, pa.Schema]]:
-    """Tables of a folder's Parquet files by the split that their names say; `train` where they say none."""
+    """The tables of a folder's Parquet files, by the split in their names; `train` if the name has none."""
     files: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*.parquet")):
         said = _SPLIT.search(path.relative_to(folder).as_posix())
         files.setdefault(said[1] if said else "train", []).append(str(path))
     if not files:
-        raise UserError(f"hf:{folder}: no .parquet files in it; write folder:{folder} for a folder of image files")
+        raise UserError(f"hf:{folder}: no .parquet files in it; for a folder of image files write folder:{folder}")
     if sum(Path(f).stat().st_size for paths in files.values() for f in paths) > _IN_MEMORY:
         return _load_dataset(str(folder), path="parquet", data_files=files)
     try:
@@ -86,13 +90,13 @@ def _load_dataset(place: str, **arguments: Any) -> dict[str, tuple[Any, pa.Schem
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"hf:{place} cannot be loaded: {reason} (a local folder of Parquet needs no network)"
+            f"hf:{place} cannot be loaded: {reason}; a local folder of Parquet files needs no network"
         ) from error
     return {split: (data.data, data.features.arrow_schema) for split, data in found.items()}
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """The Hub's features, which it keeps in the schema's metadata."""
+    """The Hub's features, which are in the schema's metadata."""
     text = (schema.metadata or {}).get(b"huggingface")
     features: dict[str, dict[str, Any]] = json.loads(text)["info"]["features"] if text else {}
     return {name: f for name, f in features.items() if isinstance(f, dict)}
@@ -108,14 +112,14 @@ def _image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, A
     for field in schema:
         if field.name in _IMAGES and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)):
             return str(field.name)
-    raise UserError(f"{label}: no column of images among {', '.join(schema.names)}")
+    raise UserError(f"{label}: expected a column of images, got {', '.join(schema.names)}")
 
 
 def _split(label: str, table: Any, schema: pa.Schema) -> Split:
     features = _features(schema)
     image = _image_column(label, schema, features)
     if not table.num_rows:
-        raise UserError(f"{label}: no images in it")
+        raise UserError(f"{label}: the table has no rows")
     named = [n for n in _LABELS if n in schema.names]
     named += [n for n, f in features.items() if f.get("_type") == "ClassLabel" and n not in named]
     labels, classes = _labels(table, schema, features, named[0]) if named else (None, None)

@@ -1,4 +1,4 @@
-"""A set of uint8 images that gives batches by index."""
+"""A set of uint8 images, read in batches by index."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rankgap.data.encoded import EncodedImages
 
 
 class Batch(NamedTuple):
-    """B images, from whatever set.
+    """A batch of B images.
 
     Attributes:
         images: (B, C, S, S) uint8, squashed to the stored square.
-        sizes: (B, 2) int32, height and width of the originals; None where the stored size is the original one.
+        sizes: (B, 2) int32, height and width of the originals; None if the stored size is the original one.
         labels: (B,) int64, or None.
     """
 
@@ -26,17 +26,17 @@ class Batch(NamedTuple):
 
 
 class ImageSet:
-    """N images in memory, or decoded as batches ask for them.
+    """N images, either in memory or decoded when a batch asks for them.
 
     Args:
-        name: what messages call it.
-        images: (N, C, S, S) uint8, or where the images lie.
+        name: the set's name, for messages.
+        images: the images in memory, (N, C, S, S) uint8, or encoded.
         labels: (N,) int64, or None.
-        mean: per channel, of values in [0, 1].
-        std: likewise; population standard deviation.
-        sizes: (N, 2) int32, original height and width of `images` in memory where they differ from S.
-        classes: names of the labels.
-        notes: how it was read, a sentence each, for the user.
+        mean: per-channel mean of values in [0, 1].
+        std: per-channel population standard deviation of values in [0, 1].
+        sizes: (N, 2) int32, original height and width of `images` in memory, if they differ from S.
+        classes: the names of the labels.
+        notes: how the set was read, one sentence each, for the user.
 
     Example:
         >>> from rankgap.data import load_data
@@ -68,7 +68,7 @@ class ImageSet:
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images lie decoded in memory, so that batches need no worker processes."""
+        """Whether the images are in memory, decoded, so that batches need no worker processes."""
         return isinstance(self.images, Tensor)
 
     def __len__(self) -> int:
@@ -80,13 +80,14 @@ class ImageSet:
         return f"{type(self).__name__}({self.name!r}, {len(self)} images, {shape}, {labels})"
 
     def batch(self, indices: Sequence[int] | Tensor) -> Batch:
-        """Some of the images, in the order asked for.
+        """Some of the images, in the order of the indices.
 
         Args:
             indices: B positions in [0, N).
 
         Raises:
-            UserError: an image that is decoded now is broken, or has other channels; the message names it.
+            UserError: an image that is decoded for the batch is broken or has other channels; the message names
+                it.
         """
         index = torch.as_tensor(indices, dtype=torch.int64)
         labels = None if self.labels is None else self.labels[index]
@@ -96,11 +97,11 @@ class ImageSet:
         return Batch(images, sizes, labels)
 
     def sample(self, count: int, seed: int = 0) -> ImageSet:
-        """At most `count` of the images, a seeded choice, decoded in memory.
+        """A random choice of at most `count` images, decoded in memory.
 
         Args:
-            count: of images.
-            seed: of the choice; the same one gives the same images.
+            count: the largest number of images.
+            seed: of the choice; the same seed gives the same images.
         """
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         batch = self.batch(order[:count].sort().values)

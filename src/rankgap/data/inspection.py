@@ -1,4 +1,4 @@
-"""A look at images before training: what is there, what is broken, what training would refuse."""
+"""An inspection of images before training: what there is, what is broken, and what training would refuse."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from rankgap.data.decoding import Header, ImageError, convert, decode, read_header
 from rankgap.data.encoded import Encoded, EncodedImages, in_parts
 from rankgap.data.image_set import Batch, ImageSet
-from rankgap.data.loading import HEADERS, channel_moments, from_moments, spread, stored_size
-from rankgap.data.source import Split
+from rankgap.data.loading import HEADERS, channel_moments, from_moments, pays_in_threads, spread, stored_size
 from rankgap.data.sources import open_source
+from rankgap.data.splits import Split
 from rankgap.errors import UserError
 
 
@@ -25,8 +25,8 @@ class Broken:
     """An image that cannot be read.
 
     Attributes:
-        name: its path, or its row.
-        reason: why.
+        name: the image's path, or its row.
+        reason: why it cannot be read.
     """
 
     name: str
@@ -35,24 +35,25 @@ class Broken:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inspection:
-    """What a data set holds; every image of both splits was decoded once.
+    """The contents of a data set, from decoding every image of both splits once.
 
     Attributes:
         name: the spec.
-        notes: how it was read, a sentence each.
-        problems: what training would refuse, with the remedy; empty where it can start.
-        train: training images, broken ones included.
-        test: test images, likewise; None without a test set.
-        broken: those that cannot be read, of both splits.
-        sizes: (height, width) of the originals, in pixels -> how many, the most frequent first.
-        channels: channels -> how many images.
-        formats: file format -> how many images.
-        classes: class -> training images; None without labels.
-        duplicates: training images whose bytes another, earlier one has too.
-        leaked: test images whose bytes a training image has too.
-        mean: per channel, of values in [0, 1], of the readable training images as stored.
-        std: likewise, population standard deviation.
-        images: the readable training images, decoded when asked for; mixed grey and colour are all converted to 3.
+        notes: how the set was read, one sentence each.
+        problems: what training would refuse, each with the remedy; empty if training can start.
+        train: the number of training images, broken ones included.
+        test: the number of test images, broken ones included; None without a test set.
+        broken: the images of both splits that cannot be read.
+        sizes: (height, width) of the originals, in pixels -> number of images, the most frequent first.
+        channels: channels -> number of images, the most frequent first.
+        formats: file format -> number of images, the most frequent first.
+        classes: class -> number of training images; None without labels.
+        duplicates: the number of training images whose bytes equal those of an earlier training image.
+        leaked: the number of test images whose bytes equal those of a training image.
+        mean: per-channel mean of values in [0, 1], of the readable training images as stored.
+        std: per-channel population standard deviation of values in [0, 1], of the same images.
+        images: the readable training images, decoded when they are asked for; if grey and colour are mixed, all
+            are converted to 3 channels.
     """
 
     name: str
@@ -72,19 +73,19 @@ class Inspection:
     images: ImageSet
 
     def side(self, axis: int) -> tuple[int, float, int]:
-        """Least, median and greatest height (axis 0) or width (axis 1) of the originals, in pixels."""
+        """The smallest, median and largest height (axis 0) or width (axis 1) of the originals, in pixels."""
         sides = np.repeat([s[axis] for s in self.sizes], list(self.sizes.values()))
         return int(sides.min()), float(np.median(sides)), int(sides.max())
 
     def sample(self, count: int, seed: int = 0) -> Batch:
-        """Up to `count` readable training images, drawn by the seed."""
+        """A seeded random choice of up to `count` readable training images."""
         order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
         return self.images.batch(order[:count])
 
 
 @dataclass(slots=True)
 class _Found:
-    """What a part of a split holds, or all of it."""
+    """The contents of a split, or of a part of it."""
 
     rows: list[int] = field(default_factory=list)
     broken: list[Broken] = field(default_factory=list)
@@ -107,15 +108,15 @@ class _Found:
 
 
 def inspect(spec: str, *, size: int | None = None, channels: int | None = None) -> Inspection:
-    """Look at every image that a spec names.
+    """Decode every image that a spec names, and report what there is.
 
     Args:
-        spec: as for `load_data`.
+        spec: digits, cifar10, cifar100, folder:DIR or hf:NAME_OR_DIR.
         size: side of the views to be drawn, in pixels.
-        channels: convert all images to this many channels (1 or 3).
+        channels: the number of channels (1 or 3) to convert all images to.
 
     Raises:
-        UserError: no such data, or not one image of it can be read.
+        UserError: there is no such data set, or none of its images can be read.
 
     Example:
         >>> report = inspect("digits")
@@ -130,7 +131,7 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     counts = Counter(h.channels for h in headers)
     aim = channels or (3 if set(counts) == {1, 3} else counts.most_common(1)[0][0])
     stored = stored_size(headers, size)
-    threads = max(max(h.height, h.width) for h in headers) > 96
+    threads = pays_in_threads(headers)
     found = [_inspect_split(split.images, stored, aim, threads) for split in splits]
     train = found[0]
     if not train.rows:
@@ -172,7 +173,7 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
 
 
 def _headers(images: Encoded) -> list[Header]:
-    """Headers of up to `HEADERS` images, evenly spread; those that cannot be read are passed over."""
+    """The headers of up to `HEADERS` images, evenly spread; images that cannot be read are skipped."""
     found = []
     for row in spread(len(images), HEADERS):
         try:
@@ -190,7 +191,7 @@ def _first_reason(images: Encoded) -> str:
             decode(file, 8)
     except (ImageError, OSError) as error:
         return f"{images.name(0)}: {error}"
-    return f"{images.name(0)} can be decoded, but not its header"
+    return f"{images.name(0)} can be decoded, but its header cannot be read"
 
 
 def _inspect_split(images: Encoded, size: int, channels: int, threads: bool) -> _Found:
@@ -210,7 +211,7 @@ def _inspect_split(images: Encoded, size: int, channels: int, threads: bool) -> 
             found.formats[header.format] += 1
             try:
                 pixels.append(convert(values, channels))
-            except ImageError:  # its channel count is among the problems
+            except ImageError:  # its channel count is reported among the problems
                 continue
             found.rows.append(row)
         if pixels:
@@ -227,14 +228,16 @@ def _inspect_split(images: Encoded, size: int, channels: int, threads: bool) -> 
 def _problems(found: _Found, channels: int | None) -> tuple[str, ...]:
     problems = []
     if found.broken:
-        problems.append(f"{len(found.broken)} images cannot be read: remove them, training stops at the first")
+        problems.append(
+            f"{len(found.broken)} images cannot be read; remove them, because training stops at the first"
+        )
     wanted = {channels} if channels else set()
     if foreign := sorted(set(found.channels) - wanted - {1, 3}):
         if len(found.channels) > 1 or channels:
             counts = ", ".join(f"{found.channels[c]} of {c}" for c in foreign)
-            problems.append(f"images with channels that cannot be converted ({counts}): remove them")
+            problems.append(f"some images have channels that cannot be converted ({counts}); remove them")
     elif channels is None and len(found.channels) > 1:
-        problems.append("mixed channel counts: --channels 3 (or 1) converts all of them")
+        problems.append("mixed channel counts; pass --channels 3 (or 1) to convert all images")
     return tuple(problems)
 
 

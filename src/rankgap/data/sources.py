@@ -1,4 +1,4 @@
-"""From a data spec to the images that it names."""
+"""Opening a data spec: from its text to the splits that it names."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from rankgap.data.encoded import Arrays
 from rankgap.data.folders import open_folder
 from rankgap.data.hub import open_hub
-from rankgap.data.source import Source, Split, Statistics
+from rankgap.data.splits import Source, Split, Statistics
 from rankgap.errors import UserError, unknown
 
 KNOWN = ("digits", "cifar10", "cifar100", "folder:DIR", "hf:NAME_OR_DIR")
 
-# Per-channel mean and deviation of the training images, as the published recipes use them.
+# Per-channel mean and standard deviation of the training images, as the published recipes use them.
 _CIFAR: dict[str, Statistics] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -24,10 +24,13 @@ _CIFAR: dict[str, Statistics] = {
 
 
 def open_source(spec: str) -> Source:
-    """Find what a spec names, without decoding it.
+    """Find the data set that a spec names, without decoding it.
+
+    Args:
+        spec: digits, cifar10, cifar100, folder:DIR or hf:NAME_OR_DIR.
 
     Raises:
-        UserError: there is no such data, or it cannot be reached.
+        UserError: there is no such data set, or it cannot be reached.
     """
     kind, colon, rest = spec.partition(":")
     if kind == "folder" and rest:
@@ -39,7 +42,7 @@ def open_source(spec: str) -> Source:
     if spec in _CIFAR:
         return _cifar(spec)
     if not colon and Path(spec).is_dir():
-        raise UserError(f"{spec} is a folder: write folder:{spec} for image files, hf:{spec} for Parquet")
+        raise UserError(f"{spec} is a folder: write folder:{spec} for image files, or hf:{spec} for Parquet files")
     raise unknown("data set", spec, KNOWN)
 
 
@@ -49,38 +52,42 @@ def _digits() -> Source:
     data = load_digits()
     images = torch.from_numpy(np.rint(data.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(data.target.astype(np.int64))
-    # Stratified, and the same in all versions: of each digit, in the set's own order, each fifth is a test image.
+    # Every fifth image of each digit, in the set's own order, is a test image: stratified, and the same
+    # everywhere.
     place = torch.zeros(len(labels), dtype=torch.int64)
     for digit in range(10):
         rows = torch.nonzero(labels == digit).squeeze(1)
         place[rows] = torch.arange(len(rows))
     test = place % 5 == 4
     classes = [str(name) for name in data.target_names]
+    train_count, test_count = int((~test).sum()), int(test.sum())
+    note = f"digits: {train_count} training and {test_count} test images (every fifth image of each digit)"
     return Source(
         "digits",
         Split(Arrays("digits train", images[~test]), labels[~test], classes),
         Split(Arrays("digits test", images[test]), labels[test], classes),
-        [f"digits: {int((~test).sum())} training and {int(test.sum())} test images (each fifth of its digit)"],
+        [note],
     )
 
 
 def data_root() -> Path:
-    """Where downloads are kept: $RANKGAP_DATA, or ~/.cache/rankgap."""
+    """The folder of downloads: $RANKGAP_DATA, or ~/.cache/rankgap."""
     return Path(os.environ.get("RANKGAP_DATA") or "~/.cache/rankgap").expanduser()
 
 
 def _cifar(name: str) -> Source:
     from torchvision.datasets import CIFAR10, CIFAR100
 
+    kind: type[CIFAR10] = CIFAR10 if name == "cifar10" else CIFAR100
     root = data_root()
     splits = []
     for train in (True, False):
         try:
-            found = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name](root, train=train, download=True)
-        except (OSError, RuntimeError) as error:  # no network, no room, a file that is not the published one
+            found = kind(root, train=train, download=True)
+        except (OSError, RuntimeError) as error:  # no network, no space, or a file that is not the published one
             raise UserError(
-                f"{name} is not in {root} and cannot be downloaded ({error}); put {CIFAR10.filename} there "
-                f"or another folder's name in RANKGAP_DATA".replace("cifar-10-", f"cifar-{name[5:]}-")
+                f"{name} is not in {root} and cannot be downloaded ({error}); put {kind.filename} there, or set "
+                "RANKGAP_DATA to the folder that holds it"
             ) from error
         images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
         label = f"{name} {'train' if train else 'test'}"

@@ -1,4 +1,4 @@
-"""Scores of frozen features: weighted kNN, linear probes, label-free ranks."""
+"""Scores of frozen features: weighted kNN, linear probes, and scores that need no labels."""
 
 from rankgap.evaluate.accuracy import Accuracy
 from rankgap.evaluate.evaluation import PROTOCOLS, Protocol, check_sets, evaluate

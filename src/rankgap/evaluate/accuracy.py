@@ -1,7 +1,11 @@
-"""Counting right answers, and checking labels before any are counted."""
+"""Accuracy of classifiers, and the checks that labels must pass before they are counted.
+
+Shapes: M training rows, N queries, F feature width, K classes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +19,8 @@ class Accuracy:
     """Shares of right answers, in [0, 1].
 
     Args:
-        top1: the best-scored class is the label.
-        top5: the label is among the five best; None where there are five classes or fewer.
+        top1: the share of rows whose label is the class with the best score.
+        top5: the share of rows whose label is among the five best; None if there are five classes or fewer.
     """
 
     top1: float
@@ -24,10 +28,10 @@ class Accuracy:
 
 
 class Hits:
-    """Right answers counted batch by batch, on the scores' device.
+    """Right answers, counted batch by batch on the scores' device.
 
     Args:
-        classes: number of classes; top-5 is counted where there are more than five.
+        classes: K; top-5 is counted if there are more than five.
 
     Example:
         >>> hits = Hits(classes=2)
@@ -39,13 +43,13 @@ class Hits:
     def __init__(self, classes: int) -> None:
         self.depth = 5 if classes > 5 else 1
         self.total = 0
-        self._right: Tensor | None = None  # (depth,): at rank 1, at rank 2, ...
+        self._right: Tensor | None = None  # (depth,): labels whose class scored first, second, ...
 
     def update(self, scores: Tensor, labels: Tensor) -> None:
         """Count a batch.
 
         Args:
-            scores: (N, K), higher is better; -inf is never an answer.
+            scores: (N, K), higher is better; a class with -inf is never an answer.
             labels: (N,) int64.
         """
         best = scores.topk(self.depth, dim=1)
@@ -55,27 +59,55 @@ class Hits:
         self.total += len(labels)
 
     def accuracy(self) -> Accuracy:
-        """The shares so far."""
+        """The shares of all batches so far."""
         assert self._right is not None, "no batch was counted"
         within = (self._right.cumsum(0).double() / self.total).tolist()
         return Accuracy(within[0], within[4] if self.depth == 5 else None)
 
 
+def accuracy_of(
+    scores: Callable[[Tensor], Tensor], queries: Tensor, labels: Tensor, *, classes: int, block: int
+) -> Accuracy:
+    """A classifier's accuracy on queries, which are scored block by block.
+
+    Args:
+        scores: the classifier, (n, F) -> (n, K).
+        queries: (N, F).
+        labels: (N,) int64, of the queries.
+        classes: K.
+        block: queries to score at once.
+    """
+    hits = Hits(classes)
+    for part, part_labels in zip(torch.split(queries, block), torch.split(labels, block), strict=True):
+        hits.update(scores(part), part_labels)
+    return hits.accuracy()
+
+
+def check_labels(features: Tensor, labels: Tensor) -> None:
+    """Raise `UserError` unless there is one label for each row: features (N, F), labels (N,)."""
+    if labels.shape != features.shape[:1]:
+        raise UserError(f"expected one label for each of {len(features)} rows, got shape {tuple(labels.shape)}")
+
+
 def count_classes(features: Tensor, labels: Tensor) -> int:
-    """Number of classes of a labelled set: its largest label plus one.
+    """The number of classes of a labelled set: its largest label plus one.
 
     Args:
         features: (N, F).
         labels: (N,) int64 in 0..K-1.
 
     Raises:
-        UserError: there are not as many labels as rows, or a label is negative, or only one class occurs.
+        UserError: there is not one label for each row, a label is negative, or only one class occurs.
     """
-    if labels.shape != features.shape[:1]:
-        raise UserError(f"{len(features)} feature rows but labels of shape {tuple(labels.shape)}: one label a row")
+    check_labels(features, labels)
     low, high = (int(v) for v in labels.aminmax())
     if low < 0:
-        raise UserError(f"labels are 0 to classes - 1, but one is {low}")
+        raise UserError(f"expected labels from 0 to classes - 1, but one is {low}")
     if low == high:
         raise UserError(f"every label is {low}: a classifier needs at least two classes")
     return high + 1
+
+
+def classes_of_both(labels: Tensor, others: Tensor) -> int:
+    """The number of classes of two sets, from their labels (M,) and (N,): the largest label plus one."""
+    return 1 + int(torch.maximum(labels.max(), others.max().to(labels.device)))

@@ -1,10 +1,13 @@
-"""Frozen features of a whole set of images."""
+"""Frozen features of a whole set of images.
+
+Shapes: N images, B in a batch, C channels, F feature width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +16,29 @@ from torch.utils.data import DataLoader, Dataset
 from rankgap.data import Batch, ImageSet
 from rankgap.views.random_views import eval_view
 
+BATCH, CPU_BATCH = 256, 64  # images per forward pass, by default
+
 
 class Features(NamedTuple):
-    """Features (N, F) float32 and labels (N,) int64, or None where the images have none."""
+    """Features of a set of images.
+
+    Attributes:
+        features: (N, F) float32.
+        labels: (N,) int64; None if the images have none.
+    """
 
     features: Tensor
     labels: Tensor | None
+
+
+class FeatureOptions(TypedDict, total=False):
+    """How features are computed: keyword arguments of `feature_batches`, which documents them."""
+
+    size: Required[int]
+    batch_size: int | None
+    device: torch.device | str | None
+    dtype: torch.dtype | None
+    workers: int
 
 
 class _Slices(Dataset[Batch]):
@@ -37,7 +57,7 @@ class _Slices(Dataset[Batch]):
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and each submodule's own mode again outside."""
+    """Put a module into evaluation mode, and give each submodule its own mode back at the end."""
     training = [m for m in module.modules() if m.training]
     module.eval()
     try:
@@ -48,7 +68,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """The device of a module's first parameter; the CPU where it has none."""
+    """The device of a module's first parameter; the CPU if it has no parameters."""
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
 
@@ -64,34 +84,35 @@ def feature_batches(
     std: Sequence[float] | None = None,
     workers: int = 0,
 ) -> Iterator[Features]:
-    """Features of a set, batch by batch in its order, in evaluation mode and without gradient.
+    """Features of a set, batch by batch in the set's order, in evaluation mode and without gradient.
 
     Args:
-        encoder: (B, C, size, size) -> (B, F); its train or eval mode is put back at the end.
+        encoder: (B, C, size, size) -> (B, F); its modules get their train or eval modes back at the end.
         images: the set; each image is seen once, through `eval_view`.
         size: side of the view in pixels.
-        batch_size: images a forward pass; by default 256, on a CPU 64, whose activations stay in its cache.
-        device: where to compute; the encoder's own by default. The encoder is moved there.
-        dtype: autocast to this type; None computes in the encoder's own.
-        mean: per-channel mean in [0, 1] to normalise with; the set's own by default. Give the training set's.
-        std: per-channel standard deviation, likewise.
+        batch_size: images per forward pass; by default 64 on a CPU, whose cache holds their activations, else 256.
+        device: where to compute; the encoder's own device by default. The encoder is moved there.
+        dtype: the type to autocast to; None computes in the encoder's own type.
+        mean: per-channel mean in [0, 1] to normalise with, which should be the training set's; the set's own by
+            default.
+        std: per-channel standard deviation of values in [0, 1] to normalise with, as `mean`.
         workers: processes that decode files ahead.
 
     Yields:
-        features (B, F) float32 on the device, labels (B,) int64 on the device or None.
+        Features (B, F) float32 on the device; labels (B,) int64 on the device, or None.
     """
     device = device_of(encoder) if device is None else torch.device(device)
     encoder.to(device)
     loader = DataLoader(
-        _Slices(images, batch_size or (64 if device.type == "cpu" else 256)),
+        _Slices(images, batch_size or (CPU_BATCH if device.type == "cpu" else BATCH)),
         batch_size=None,
         num_workers=workers,
         pin_memory=device.type == "cuda",
     )
     with evaluating(encoder):
         for batch in loader:
-            # The modes are entered a batch at a time: around a `yield` they would leak into the caller. An encoder
-            # that was compiled for training would be compiled anew, for a pass or two.
+            # The modes are entered for each batch, because around a `yield` they would leak into the caller. Eager
+            # mode keeps an encoder that was compiled for training from being compiled again for a pass or two.
             with torch.inference_mode(), _autocast(device, dtype), torch.compiler.set_stance("force_eager"):
                 view = eval_view(
                     batch.images.to(device, non_blocking=True),
@@ -112,35 +133,20 @@ def extract_features(
     encoder: nn.Module,
     images: ImageSet,
     *,
-    size: int,
-    batch_size: int | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    workers: int = 0,
+    **options: Unpack[FeatureOptions],
 ) -> Features:
-    """Features of a whole set in one tensor; the arguments are `feature_batches`'.
+    """Features of a whole set in one tensor; the arguments are those of `feature_batches`.
 
     Returns:
-        features (N, F) float32 and labels (N,) int64 or None, in the set's order, on the device. They are
-        ordinary tensors: autograd may use them as constants.
+        Features (N, F) float32 and labels (N,) int64 or None, in the set's order, on the device. They are ordinary
+        tensors, which autograd may use as constants.
     """
-    batches = feature_batches(
-        encoder,
-        images,
-        size=size,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        mean=mean,
-        std=std,
-        workers=workers,
-    )
     whole: Tensor | None = None
     labels: list[Tensor] = []
     row = 0
-    for part, part_labels in batches:
+    for part, part_labels in feature_batches(encoder, images, mean=mean, std=std, **options):
         if whole is None:  # filled in place, so that the set is never held twice
             whole = part.new_empty(len(images), part.shape[1])
         whole[row : row + len(part)] = part

@@ -1,9 +1,9 @@
-"""Label-free scores of features, beside `effective_rank` and `rankme`: one function each, as published.
+"""Scores of features without labels, beside `effective_rank` and `rankme`: one function each, as published.
 
-Scores of one name differ between libraries: each docstring says which matrix, which spectrum and which constant.
-No gradient is carried; all compute in float64.
+Libraries differ in what they compute under one name, so each docstring says which matrix, spectrum and constant it
+means. The scores carry no gradient and are computed in float64.
 
-Shapes: N rows (images), D columns, q views an image; l_1 >= l_2 >= ... eigenvalues of Z^T Z / N.
+Shapes: N rows (images), D columns, q views per image; l_1 >= l_2 >= ... are the eigenvalues of Z^T Z / N.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rankgap.errors import UserError
 from rankgap.spectra.effective_rank import checked_spectrum, exp_entropy
 from rankgap.spectra.gram import check_batch, solve_gram
 
-_EPS = 1e-7  # RankMe's, which LiDAR takes over
+_EPS = 1e-7  # of RankMe; LiDAR uses the same
 
 
 def stable_rank(z: Tensor, *, center: bool = False) -> Tensor:
@@ -26,10 +26,10 @@ def stable_rank(z: Tensor, *, center: bool = False) -> Tensor:
 
     Args:
         z: (..., N, D), any float dtype.
-        center: take the mean row away first.
+        center: subtract the mean row first.
 
     Raises:
-        UserError: not a batch of finite numbers, or all zero.
+        UserError: `z` is not a batch of finite numbers, or is all zero.
 
     Example:
         >>> stable_rank(torch.diag(torch.tensor([4.0, 3.0, 2.0, 1.0])))
@@ -40,27 +40,27 @@ def stable_rank(z: Tensor, *, center: bool = False) -> Tensor:
 
 
 def participation_ratio(z: Tensor, *, center: bool = False) -> Tensor:
-    """(sum l)^2 / sum l^2, in [1, min(N, D)]; of a sample it is too small by a share of about 1/N + 1/D.
+    """(sum l)^2 / sum l^2, in [1, min(N, D)]; a sample's value is too small by a share of about 1/N + 1/D.
 
     Args:
         z: (..., N, D), any float dtype.
-        center: take the mean row away first.
+        center: subtract the mean row first.
 
     Raises:
-        UserError: not a batch of finite numbers, or all zero.
+        UserError: `z` is not a batch of finite numbers, or is all zero.
     """
     energy = checked_spectrum(z, "participation_ratio", center=center).square()
     return energy.sum(-1).square() / energy.square().sum(-1)
 
 
 def nesum(z: Tensor) -> Tensor:
-    """NESum: sum_j l_j / l_1 of the centred covariance, 0 where it is all zero (He & Ozay 2022).
+    """NESum: sum_j l_j / l_1 of the centred covariance (He & Ozay 2022).
 
     Args:
         z: (..., N, D), any float dtype.
 
     Raises:
-        UserError: not a batch of finite numbers, or all rows are equal.
+        UserError: `z` is not a batch of finite numbers, or all its rows are equal.
     """
     return stable_rank(z, center=True)
 
@@ -68,24 +68,27 @@ def nesum(z: Tensor) -> Tensor:
 def alpha_req(z: Tensor, *, first: int = 4, last: int = 100) -> Tensor:
     """alpha-ReQ: the exponent of l_j ~ j^-alpha (Agrawal et al. 2022); about 1 is best, above it dimensions die.
 
-    The centred covariance's eigenvalues at ranks `first` to `last` (as the authors' code), least squares of ln l_j
-    on ln j with weights 1/j. Ranks whose eigenvalue is 0 are left out.
+    A least-squares fit of ln l_j on ln j with weights 1/j, over the eigenvalues `first` to `last` of the centred
+    covariance, as in the authors' code. Eigenvalues of 0 are left out.
 
     Args:
         z: (N, D), any float dtype.
-        first: first rank of the fit, counted from 1.
-        last: last rank of the fit.
+        first: the first eigenvalue of the fit; the largest is number 1.
+        last: the last eigenvalue of the fit.
 
     Raises:
-        UserError: not a batch of finite numbers, or fewer than two eigenvalues to fit.
+        UserError: `z` is not a batch of finite numbers, or fewer than two eigenvalues are left to fit.
     """
     energy = checked_spectrum(z, "alpha_req", center=True).square()[first - 1 : last]
     energy = energy[energy > 0]
     if len(energy) < 2:
-        raise UserError(f"alpha_req fits ranks {first} to {last}, and {len(energy)} eigenvalues there are above 0")
-    rank = torch.arange(first, first + len(energy), dtype=torch.float64, device=z.device)
-    weight = (1 / rank) / (1 / rank).sum()
-    x, y = rank.log(), energy.log()
+        raise UserError(
+            f"alpha_req needs two eigenvalues above 0 among numbers {first} to {last}, got {len(energy)}; pass "
+            "more rows or columns"
+        )
+    number = torch.arange(first, first + len(energy), dtype=torch.float64, device=z.device)
+    weight = (1 / number) / (1 / number).sum()
+    x, y = number.log(), energy.log()
     x, y = x - (weight * x).sum(), y - (weight * y).sum()
     slope: Tensor = (weight * x * y).sum() / (weight * x * x).sum()
     return -slope
@@ -94,19 +97,19 @@ def alpha_req(z: Tensor, *, first: int = 4, last: int = 100) -> Tensor:
 def lidar(z: Tensor, *, delta: float = 1e-4) -> Tensor:
     """LiDAR: RankMe of the eigenvalues of Sw^-1/2 Sb Sw^-1/2 (Thilak et al. 2024).
 
-    Sb is the covariance of the images' means about the grand mean, Sw that of the views about their image's mean,
-    plus delta I. It needs the training's views: q of each image.
+    Sb is the covariance of the images' means about the grand mean. Sw is the covariance of the views about their
+    image's mean, plus delta I. The score needs q views of each image, drawn as in training.
 
     Args:
         z: (N, q, D), any float dtype; q >= 2.
-        delta: what is added to Sw's diagonal.
+        delta: the number added to Sw's diagonal.
 
     Raises:
-        UserError: another shape, or values that are not finite.
+        UserError: `z` has another shape, or values that are not finite.
     """
     check_batch(z, "lidar")
     if z.ndim != 3 or z.shape[1] < 2 or z.shape[0] < 2:
-        raise UserError(f"lidar wants (N, q, D), two images and two views of each or more, got {tuple(z.shape)}")
+        raise UserError(f"lidar expects (N, q, D) with N >= 2 and q >= 2, got {tuple(z.shape)}")
     if not z.isfinite().all():
         raise UserError(f"lidar: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
     z = z.detach().double()
@@ -115,13 +118,15 @@ def lidar(z: Tensor, *, delta: float = 1e-4) -> Tensor:
     between = means - means.mean(0)
     sw = within.mT @ within / len(within) + delta * torch.eye(z.shape[2], dtype=z.dtype, device=z.device)
     eigenvalues, vectors = solve_gram(torch.linalg.eigh, sw, "lidar")
-    white = between @ (vectors * eigenvalues.rsqrt())  # Sb whitened is its Gram matrix over N
+    white = between @ (vectors * eigenvalues.rsqrt())  # its Gram matrix over N is the whitened Sb
     energy = torch.linalg.svdvals(white).square()
     return exp_entropy(energy / energy.sum().clamp_min(torch.finfo(z.dtype).tiny) + _EPS)
 
 
 def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
-    """Ln of the mean of exp(-t |x_i - x_j|^2) over pairs of unit rows (Wang & Isola 2020, eq. 2); lower is better.
+    """The uniformity loss, ln mean exp(-t |x_i - x_j|^2) over pairs of unit rows (Wang & Isola 2020, eq. 2).
+
+    Lower is better.
 
     Args:
         z: (N, D), N >= 2; rows are scaled to length 1.
@@ -131,34 +136,36 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
         0-d, in [-4 t, 0].
 
     Raises:
-        UserError: fewer than two rows.
+        UserError: `z` is not (N, D) with two rows or more.
     """
     check_batch(z, "uniformity")
     if z.ndim != 2 or len(z) < 2:
-        raise UserError(f"uniformity compares the rows of (N, D), N >= 2, got {tuple(z.shape)}")
+        raise UserError(f"uniformity expects (N, D) with N >= 2, got {tuple(z.shape)}")
     unit = F.normalize(z.detach().double(), dim=-1)
     squares = torch.pdist(unit).square()
     return (-t * squares).exp().mean().log()
 
 
 def alignment(z: Tensor, other: Tensor, *, power: float = 2.0) -> Tensor:
-    """Mean of |x_i - y_i|^power over pairs of unit rows (Wang & Isola 2020, eq. 1); lower is better.
+    """The alignment loss, mean |x_i - y_i|^power over pairs of unit rows (Wang & Isola 2020, eq. 1).
+
+    Lower is better.
 
     Args:
         z: (N, D), features of one view.
-        other: (N, D), of another view of the same images.
-        power: of the distance.
+        other: (N, D), features of another view of the same images.
+        power: the exponent of the distance.
 
     Returns:
         0-d, in [0, 2^power].
 
     Raises:
-        UserError: the two differ in shape.
+        UserError: the two are not (N, D) of one shape.
     """
     check_batch(z, "alignment")
     if z.shape != other.shape or z.ndim != 2:
         raise UserError(
-            f"alignment wants two batches of one shape (N, D), got {tuple(z.shape)}, {tuple(other.shape)}"
+            f"alignment expects two batches of one shape (N, D), got {tuple(z.shape)} and {tuple(other.shape)}"
         )
     x, y = (F.normalize(v.detach().double(), dim=-1) for v in (z, other))
     mean: Tensor = (x - y).norm(dim=-1).pow(power).mean()
@@ -168,22 +175,25 @@ def alignment(z: Tensor, other: Tensor, *, power: float = 2.0) -> Tensor:
 def intrinsic_dimension(z: Tensor, *, discard: float = 0.1) -> Tensor:
     """TwoNN, from the distances to the first and second neighbour (Facco et al. 2017): the ID of CLID.
 
-    With mu = r_2 / r_1, -ln(1 - F(mu)) = d ln mu: d is the slope through the origin, without the largest
-    `discard` of the ratios (as the authors). Rows that occur twice are left out, for their r_1 is 0.
+    With mu = r_2 / r_1 and its distribution function F, -ln(1 - F(mu)) = d ln mu. d is the slope of a line through
+    the origin, fitted without the largest `discard` of the ratios, as the authors do. Rows that occur twice are
+    left out, because their r_1 is 0.
 
     Args:
         z: (N, D), any float dtype.
-        discard: share of the largest ratios that is left out, in [0, 1).
+        discard: the share of the largest ratios that is left out, in [0, 1).
 
     Raises:
-        UserError: fewer than three distinct rows.
+        UserError: there are fewer than three distinct rows.
     """
     check_batch(z, "intrinsic_dimension")
     z = z.detach().double()
     nearest = torch.cdist(z, z).topk(min(3, len(z)), largest=False).values
     nearest = nearest[nearest[:, 1] > 0] if nearest.shape[1] == 3 else nearest[:0]
     if len(nearest) < 3:
-        raise UserError(f"intrinsic_dimension wants three distinct rows or more, got {tuple(z.shape)}")
+        raise UserError(
+            f"intrinsic_dimension needs three distinct rows or more, got {len(nearest)} in {tuple(z.shape)}"
+        )
     mu = (nearest[:, 2] / nearest[:, 1]).log().sort().values
     kept = max(round((1 - discard) * len(mu)), 2)
     share = torch.arange(1, len(mu) + 1, dtype=mu.dtype, device=mu.device) / len(mu)
@@ -193,30 +203,30 @@ def intrinsic_dimension(z: Tensor, *, discard: float = 0.1) -> Tensor:
 
 
 def cluster_learnability(z: Tensor, *, clusters: int = 10, seed: int = 0) -> Tensor:
-    """CLID's CL: how fast a nearest-neighbour classifier learns k-means' labels (Lu et al. 2022), in [0, 1].
+    """CLID's CL: how fast a nearest-neighbour classifier learns the labels of k-means (Lu et al. 2022), in [0, 1].
 
-    Rows come one after the other in a random order; each is predicted from its nearest predecessor, and the
-    accuracy over all but the first is the score (their learning speed, with k = 1; rows are scaled to length 1).
-    Higher is better, but a constant encoder has 1 too: read it beside `intrinsic_dimension`. The paper's CLID adds
-    both, standardised over the models that are compared.
+    Rows, scaled to length 1, arrive one after another in a random order, and each is predicted from its nearest
+    predecessor. The score is the accuracy over all rows but the first (the authors' learning speed, with k = 1).
+    Higher is better, but a constant encoder also has 1, so read it together with `intrinsic_dimension`. The
+    paper's CLID adds the two, standardised over the models that are compared.
 
     Args:
         z: (N, D), any float dtype.
-        clusters: of k-means.
+        clusters: the number of clusters of k-means.
         seed: of k-means and of the order.
 
     Raises:
-        UserError: fewer rows than clusters.
+        UserError: there are fewer rows than clusters.
     """
-    from sklearn.cluster import KMeans  # here, for its import would delay every command
+    from sklearn.cluster import KMeans  # imported here, because it would delay every command
     from sklearn.exceptions import ConvergenceWarning
 
     check_batch(z, "cluster_learnability")
     if z.ndim != 2 or len(z) < clusters or len(z) < 2:
-        raise UserError(f"cluster_learnability wants (N, D) with N of {clusters} or more, got {tuple(z.shape)}")
+        raise UserError(f"cluster_learnability expects (N, D) with N >= {max(clusters, 2)}, got {tuple(z.shape)}")
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed)).to(z.device)
     rows = F.normalize(z.detach().double(), dim=-1)[order]
-    with warnings.catch_warnings():  # a collapsed encoder has fewer clusters; its score says so
+    with warnings.catch_warnings():  # of a collapsed encoder, which has fewer clusters; its score shows that
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = KMeans(clusters, n_init=3, random_state=seed).fit_predict(rows.cpu().numpy())
     labels = torch.as_tensor(found, device=z.device)

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
-from rankgap.evaluate.accuracy import Accuracy, Hits, count_classes
+from rankgap.evaluate.accuracy import Accuracy, accuracy_of, check_labels, classes_of_both, count_classes
 
 Solver = Literal["lbfgs", "sgd"]
 BLOCK = 2**24  # logits held at once (64 MiB in float32)
-CONSTANT = 1e-6  # a feature whose deviation is below this share of its size is rounding noise
+CONSTANT = 1e-6  # a deviation below this share of a feature's size is rounding noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +51,29 @@ def fit_lbfgs(
 ) -> LinearClassifier:
     """Multinomial logistic regression with an L2 penalty on standardised features, full batch.
 
-    Minimises mean cross-entropy + |W|_F^2 / (2 c N) over W (F, K) and an unpenalised bias, which is
-    scikit-learn's `LogisticRegression(C=c)` on `StandardScaler`'s output. The minimum is unique, so the solver
-    decides the time alone: L-BFGS runs in the variables V with W = Q diag(r) V, r_i = (e_i / 2 + 1 / (c N))^-1/2,
-    where Q and e are the eigenvectors and eigenvalues of the features' correlation. By Boehning's bound
-    (1992, Ann. Inst. Stat. Math. 44, eq. 2.7: the Hessian is at most half the correlation) the problem is then
-    well conditioned however far the features have collapsed.
+    It minimises the mean cross-entropy + |W|_F^2 / (2 c N) over W (F, K) and an unpenalised bias, as
+    scikit-learn's `LogisticRegression(C=c)` does on the output of `StandardScaler`. The minimum is unique, so the
+    solver only decides how long it takes.
+
+    L-BFGS runs in the variables V with W = Q diag(r) V and r_i = (e_i / 2 + 1 / (c N))^-1/2, where Q and e are the
+    eigenvectors and eigenvalues of the features' correlation. By Boehning's bound (1992, Ann. Inst. Stat. Math.
+    44, eq. 2.7), the Hessian is at most half the correlation. So the problem is well conditioned in V, however far
+    the features have collapsed.
 
     Args:
-        features: (N, F), float32 (half types are computed in float32) or float64.
+        features: (N, F), float32 or float64; half precision is converted to float32.
         labels: (N,) int64 in 0..K-1.
         classes: K; the largest label plus one by default.
         c: inverse strength of the penalty.
-        iterations: at most.
-        tolerance: of the largest entry of the gradient.
+        iterations: the largest number of iterations.
+        tolerance: the largest entry of the gradient at which to stop.
 
     Raises:
-        UserError: labels of another length, negative or of one class; c not positive.
+        UserError: there is not one label for each row, a label is negative, or only one class occurs; or c is not
+            positive.
     """
     if c <= 0:
-        raise UserError(f"the penalty's inverse strength c is positive, not {c:g}")
+        raise UserError(f"expected a positive c, the penalty's inverse strength, got {c:g}")
     classes = max(count_classes(features, labels), classes or 0)
     x, labels = features if features.dtype == torch.float64 else features.float(), labels.to(features.device)
     rows = len(x)
@@ -87,19 +90,19 @@ def fit_lbfgs(
         [v],
         max_iter=iterations,
         tolerance_grad=tolerance,
-        tolerance_change=tolerance**2,  # of the loss: the Hessian is at most 1 in these variables
+        tolerance_change=tolerance**2,  # of the loss, because the Hessian is at most 1 in these variables
         history_size=10,
         line_search_fn="strong_wolfe",
     )
     step = max(BLOCK // classes, 1)
     blocks = list(zip(torch.split(x, step), torch.split(labels[None], step, dim=1), strict=True))
 
-    @torch.no_grad()  # the gradient is written out; autograd would keep every block's logits
+    @torch.no_grad()  # the gradient is explicit, because autograd would keep every block's logits
     def closure() -> float:
         gradient = decay * v
         loss = (gradient * v).double().sum() / 2
         for part, label in blocks:
-            # Classes first: the two products with a long thin matrix are 3 and 7 times faster this way on a CPU.
+            # With classes first, the two products with a long thin matrix are 3 and 7 times faster on a CPU.
             logits = v @ part.T  # (K, n)
             total = logits.logsumexp(0, keepdim=True)
             loss += (total - logits.gather(0, label)).double().sum() / rows
@@ -125,23 +128,24 @@ def fit_sgd(
     batch_size: int = 256,
     seed: int = 0,
 ) -> LinearClassifier:
-    """A linear layer by SGD: momentum 0.9, no weight decay, rate times 0.1 at 60% and 80% of the epochs.
+    """A linear layer trained by SGD: momentum 0.9, no weight decay, rate times 0.1 at 60% and 80% of the epochs.
 
-    The schedule of RDM's (and solo-learn's) offline probe, which trains 100 epochs of batch 256 and steps at 60
-    and 80; here on features taken once, without augmentation.
+    This is the schedule of the offline probe of RDM and solo-learn, which trains for 100 epochs at batch 256 with
+    steps at 60 and 80; here the features are extracted once, without augmentation.
 
     Args:
         features: (N, F).
         labels: (N,) int64 in 0..K-1.
         classes: K; the largest label plus one by default.
-        lr: learning rate, for a batch of 256 (it scales linearly). The authors use .3 (BYOL, DINO), 30 (SimSiam),
-            .15 (SwAV).
+        lr: learning rate for a batch of 256; it scales linearly with the batch. The authors use 0.3 (BYOL, DINO),
+            30 (SimSiam) and 0.15 (SwAV).
         epochs: passes over the rows.
-        batch_size: rows a step.
-        seed: of the order.
+        batch_size: rows per step.
+        seed: of the order in which rows are drawn.
 
     Raises:
-        UserError: labels as in `fit_lbfgs`; or the loss left the finite numbers (the rate is too high).
+        UserError: the labels are invalid, as in `fit_lbfgs`; or the training diverged because the rate is too
+            high.
     """
     classes = max(count_classes(features, labels), classes or 0)
     x, labels = features.float(), labels.to(features.device)
@@ -162,7 +166,7 @@ def fit_sgd(
             schedule.step()
     weight = layer.weight.detach().T
     if not weight.isfinite().all():
-        raise UserError(f"the SGD probe diverged at lr {lr:g} on features of this scale: lower it")
+        raise UserError(f"the SGD probe diverged at lr {lr:g} on features of this scale; lower it")
     return LinearClassifier(weight, layer.bias.detach(), x.new_zeros(x.shape[1]))
 
 
@@ -175,29 +179,26 @@ def linear_probe(
     solver: Solver = "lbfgs",
     classes: int | None = None,
 ) -> Accuracy:
-    """Accuracy on queries of a linear classifier trained on features.
+    """Accuracy on queries of a linear classifier that is trained on features.
 
     Args:
         features: (M, F), training features.
         labels: (M,) int64.
         queries: (N, F), test features on the same device.
         query_labels: (N,) int64.
-        solver: `lbfgs` is `fit_lbfgs`, `sgd` is `fit_sgd`, each with its defaults.
-        classes: number of classes; from both sets' labels by default.
+        solver: "lbfgs" for `fit_lbfgs`, "sgd" for `fit_sgd`, each with its defaults.
+        classes: K; the largest label of both sets plus one by default.
 
     Raises:
-        UserError: the solver is unknown, or labels are of another length, negative or of one class.
+        UserError: the solver is unknown; there is not one label for each row; or a training label is negative, or
+            only one class occurs.
     """
-    if query_labels.shape != queries.shape[:1]:
-        raise UserError(f"{len(queries)} queries but labels of shape {tuple(query_labels.shape)}: one label a row")
+    check_labels(queries, query_labels)
     fits: dict[str, Callable[..., LinearClassifier]] = {"lbfgs": fit_lbfgs, "sgd": fit_sgd}
     if solver not in fits:
         raise unknown("solver", solver, fits)
     if classes is None:
-        classes = 1 + int(torch.maximum(labels.max(), query_labels.max().to(labels.device)))
+        classes = classes_of_both(labels, query_labels)
     classifier = fits[solver](features, labels, classes=classes)
-    hits = Hits(classes)
     block = max(BLOCK // classes, 1)
-    for part, part_labels in zip(torch.split(queries, block), torch.split(query_labels, block), strict=True):
-        hits.update(classifier.scores(part), part_labels)
-    return hits.accuracy()
+    return accuracy_of(classifier.scores, queries, query_labels, classes=classes, block=block)

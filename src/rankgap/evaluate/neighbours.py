@@ -1,6 +1,6 @@
 """Weighted nearest neighbours on frozen features.
 
-Shapes: M rows of the bank, N queries, F feature width, K classes, k neighbours.
+Shapes: M rows of the bank (the training features), N queries, F feature width, K classes, k neighbours.
 """
 
 from __future__ import annotations
@@ -10,27 +10,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankgap.errors import UserError
-from rankgap.evaluate.accuracy import Accuracy, Hits, count_classes
+from rankgap.evaluate.accuracy import Accuracy, accuracy_of, check_labels, classes_of_both, count_classes
 
-QUERIES = 1024  # rows of one block of similarities
-BANK = 16_384  # columns of one block; 64 MiB in float32 with the above
+QUERIES = 1024  # in one block of similarities
+BANK = 16_384  # rows of the bank in one block, which then takes 64 MiB in float32
 
 
 class Neighbours:
-    """The weighted kNN classifier of Wu et al. 2018 (section 3.4), as DINO evaluates.
+    """The weighted kNN classifier of Wu et al. 2018 (section 3.4), with which DINO evaluates.
 
-    Class c of a query gets sum exp(s_i / t) over those of the k most similar bank rows that have label c;
-    s_i is the cosine similarity.
+    The score of class c is the sum of exp(s_i / t) over those of the k most similar bank rows that have label c,
+    where s_i is the cosine similarity.
 
     Args:
         bank: (M, F), any float dtype.
         labels: (M,) int64 in 0..K-1, of the bank.
-        k: neighbours that vote; M where the bank is smaller.
+        k: the number of neighbours that vote; M if the bank is smaller.
         temperature: t.
         classes: K; the largest label plus one by default.
 
     Raises:
-        UserError: labels of another length, negative or of one class; k or temperature not positive.
+        UserError: there is not one label for each row of the bank, a label is negative or at least `classes`, or
+            only one class occurs; or k or the temperature is not positive.
 
     Example:
         >>> near = Neighbours(torch.eye(2), torch.tensor([0, 1]), k=1)
@@ -42,11 +43,11 @@ class Neighbours:
         self, bank: Tensor, labels: Tensor, *, k: int = 20, temperature: float = 0.1, classes: int | None = None
     ) -> None:
         if k < 1 or temperature <= 0:
-            raise UserError(f"kNN takes k >= 1 and temperature > 0, not k={k}, temperature={temperature:g}")
+            raise UserError(f"expected k >= 1 and temperature > 0, got k={k}, temperature={temperature:g}")
         found = count_classes(bank, labels)
         self.classes = found if classes is None else classes
         if self.classes < found:
-            raise UserError(f"the bank has label {found - 1}, more than {self.classes} classes allow")
+            raise UserError(f"expected labels below classes={self.classes}, but the bank has label {found - 1}")
         self.bank = F.normalize(bank.float(), dim=1)
         self.labels = labels.to(bank.device)
         self.k = min(k, len(bank))
@@ -55,13 +56,13 @@ class Neighbours:
     def nearest(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """The k most similar rows of the bank.
 
-        The bank is passed in blocks whose best are merged: memory is N k plus one block.
+        The bank is searched in blocks whose best rows are merged, so memory is N k plus one block.
 
         Args:
             queries: (N, F).
 
         Returns:
-            cosine similarities (N, k) float32, descending, and rows of the bank (N, k) int64.
+            Cosine similarities (N, k) float32, descending, and rows of the bank (N, k) int64.
         """
         queries = F.normalize(queries.float(), dim=1)
         values = queries.new_empty(len(queries), 0)
@@ -77,7 +78,7 @@ class Neighbours:
         return values, rows
 
     def scores(self, queries: Tensor) -> Tensor:
-        """Logarithm of each class's votes (N, K) float32, up to a constant a row; -inf where none voted.
+        """The logarithm of each class's votes (N, K) float32, up to a constant per row; -inf without a vote.
 
         Args:
             queries: (N, F).
@@ -87,7 +88,7 @@ class Neighbours:
 
     def _scores(self, queries: Tensor) -> Tensor:
         similarity, rows = self.nearest(queries)
-        # Relative to the nearest, exp cannot overflow at a low temperature.
+        # Relative to the nearest row, exp cannot overflow at a low temperature.
         weights = ((similarity - similarity[:, :1]) / self.temperature).exp()
         votes = weights.new_zeros(len(queries), self.classes)
         return votes.scatter_add_(1, self.labels[rows], weights).log_()
@@ -103,26 +104,22 @@ def knn(
     temperature: float = 0.1,
     classes: int | None = None,
 ) -> Accuracy:
-    """Accuracy of the weighted kNN classifier (`Neighbours`) on queries; memory does not grow with their number.
+    """Accuracy of the weighted kNN classifier (`Neighbours`) on queries; memory does not grow with the queries.
 
     Args:
         bank: (M, F), training features.
         bank_labels: (M,) int64.
         queries: (N, F), test features on the same device.
         query_labels: (N,) int64.
-        k: neighbours that vote.
-        temperature: of the votes.
-        classes: number of classes; from both sets' labels by default.
+        k: the number of neighbours that vote.
+        temperature: t.
+        classes: K; the largest label of both sets plus one by default.
 
     Raises:
-        UserError: see `Neighbours`; or the queries' labels are of another length.
+        UserError: as `Neighbours`; or there is not one label for each query.
     """
-    if query_labels.shape != queries.shape[:1]:
-        raise UserError(f"{len(queries)} queries but labels of shape {tuple(query_labels.shape)}: one label a row")
+    check_labels(queries, query_labels)
     if classes is None:
-        classes = 1 + int(torch.maximum(bank_labels.max(), query_labels.max().to(bank_labels.device)))
+        classes = classes_of_both(bank_labels, query_labels)
     neighbours = Neighbours(bank, bank_labels, k=k, temperature=temperature, classes=classes)
-    hits = Hits(classes)
-    for part, labels in zip(torch.split(queries, QUERIES), torch.split(query_labels, QUERIES), strict=True):
-        hits.update(neighbours.scores(part), labels)
-    return hits.accuracy()
+    return accuracy_of(neighbours.scores, queries, query_labels, classes=classes, block=QUERIES)

@@ -1,6 +1,6 @@
-"""Scores without labels, by name: what each takes, which way is best, and what it may be used to compare.
+"""Scores without labels, by name: their input, the direction that is best, and what they may compare.
 
-Shapes: N images, q views of each, F features.
+Shapes: N images, q views of each, B images in a batch, C channels, S side of a view, F feature width.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from rankgap.evaluate.features import evaluating
 from rankgap.spectra.effective_rank import effective_rank, rankme
 from rankgap.views.random_views import Views
 
-VIEWS = 4  # of each image, for the scores that need the training's views
+VIEWS = 4  # of each image, for the scores that need the views of training
+BATCH = 256  # images per forward pass
 
-BATCH = 256
+_NORMAL = 1.96  # standard deviations to each side of the mean that hold 95% of a normal distribution
 
 _ONE_METHOD = "compares checkpoints and runs of one method, encoder and data set"
 
@@ -32,10 +33,11 @@ class Score:
     """A label-free score.
 
     Args:
-        function: features (N, F), or of views (N, q, F), -> 0-d.
-        takes: which of the two.
+        function: features (N, F), or features of views (N, q, F), -> 0-d.
+        takes: which of the two it is.
         best: the direction that goes with accuracy.
-        valid: what it compares, as far as its authors showed, or what it is read beside.
+        valid: what the score may compare, as far as its authors showed, or what to read it together with. It
+            completes a sentence that starts with the score's name.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -52,43 +54,50 @@ SCORES: dict[str, Score] = {
         label_free.alpha_req,
         "features",
         "nearest 1",
-        f"{_ONE_METHOD}; not where features collapsed, for no power law fits those (Agrawal et al. 2022)",
+        f"{_ONE_METHOD}; not where features collapsed, because no power law fits those (Agrawal et al. 2022)",
     ),
     "LiDAR": Score(
         label_free.lidar,
         "views",
         "highest",
-        "compares different methods too, where the views are those of training (Thilak et al. 2024)",
+        "also compares different methods, if the views are those of training (Thilak et al. 2024)",
     ),
     "CL": Score(
         label_free.cluster_learnability,
         "features",
         "highest",
-        "is read beside ID: a constant encoder has 1 (Lu et al. 2022)",
+        "is read together with ID: a constant encoder has 1 (Lu et al. 2022)",
     ),
     "ID": Score(
         label_free.intrinsic_dimension,
         "features",
         "highest",
-        "is read beside CL: noise has the highest",
+        "is read together with CL: noise has the highest",
     ),
     "uniformity": Score(
-        label_free.uniformity, "features", "lowest", "is read beside alignment (Wang & Isola 2020)"
+        label_free.uniformity, "features", "lowest", "is read together with alignment (Wang & Isola 2020)"
     ),
     "alignment": Score(
         lambda z: label_free.alignment(z[:, 0], z[:, 1]),
         "views",
         "lowest",
-        "is read beside uniformity: a constant encoder has 0 (Wang & Isola 2020)",
+        "is read together with uniformity: a constant encoder has 0 (Wang & Isola 2020)",
     ),
 }
 
 
+_WORTH: dict[str, Callable[[float], float]] = {  # by `Score.best`: higher is better
+    "highest": lambda value: value,
+    "lowest": lambda value: -value,
+    "nearest 1": lambda value: -abs(value - 1),
+}
+
+
 class Rated(NamedTuple):
-    """A checkpoint's value of a score; NaN where it is not defined (a collapsed encoder).
+    """A checkpoint's value of a score; NaN where the score is not defined (a collapsed encoder).
 
     Attributes:
-        value: on the whole sample.
+        value: the score on the whole sample.
         half: half the width of its 95% interval over samples of images.
     """
 
@@ -98,11 +107,11 @@ class Rated(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunScores:
-    """All checkpoints of a run.
+    """The scores of all checkpoints of a run.
 
     Args:
-        title: of the run.
-        images: in the sample.
+        title: the run's title.
+        images: the number of images in the sample.
         steps: checkpoint -> step of training.
         rated: checkpoint -> score -> value.
     """
@@ -113,56 +122,61 @@ class RunScores:
     rated: dict[str, dict[str, Rated]]
 
     def best(self, score: str) -> tuple[str, list[str]]:
-        """The best checkpoint by a score, and those that its interval does not tell from it.
+        """The best checkpoint by a score, and the checkpoints that the score does not tell from it.
 
-        A checkpoint under two names (an epoch's that is the last too) counts once, under its epoch's.
+        A checkpoint under two names (that of an epoch which is also the last) counts once, under its epoch's.
+
+        Args:
+            score: a name in `SCORES`.
+
+        Returns:
+            The best checkpoint, "" if none has a value; and the others whose difference from it lies within the
+            intervals of both.
         """
-        by_step = {
-            self.steps[name]: name for name in sorted(self.rated, key=lambda name: name.startswith("epoch-"))
-        }
-        values = {name: self.rated[name][score] for name in by_step.values()}
+        worth = _WORTH[SCORES[score].best]
+        values = {name: self.rated[name][score] for name in self._names()}
         values = {name: rated for name, rated in values.items() if math.isfinite(rated.value)}
         if not values:
             return "", []
-        worth: dict[str, Callable[[float], float]] = {
-            "highest": lambda v: v,
-            "lowest": lambda v: -v,
-            "nearest 1": lambda v: -abs(v - 1),
-        }
-        key = worth[SCORES[score].best]
-        first = max(values, key=lambda name: key(values[name].value))
-        top = values[first]
+        first = max(values, key=lambda name: worth(values[name].value))
+        top = values.pop(first)
         near = [
             name
             for name, rated in values.items()
-            if name != first and abs(key(rated.value) - key(top.value)) <= math.hypot(rated.half, top.half)
+            if abs(worth(rated.value) - worth(top.value)) <= math.hypot(rated.half, top.half)
         ]
         return first, near
+
+    def _names(self) -> list[str]:
+        """One name for each step of training, an epoch's where there are two."""
+        epochs_last = sorted(self.rated, key=lambda name: name.startswith("epoch-"))
+        return list({self.steps[name]: name for name in epochs_last}.values())
 
 
 def rate(score: Score, z: Tensor, *, repeats: int = 20, seed: int = 0) -> Rated:
     """A score with its interval over samples of images.
 
-    The interval is 1.96 standard deviations of the score on random halves of the rows: for a mean, that is the
-    spread of the whole sample's. (Drawing with replacement instead would repeat rows, and lower every rank.)
+    The interval is 1.96 standard deviations of the score on random halves of the rows. For a mean, that is the
+    spread of the whole sample's score. (Drawing with replacement would repeat rows and lower every effective
+    rank.)
 
     Args:
-        score: which.
-        z: what it takes.
-        repeats: halves.
-        seed: of the choice.
+        score: the score.
+        z: its input, features (N, F) or features of views (N, q, F).
+        repeats: the number of halves.
+        seed: of the choice of halves.
     """
     value = _value(score, z)
     generator = torch.Generator().manual_seed(seed)
     halves = [_value(score, z[torch.randperm(len(z), generator=generator)[: len(z) // 2]]) for _ in range(repeats)]
     spread = torch.tensor(halves, dtype=torch.float64).std()
-    return Rated(value, 1.96 * float(spread))
+    return Rated(value, _NORMAL * float(spread))
 
 
 def _value(score: Score, z: Tensor) -> float:
     try:
         return float(score.function(z))
-    except UserError:  # all features equal, or too few eigenvalues: not defined there
+    except UserError:  # not defined: all features are equal, or there are too few eigenvalues
         return math.nan
 
 
@@ -170,13 +184,13 @@ def _value(score: Score, z: Tensor) -> float:
 def view_features(
     encoder: nn.Module, images: ImageSet, views: Views, *, count: int = VIEWS, seed: int = 0
 ) -> Tensor:
-    """Features of the training's views of each image, in evaluation mode.
+    """Features of random views of each image, with the encoder in evaluation mode.
 
     Args:
         encoder: (B, C, S, S) -> (B, F).
-        images: N.
-        views: the training's.
-        count: q, a multiple of the number of views it makes.
+        images: N images.
+        views: the random views of training.
+        count: q, the number of views of each image.
         seed: of the views.
 
     Returns:

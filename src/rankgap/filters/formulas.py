@@ -1,7 +1,7 @@
-"""A gain as a formula in s.
+"""A gain written as a formula in s.
 
-A formula is read with `ast` and evaluated node by node; there is no `eval`, and nothing but the names below is
-ever looked up.
+A formula is parsed with `ast` and evaluated node by node. Nothing is passed to `eval`, and only the names below
+are ever looked up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from rankgap.errors import UserError, unknown
 
 LARGEST = torch.finfo(torch.float32).max  # filters run in float32
-_LONGEST = 200  # characters; it bounds the depth of the tree as well
+_LONGEST = 200  # characters; this also bounds the depth of the tree
 
 _OPERATORS: dict[type[ast.operator], Callable[[Tensor, Tensor], Tensor]] = {
     ast.Add: torch.add,
@@ -40,7 +40,7 @@ _EXTREMES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"max": torch.maximum
 
 
 def is_expression(spec: str) -> bool:
-    """Whether `spec` is meant as an expression: `s`, or anything that is not a name with or without a value."""
+    """Whether `spec` is meant as a formula: it is `s`, or it is not of the form NAME or NAME:VALUE."""
     return spec == "s" or re.fullmatch(r"\s*|[A-Za-z_]\w*(:.*)?", spec) is None
 
 
@@ -48,10 +48,10 @@ def is_expression(spec: str) -> bool:
 class Expression:
     """A gain as a formula: numbers, s, + - * / **, and log, log1p, exp, sqrt, tanh, min, max.
 
-    It is its text alone, so that it can be pickled and compared.
+    It holds nothing but its text, so it can be pickled and compared.
 
     Args:
-        text: such as "s/(s+0.1)".
+        text: the formula, such as "s/(s+0.1)".
 
     Example:
         >>> Expression("s/(s+1)")(torch.tensor([1.0, 3.0]))
@@ -64,7 +64,7 @@ class Expression:
         """The formula's value, elementwise, in the dtype of `s`.
 
         Raises:
-            UserError: the text is no such formula; says where.
+            UserError: the text is not such a formula; the message says where it departs from one.
         """
         return _value(_tree(self.text), s, self.text).expand_as(s)
 
@@ -72,11 +72,13 @@ class Expression:
 @functools.lru_cache(maxsize=256)
 def _tree(text: str) -> ast.expr:
     if len(text) > _LONGEST:
-        raise UserError(f"a gain's formula has at most {_LONGEST} characters, this one has {len(text)}")
+        raise UserError(f"a gain's formula has at most {_LONGEST} characters, but this one has {len(text)}")
     try:
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError) as error:
-        raise UserError(f"gain {text!r} is no formula: {error}; expected one such as 's/(s+0.1)'") from error
+        raise UserError(
+            f"gain {text!r} cannot be read as a formula ({error}); expected one such as 's/(s+0.1)'"
+        ) from error
 
 
 def _value(node: ast.expr, s: Tensor, text: str) -> Tensor:
@@ -87,12 +89,12 @@ def _value(node: ast.expr, s: Tensor, text: str) -> Tensor:
             raise unknown(f"name in gain {text!r}:", name, ["s", *_FUNCTIONS, *_EXTREMES])
         case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
             if abs(number) > LARGEST:  # an int may be too large for a float
-                raise UserError(f"gain {text!r}: a number in it is beyond float32 ({LARGEST:.3g})")
+                raise UserError(f"gain {text!r}: a number in it exceeds the largest float32, {LARGEST:.3g}")
             return torch.full((), float(number), dtype=s.dtype, device=s.device)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return -_value(operand, s, text)
         case ast.BinOp(op=ast.BitXor()):
-            raise UserError(f"gain {text!r}: a power is written **, not ^")
+            raise UserError(f"gain {text!r}: write a power as **, not as ^")
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_value(left, s, text), _value(right, s, text))
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
@@ -103,9 +105,9 @@ def _value(node: ast.expr, s: Tensor, text: str) -> Tensor:
                 return functools.reduce(_EXTREMES[name], values)
             if name not in (*_FUNCTIONS, *_EXTREMES):
                 raise unknown(f"function in gain {text!r}:", name, [*_FUNCTIONS, *_EXTREMES])
-            wanted = "one value" if name in _FUNCTIONS else "two values or more"
-            raise UserError(f"gain {text!r}: {name} takes {wanted}, got {len(values)}")
+            wanted = "one value" if name in _FUNCTIONS else "two or more values"
+            raise UserError(f"gain {text!r}: {name} takes {wanted}, but got {len(values)}")
     raise UserError(
-        f"gain {text!r}: {ast.unparse(node)!r} is not allowed in it; a gain is made of numbers, s, + - * / ** and "
+        f"gain {text!r}: {ast.unparse(node)!r} is not allowed; a formula may contain numbers, s, + - * / ** and "
         f"{', '.join([*_FUNCTIONS, *_EXTREMES])}"
     )

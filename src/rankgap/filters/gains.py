@@ -1,4 +1,7 @@
-"""Gains of spectral filters: by name, as a formula in s, or any monotone function; and what each must be."""
+"""Gains of spectral filters: a name, a formula in s, or any monotone function of your own.
+
+Shapes: R singular values, `...` leading batch dimensions (views).
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from rankgap.errors import UserError, unknown
 from rankgap.filters.formulas import LARGEST, Expression, is_expression
 from rankgap.spectra.effective_rank import exp_entropy
 
-Scale = Literal["rms", "raw"]  # what a gain acts on: s / sqrt(N), or s
+Scale = Literal["rms", "raw"]  # a gain acts on s / sqrt(N), or on s itself
 
-GRID = torch.logspace(-5, 4, 1801, dtype=torch.float64)  # where a gain of one's own is looked at: 200 a decade
+GRID = torch.logspace(-5, 4, 1801, dtype=torch.float64)  # where `Gain.of` samples a function: 200 points a decade
 
-
-_SAME = 1e-9  # values closer than this, relatively, count as equal: rounding is no reversal
+_SAME = 1e-9  # relative difference up to which two values count as equal, so that rounding is not a reversal
+_HALVINGS = 20  # of the exponent's interval [-1, 0]: 2^-20 is finer than any spectrum is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +31,13 @@ class Gain:
     """A gain g on singular values x > 0.
 
     Args:
-        name: how the user writes it.
-        function: g, elementwise; the null space never reaches it.
-        is_low_pass: g is non-decreasing (lowers the effective rank: it belongs on the online branch).
-        is_high_pass: g is non-increasing (raises it where x g(x) is non-decreasing: it belongs on the target).
+        name: the gain as the user writes it.
+        function: g, elementwise; it is never applied to the null space.
+        is_low_pass: g is non-decreasing. It lowers the effective rank and belongs on the online branch.
+        is_high_pass: g is non-increasing. Where x g(x) is non-decreasing it raises the effective rank, and belongs
+            on the target branch.
         power: p where g(x) = x^p, else None.
-        elementwise: whether g(x) depends on x alone, and not on the spectrum that it is part of.
+        elementwise: whether g(x) depends on x alone, and not on the spectrum that x belongs to.
     """
 
     name: str
@@ -45,9 +49,10 @@ class Gain:
 
     @property
     def gram_power(self) -> int:
-        """The m >= 1 with g(x) = x^2m, the Gram matrix's own m-th power, which needs no solver; 0 for none."""
-        even = self.power is not None and self.power > 0 and self.power % 2 == 0
-        return int(self.power or 0) // 2 if even else 0
+        """The m >= 1 with g(x) = x^2m, for which the filter is the m-th power of the Gram matrix; 0 if none."""
+        if self.power is None or self.power <= 0 or self.power % 2 != 0:
+            return 0
+        return int(self.power) // 2
 
     def __call__(self, x: Tensor) -> Tensor:
         """g(x), elementwise."""
@@ -55,13 +60,13 @@ class Gain:
 
     @classmethod
     def of(cls, name: str, function: Callable[[Tensor], Tensor]) -> Gain:
-        """A gain from any monotone function; put into `GAINS`, it has a name everywhere.
+        """A gain from any monotone function. Once it is put into `GAINS`, its name works everywhere.
 
-        It is looked at on 1e-5 <= x <= 1e4, on a logarithmic grid: what it does between the points or beyond
-        them is not seen (`check` looks at a spectrum).
+        The function is sampled on a logarithmic grid over 1e-5 <= x <= 1e4. Its behaviour between the points and
+        beyond them is not checked (`check` looks at a spectrum).
 
         Args:
-            name: how to call it.
+            name: the name to give it.
             function: g, elementwise.
 
         Raises:
@@ -75,27 +80,31 @@ class Gain:
         return cls(name, function, is_low_pass=low, is_high_pass=high)
 
     def on(self, x: Tensor, keep: Tensor) -> Tensor:
-        """g(x) (..., R) of a spectrum, 0 in the null space: where `keep` (..., R), bool, is False."""
+        """g(x) (..., R) on a spectrum; 0 in the null space, which is where `keep` (..., R), bool, is False."""
         return torch.where(keep, self(torch.where(keep, x, 0.0)), 0.0)
 
     def check(self, x: Tensor) -> Tensor:
-        """Values on a spectrum x > 0 (R,), float64; a `UserError` where it is no gain there (`checked_gain`)."""
+        """g(x) (R,), float64, on a spectrum x > 0 (R,).
+
+        Raises:
+            UserError: as `checked_gain`.
+        """
         return checked_gain(self.name, self.function, x)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class AutoPower:
-    """x^p with p in [-1, 0] chosen from the spectrum: `auto`, for the target branch.
+    """x^p with p in [-1, 0] chosen from the spectrum: the gain `auto`, for the target branch.
 
-    The exponent decides how much of the rank difference that whitening would make, erank(x^0) - erank(x), a filter
-    makes: none at p = 0, all at p = -1, monotone between (the filter lemma). p is the one nearest to `preferred`
-    for which that share lies in [low, high]: where a spectrum is so steep that a fixed power hardly lifts it the
-    filter is stronger, where it is nearly flat weaker.
+    Whitening (p = -1) would create the rank difference erank(x^0) - erank(x). The exponent sets how much of that
+    difference the filter creates: none at p = 0, all of it at p = -1, and more the lower p is (the filter lemma).
+    p is the exponent nearest to `preferred` for which this share lies in [low, high]. So the filter is stronger on
+    a steep spectrum, which a fixed power would hardly lift, and weaker on a nearly flat one.
 
     Args:
-        low: the least share.
-        high: the largest.
-        preferred: the exponent where the band allows it.
+        low: the smallest share.
+        high: the largest share.
+        preferred: the exponent to use where it falls inside the band.
     """
 
     low: float = 0.5
@@ -103,7 +112,7 @@ class AutoPower:
     preferred: float = -0.5
 
     def exponent(self, x: Tensor) -> Tensor:
-        """P (..., 1) for spectra x (..., R); what is 0 in them is the null space."""
+        """The exponent p (..., 1), float64, of spectra x (..., R) in which 0 marks the null space."""
         keep = x > 0
         logs = torch.where(keep, x, 1.0).double().log()
 
@@ -111,20 +120,21 @@ class AutoPower:
             energy = torch.where(keep, (2 * (1 + p) * logs).exp(), 0.0)
             return exp_entropy(energy / energy.sum(-1, keepdim=True)).unsqueeze(-1)
 
-        none = torch.zeros_like(logs[..., :1])
-        least, most = erank(none), erank(none - 1)
+        identity = torch.zeros_like(logs[..., :1])  # p = 0
+        whitening = identity - 1
+        least, most = erank(identity), erank(whitening)
 
         def reaching(share: float) -> Tensor:
-            """The exponent of a share, by bisection: 2^-20 is finer than any spectrum is known."""
+            """The exponent that gives a share, by bisection."""
             wanted = least + share * (most - least)
-            weak, strong = none, none - 1
-            for _ in range(20):
+            weak, strong = identity, whitening
+            for _ in range(_HALVINGS):
                 middle = (weak + strong) / 2
                 enough = erank(middle) >= wanted
                 weak, strong = torch.where(enough, weak, middle), torch.where(enough, middle, strong)
             return (weak + strong) / 2
 
-        return (none + self.preferred).clamp(reaching(self.high), reaching(self.low))
+        return (identity + self.preferred).clamp(reaching(self.high), reaching(self.low))
 
     def __call__(self, x: Tensor) -> Tensor:
         """x^p (..., R), in the dtype of `x`; infinite in the null space."""
@@ -132,7 +142,7 @@ class AutoPower:
 
 
 def _log(x: Tensor) -> Tensor:
-    return x.log().clamp_min(0)  # below 1 the authors' |ln x| rises again: a high-pass
+    return x.log().clamp_min(0)  # the authors take |ln x|, which rises again below 1: a high-pass there
 
 
 def _log1p2(x: Tensor) -> Tensor:
@@ -148,20 +158,22 @@ GAINS: dict[str, Gain] = {
 
 
 def parse_gain(spec: str, *, beside: Iterable[str] = ()) -> Gain:
-    """A gain by name: `power:p` is x^p, `log` is max(ln x, 0), `log1p` is ln(1 + x), `log1p2` is ln(1 + x^2).
+    """A gain from its name or formula.
 
-    The RDM paper's range: online p in {0.3 .. 2} and the three logs; target p in {-0.3, -0.5, -0.7, -1}, where
-    -1 makes all non-zero singular values equal (whitening). `auto` chooses the exponent of a target filter from
-    each spectrum (`AutoPower`). Or a formula of your own, in s: "s/(s+0.1)" (see
-    `Expression`, and `Gain.of` for what is checked).
+    The names are `power:p` for x^p, `log` for max(ln x, 0), `log1p` for ln(1 + x), `log1p2` for ln(1 + x^2), and
+    `auto`, a target filter that chooses its exponent from each spectrum (`AutoPower`). Anything else is read as a
+    formula in s, such as "s/(s+0.1)": see `Expression` for the syntax, and `Gain.of` for the checks.
+
+    The RDM paper uses p from 0.3 to 2 and the three logs on the online branch, and p in {-0.3, -0.5, -0.7, -1} on
+    the target branch, where -1 makes all non-zero singular values equal (whitening).
 
     Args:
-        spec: the name or formula.
-        beside: what else may stand where this one was found, for the error of an unknown name.
+        spec: the name or the formula.
+        beside: other names that would be valid in the same place, for the error about an unknown name.
 
     Raises:
-        UserError: an unknown name, with the nearest one there is, an exponent that is not a finite number, or a
-            formula that is no gain.
+        UserError: the name is unknown (the message suggests the nearest one), the exponent is not a finite number,
+            or the formula is not a gain.
 
     Example:
         >>> parse_gain("power:0.5")(torch.tensor([4.0, 1.0]))
@@ -186,28 +198,31 @@ def parse_gain(spec: str, *, beside: Iterable[str] = ()) -> Gain:
 
 
 def checked_gain(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, bool, bool]:
-    """A gain's values on a spectrum, and its kind there.
+    """A gain's values on a spectrum, and whether it is a low-pass or a high-pass there.
 
     Args:
-        name: what to call the gain in an error.
+        name: the gain's name, for errors.
         function: g, elementwise.
-        x: singular values as the gain sees them (R,), above 0, in any order.
+        x: singular values on the gain's scale (R,), above 0, in any order.
 
     Returns:
-        g(x) (R,) float64; whether g is non-decreasing on it; whether non-increasing (both where it is constant).
+        g(x) (R,) float64, whether g is non-decreasing on x, and whether it is non-increasing on x. Both are true
+        of a constant.
 
     Raises:
-        UserError: the spectrum is none; or the gain is no elementwise function, negative, not a number, not
-            monotone, zero throughout, or g(x) or x g(x) beyond float32. It says at which s, with the value, and
-            what to write instead.
+        UserError: x is not a row of finite numbers above 0; or the function does not return one value for each x,
+            or is negative, not a number, not monotone or zero throughout, or g(x) or x g(x) overflows float32. The
+            message gives the s and the value at fault, and what to write instead.
     """
     if x.ndim != 1 or not len(x) or not ((x > 0) & x.isfinite()).all():
-        raise UserError(f"gain {name!r}: a spectrum is a row of finite numbers above 0, got {_shown(x)}")
+        raise UserError(f"gain {name!r}: expected a spectrum (R,) of finite numbers above 0, got {_shown(x)}")
     x = x.double()
     values = function(x)
     if not isinstance(values, Tensor) or values.shape != x.shape:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise UserError(f"gain {name!r} must give a tensor of one value for each of {len(x)}, got {got}")
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise UserError(
+            f"gain {name!r} must map {len(x)} singular values to a tensor of {len(x)} values, got {got}"
+        )
     values = values.double()
 
     def first(bad: Tensor) -> str:
@@ -215,29 +230,31 @@ def checked_gain(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> 
         return f"at s = {float(x[i]):.4g}: it gives {float(values[i]):.4g}"
 
     if (bad := values.isnan()).any():
-        raise UserError(f"gain {name!r} is not a number {first(bad)}; keep s where it is defined, as max(s, 1)")
+        raise UserError(
+            f"gain {name!r} is not a number {first(bad)}; keep s where the gain is defined, for example max(s, 1)"
+        )
     if (bad := (values.abs() > LARGEST) | (values.abs() * x > LARGEST)).any():
         raise UserError(
-            f"gain {name!r} overflows float32 {first(bad)}; bound it: min(s, ...) for s, or a lower power"
+            f"gain {name!r} overflows float32 {first(bad)}; put min(s, ...) in place of s, or lower its power"
         )
     if (bad := values < 0).any():
         raise UserError(f"gain {name!r} is negative {first(bad)}; a gain is at least 0: clip it, max({name}, 0)")
     if not values.any():
         raise UserError(
-            f"gain {name!r} is 0 at every s from {float(x.min()):.4g} to {float(x.max()):.4g}: nothing passes; "
-            "scale s up in it, or take log1p"
+            f"gain {name!r} is 0 at every s from {float(x.min()):.4g} to {float(x.max()):.4g}, so nothing passes; "
+            "scale s up in it, or use log1p"
         )
     low, high, turn = _monotone(x, values)
     if turn is not None:
         raise UserError(
             f"gain {name!r} is not monotone: it turns at s = {turn:.4g}; a low-pass never falls and a high-pass "
-            f"never rises: put min(s, {turn:.4g}) or max(s, {turn:.4g}) in place of s"
+            f"never rises, so put min(s, {turn:.4g}) or max(s, {turn:.4g}) in place of s"
         )
     return values, low, high
 
 
 def _monotone(x: Tensor, values: Tensor) -> tuple[bool, bool, float | None]:
-    """Whether values never fall along rising x, never rise, and where they first turn."""
+    """Whether values never fall along rising x, whether they never rise, and where they first turn, if they do."""
     x, order = x.sort()
     values = values[order]
     step = values.diff()
@@ -250,4 +267,8 @@ def _monotone(x: Tensor, values: Tensor) -> tuple[bool, bool, float | None]:
 
 
 def _shown(x: Tensor) -> str:
-    return f"{x.tolist()[:4]} of shape {tuple(x.shape)}" if x.numel() else "none"
+    return (
+        f"{x.tolist()[:4]} of shape {tuple(x.shape)}"
+        if x.numel()
+        else f"an empty tensor of shape {tuple(x.shape)}"
+    )

@@ -6,6 +6,7 @@ Shapes: N rows of a view, D columns, `...` leading batch dimensions (views).
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +15,17 @@ from torch import Tensor, nn
 from rankgap.filters.gains import Gain, Scale
 from rankgap.filters.spectral import Solver, spectral_filter
 
-_PACE = 10.0  # of a learned gain: it multiplies gradient and step; without it an encoder's rate hardly moves one
+_PACE = 10.0  # scales the parameters, because an encoder's learning rate alone would hardly move the gain
 
 
 class MonotoneGain(nn.Module):
-    """g(x) = sum_k softplus(10 a_k) x / (x + c_k), c_k = 0.001, 0.01, ..., 100: non-decreasing, whatever a is.
+    """g(x) = sum_k softplus(10 a_k) x / (x + c_k), c_k = 0.001, 0.01, ..., 100: non-decreasing for every a.
 
-    Far below c_k a term is linear, far above it is constant, so that g is concave and rises nowhere faster than
-    power:1. It begins near power:0.5, which is such a sum, x^1/2 = (1 / pi) int sqrt(c) x / (x + c) dln c, here
-    with a step of ln 10: within 12% for 0.01 <= x <= 10.
+    Each term is linear far below c_k and constant far above it, so g is concave and nowhere steeper than power:1.
+    It starts near power:0.5, which is such a sum: x^1/2 = (1 / pi) int sqrt(c) x / (x + c) dln c, here with steps
+    of ln 10, within 12% for 0.01 <= x <= 10.
 
-    The a_k are one vector, so that weight decay leaves them alone but where a recipe decays everything.
+    The a_k form one vector, so weight decay applies to them only in a recipe that decays every parameter.
     """
 
     centres: Tensor
@@ -43,15 +44,28 @@ class MonotoneGain(nn.Module):
         return gain
 
 
-class LearnedFilter(nn.Module):
-    """A low-pass filter of each batch whose gain is trained with the encoder: (..., N, D) -> (..., N, D).
-
-    P = Z W, W = V diag(g(x)) V^T, as `spectral_filter` on the online branch: the gradient reaches Z through W held
-    constant, and the six parameters of g through g alone, V and x held constant. Null directions have gain 0.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnedOptions:
+    """The options of a `LearnedFilter`; every field is an argument of the same name.
 
     Args:
         scale: what the gain acts on: "rms", s / sqrt(N), or "raw", s.
-        solver: see `spectral_filter`.
+        solver: "auto", "gram", "svd" or "iterative", see `spectral_filter`.
+    """
+
+    scale: Scale = "rms"
+    solver: Solver = "auto"
+
+
+class LearnedFilter(nn.Module):
+    """A low-pass filter of each batch whose gain is trained with the encoder: (..., N, D) -> (..., N, D).
+
+    P = Z W with W = V diag(g(x)) V^T, as `spectral_filter` on the online branch. The gradient reaches Z with
+    W held constant, and the six parameters of g with V and x held constant. Null directions have gain 0.
+
+    Args:
+        scale: what the gain acts on: "rms", s / sqrt(N), or "raw", s.
+        solver: "auto", "gram", "svd" or "iterative", see `spectral_filter`.
     """
 
     def __init__(self, scale: Scale = "rms", *, solver: Solver = "auto") -> None:
@@ -59,7 +73,7 @@ class LearnedFilter(nn.Module):
         self.gain, self.scale, self.solver = MonotoneGain(), scale, solver
 
     def forward(self, z: Tensor) -> Tensor:
-        """Filter a batch, each leading dimension (view) alone.
+        """Filter a batch, each leading dimension (view) on its own.
 
         Raises:
             UserError, NonFiniteError, RuntimeError: as `spectral_filter`.

@@ -1,17 +1,18 @@
-"""A gain of a Gram matrix by matrix products alone: for devices on which a decomposition is slow.
+"""A gain of a Gram matrix by matrix products alone, for devices on which a decomposition is slow.
 
-K = U diag(x^2) U^T, (..., R, R), gives U diag(g(x)) U^T. Nothing here waits for a GPU, chooses by value, or
-divides by what rounding left.
+From K = U diag(x^2) U^T (..., R, R) it computes U diag(g(x)) U^T. Nothing here waits for a GPU, branches on a
+value, or divides by a number that rounding left.
 
 A coupled Newton-Schulz iteration gives K^1/2 and K^-1/2 (Higham 2008, Functions of Matrices, section 6.7), scaled
-at each step for the least value that is left (Chen & Chow 2014): a direction comes up 2.6-fold a step where it
-would come up 1.5-fold. Half powers are its results, or the square roots of its results. Any other gain is its
-Chebyshev interpolant in K^1/4, in which four decades of x are one.
+at each step for the smallest value that may remain (Chen & Chow 2014): a weak direction then grows 2.6-fold a step
+instead of 1.5-fold. Half powers are these results or their own square roots. Any other gain is its Chebyshev
+interpolant in K^1/4, in which four decades of x become one.
 
-Resolution. Floating-point products leave a Gram matrix uncertain by some 16 eps |K|, and an eigenvalue that
-rounding made negative would diverge; so that much is added to each. Gains then act on (x^2 + 16 eps x_1^2)^1/2:
-directions below 1e-3 x_1 in float32, 6e-8 x_1 in float64, are not told apart, and their gain goes to 0 with them.
-With TF32 or bfloat16 products (`torch.set_float32_matmul_precision`) eps is theirs.
+Resolution: floating-point products leave a Gram matrix uncertain by some 16 eps |K|, and an eigenvalue that
+rounding made negative would diverge, so that much is added to every eigenvalue. Gains therefore act on (x^2 + 16
+eps x_1^2)^1/2. Directions below 1e-3 x_1 in float32, or 6e-8 x_1 in float64, are not told apart, and their gain
+goes to 0 with them. With TF32 or bfloat16 products (`torch.set_float32_matmul_precision`), eps is that of the
+reduced format.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from torch import Tensor
 
 DEGREE = 32  # of the Chebyshev interpolant
 
-_NOISE = 16  # eps: what rounding leaves in a Gram matrix, times its norm
+_NOISE = 16  # what rounding leaves in a Gram matrix, in units of eps times its norm
 _REDUCED = {"high": 2.0**-11, "medium": 2.0**-8}  # eps of the products that a user may allow in float32
 
 
 def product_eps(dtype: torch.dtype) -> float:
-    """The rounding of a matrix product: eps of the dtype, or of what stands in for float32 by the user's leave."""
+    """The rounding error of a matrix product: eps of the dtype, or of the format allowed in place of float32."""
     allowed = torch.get_float32_matmul_precision()
     return _REDUCED.get(allowed, torch.finfo(dtype).eps) if dtype == torch.float32 else torch.finfo(dtype).eps
 
 
 def square_roots(k: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """K^1/2 and K^-1/2 of a symmetric matrix, 3 products a step: 11 steps in float32, 18 in float64.
+    """K^1/2 and K^-1/2 of a symmetric matrix, by 3 products a step: 11 steps in float32, 18 in float64.
 
     Args:
-        k: (..., R, R), eigenvalues in [floor^2, 1].
-        floor: the least square root of an eigenvalue; it decides the number of steps.
+        k: (..., R, R), with eigenvalues in [floor^2, 1].
+        floor: the smallest square root of an eigenvalue; it sets the number of steps.
     """
     identity = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device).expand_as(k)
     root, inverse = k, identity
@@ -56,7 +57,7 @@ def square_roots(k: Tensor, floor: float) -> tuple[Tensor, Tensor]:
 def _interpolated(gain: Callable[[Tensor], Tensor], w: Tensor, low: float, top: Tensor) -> Tensor:
     """sum_k c_k T_k of a matrix W with eigenvalues in [low, 1], equal to gain(top w^2) at Chebyshev's nodes.
 
-    By Clenshaw's recurrence, a product a degree.
+    Clenshaw's recurrence takes one product a degree.
     """
     count = DEGREE + 1
     angles = math.pi * (torch.arange(count, dtype=torch.float64, device=w.device) + 0.5) / count
@@ -78,21 +79,21 @@ def gain_by_products(
 ) -> tuple[Tensor, Tensor]:
     """U diag(g(x)) U^T and U diag(1 / x) U^T of K = U diag(x^2) U^T.
 
-    Error of the filtered batch against the definition, in Frobenius' norm (tests hold it; condition 50): in
-    float32 2e-5 for gains that rise and 1e-3 for those that fall; in float64 1e-8 for half powers, 3e-5 for
-    others, `log1p` and `log1p2`. `log` has a kink: 1e-2. A gradient, to which the weakest direction counts as
-    any other, errs by 1e-2 at most in float32.
+    Error of the filtered batch relative to the definition, in the Frobenius norm at condition 50 (tests hold it):
+    in float32, 2e-5 for gains that rise and 1e-3 for gains that fall; in float64, 1e-8 for half powers and 3e-5
+    for other powers, `log1p` and `log1p2`. `log` has a kink and errs by 1e-2. A gradient, in which the weakest
+    direction counts as much as any other, errs by at most 1e-2 in float32.
 
     Args:
         k: (..., R, R), symmetric; float32 or float64.
         gain: g, elementwise.
-        power: p where g(x) = x^p.
+        power: p where g(x) = x^p, else None.
 
     Returns:
-        both (..., R, R), in the dtype of `k`.
+        Both (..., R, R), in the dtype of `k`.
     """
     trace = k.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-    trace = torch.where(trace > 0, trace, 1.0)  # a dead batch stays dead
+    trace = torch.where(trace > 0, trace, 1.0)  # an all-zero batch stays all-zero
     k = k / trace
     norm = (k @ k).square().sum((-2, -1), keepdim=True) ** 0.25  # at least l_1, at most R^1/4 times as much
     norm = torch.where(norm > 0, norm, 1.0)
@@ -100,11 +101,12 @@ def gain_by_products(
     floor = math.sqrt(noise / (1 + noise))
     identity = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
     root, inverse = square_roots((k / norm + noise * identity) / (1 + noise), floor)
-    # Each eigenvalue's share of noise is 1 in the null space and nearly 0 elsewhere; squares fall off faster.
+    # The share of noise in an eigenvalue is 1 in the null space and nearly 0 elsewhere; its square falls off
+    # faster.
     null = floor**2 * (inverse @ inverse)
     kept = identity - null @ null
     for _ in range(2):
-        kept = kept @ kept @ (3 * identity - 2 * kept)  # smoothstep: near 0 and near 1 go there
+        kept = kept @ kept @ (3 * identity - 2 * kept)  # smoothstep sends values near 0 and near 1 there
     top = (trace * norm * (1 + noise)).sqrt()  # the x that is 1 in the scaled matrix
     return _gain_of(root, inverse, floor, top, gain, power) @ kept, inverse @ kept / top
 
@@ -118,14 +120,18 @@ def _gain_of(
     power: float | None,
 ) -> Tensor:
     """The gain from both square roots of the scaled matrix; `top` (..., 1, 1) is the x that is 1 in it."""
-    powers = {1.0: root, -1.0: inverse, 0.0: torch.eye(root.shape[-1]).to(root).expand_as(root)}
-    if power in powers:
-        return powers[power] * top**power
+    if power == 0:
+        return torch.eye(root.shape[-1]).to(root).expand_as(root)
+    if power == 1:
+        return root * top
+    if power == -1:
+        return inverse * top**-1
     quarter, inverse_quarter = square_roots(root, math.sqrt(floor))
-    powers = {0.5: quarter, -0.5: inverse_quarter}
-    if power in powers:
-        return powers[power] * top**power
-    # A pole is beyond a polynomial: whole powers of K^-1/2 take it out.
+    if power == 0.5:
+        return quarter * top**0.5
+    if power == -0.5:
+        return inverse_quarter * top**-0.5
+    # A polynomial cannot follow a pole, so whole powers of K^-1/2 are taken out of the gain first.
     poles = 0 if power is None else max(math.ceil(-power), 0)
     smooth = _interpolated(lambda x: gain(x) * x**poles, quarter, math.sqrt(floor), top[..., 0, 0, None])
     for _ in range(poles):

@@ -1,4 +1,4 @@
-"""A linear map that a running correlation decides.
+"""A linear map that is computed from a running correlation.
 
 Shapes: N rows, D columns, `...` leading batch dimensions (views).
 """
@@ -17,20 +17,21 @@ from rankgap.spectra.processes import world_sum
 
 
 class RunningMap(nn.Module):
-    """W of a running correlation C = E[z z^T] over views, ranks and steps.
+    """A map W computed from a running correlation C = E[z z^T] over views, processes and steps.
 
-    C averages batches with weights 1, m, m^2, ... from the newest back, divided by their sum: it begins with the
-    first batch, which then counts no more than any other (m = 0.998 would remember it for hundreds of steps).
+    C is the weighted mean of the batches' correlations, with weights 1, m, m^2, ... from the newest back, divided
+    by their sum. The first batch therefore starts the mean and weighs no more than any other; without the
+    division, m = 0.998 would remember it for hundreds of steps.
 
     Args:
-        solve: C (D, D) float64 -> W (D, D).
+        solve: the function that computes W (D, D) from C (D, D) float64.
         dim: D.
-        scale: "rms" solves C, "raw" N C, N the rows of one view.
+        scale: "rms" passes C to `solve`; "raw" passes N C, where N is the number of rows in one view.
         momentum: m.
-        every: training steps from one solution to the next.
+        every: training steps from one computation of W to the next.
 
     Raises:
-        UserError: a momentum outside [0, 1), or `every` below 1.
+        UserError: the momentum is outside [0, 1), or `every` is below 1.
     """
 
     correlation: Tensor
@@ -49,7 +50,11 @@ class RunningMap(nn.Module):
 
     @torch.no_grad()
     def forward(self, z: Tensor) -> Tensor:
-        """Follow a batch (..., N, D) in training mode; W (D, D) float32, as of the last solution."""
+        """The last W (D, D) float32; in training mode the batch (..., N, D) is added to C first.
+
+        Raises:
+            UserError: no batch was seen in training mode yet.
+        """
         if self.training:
             rows = z.flatten(0, -2).double()
             count = world_sum(rows.new_tensor(len(rows)))
@@ -60,13 +65,13 @@ class RunningMap(nn.Module):
                 self.held.copy_(self.solve(n * self.correlation))
             self.seen += 1
         if self.seen == 0:
-            raise UserError("a running correlation has no spectrum before its first batch in training")
+            raise UserError("a running correlation has no spectrum before its first batch; train for a step first")
         return self.held
 
     def get_extra_state(self) -> int:
-        """Training steps seen, for a resumed run."""
+        """The number of training steps seen, so that a resumed run continues from it."""
         return self.seen
 
     def set_extra_state(self, state: int) -> None:
-        """Put the steps seen back."""
+        """Restore the number of training steps seen."""
         self.seen = state

@@ -10,7 +10,6 @@ Shapes: V views, B images a view, C channels, F feature width, D embedding width
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +19,19 @@ from torch import Tensor, nn
 from rankgap.model.alignments import Alignment
 from rankgap.model.mlp import PerView, per_view
 from rankgap.model.prototypes import Prototypes
-from rankgap.model.schedule import Clock, Scheduled
+from rankgap.model.schedule import Clock, Scheduled, teacher_momentum
+from rankgap.spectra.pair import Side
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherOptions:
+    """How the EMA teacher follows the online branch.
+
+    Args:
+        momentum: at the start; it ends at 1 (`schedule.teacher_momentum`).
+    """
+
+    momentum: float = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ class DualBranch(nn.Module):
     teacher's own, from its own forward passes in training mode, as the methods' authors do.
 
     Args:
-        branch: the online encoder, projector and prototypes.
+        online: the online encoder, projector and prototypes.
         online_map: embeddings (V, B, D) -> P.
         make_target_map: called with the target branch, gives the target map; it needs the branch because
             prototypes belong to one.
@@ -84,7 +95,7 @@ class DualBranch(nn.Module):
 
     def __init__(
         self,
-        branch: Branch,
+        online: Branch,
         online_map: nn.Module,
         make_target_map: Callable[[Branch], nn.Module],
         alignment: Alignment,
@@ -93,10 +104,10 @@ class DualBranch(nn.Module):
         stop_gradient: bool = True,
     ) -> None:
         super().__init__()
-        self.branch = branch
+        self.online = online
         self.online_map = online_map
-        self.teacher = None if momentum is None else copy.deepcopy(branch).requires_grad_(False)
-        self.target_map = make_target_map(self.teacher or branch)
+        self.teacher = None if momentum is None else copy.deepcopy(online).requires_grad_(False)
+        self.target_map = make_target_map(self.teacher or online)
         self.alignment = alignment
         self.momentum = momentum
         self.stop_gradient = stop_gradient
@@ -107,20 +118,19 @@ class DualBranch(nn.Module):
         Args:
             views: (V, B, C, H, W), or a list of V tensors (B, C, H, W); V >= 2, B >= 2 in training.
         """
-        features, z = self.branch(views)  # (V, B, F), (V, B, D)
-        online = self.online_map(z)
+        features, z = self.online(views)  # (V, B, F), (V, B, D)
+        p = self.online_map(z)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
             if self.teacher is not None:
                 z = self.teacher(views)[1]
-            target = self.target_map(z.detach() if self.stop_gradient else z)
-        with torch.autocast(online.device.type, enabled=False):  # a loss in bfloat16 has two digits
-            loss = self.alignment(online, target)
-        return Outputs(loss, online, target, features)
+            t = self.target_map(z.detach() if self.stop_gradient else z)
+        with torch.autocast(p.device.type, enabled=False):  # a loss in bfloat16 has two digits
+            loss = self.alignment(p, t)
+        return Outputs(loss, p, t, features)
 
-    def encoder(self, which: str = "online") -> nn.Module:
-        """The encoder of the "online" or of the "target" branch (the same one where weights are shared)."""
-        assert which in ("online", "target"), which
-        return (self.branch if which == "online" or self.teacher is None else self.teacher).encoder
+    def encoder(self, side: Side = "online") -> nn.Module:
+        """The encoder of a branch (the same one where weights are shared)."""
+        return (self.online if side == "online" or self.teacher is None else self.teacher).encoder
 
     def prepare(self, clock: Clock) -> None:
         """Tell every scheduled part the time; call it before each training step."""
@@ -129,15 +139,13 @@ class DualBranch(nn.Module):
                 module.prepare(clock)
 
     def momentum_at(self, clock: Clock) -> float:
-        """The EMA momentum, 1 - (1 - base) (cos(pi progress) + 1) / 2; 0 where weights are shared."""
-        if self.momentum is None:
-            return 0.0
-        return 1 - (1 - self.momentum) * (math.cos(math.pi * clock.progress) + 1) / 2
+        """The EMA momentum of a step (`schedule.teacher_momentum`); 0 where weights are shared."""
+        return 0.0 if self.momentum is None else teacher_momentum(clock, self.momentum)
 
     @torch.no_grad()
     def update_teacher(self, clock: Clock) -> None:
         """Move the teacher towards the online branch; call it after each optimiser step."""
         if self.teacher is None:
             return
-        online = [p.detach() for p in self.branch.parameters()]
+        online = [p.detach() for p in self.online.parameters()]
         torch._foreach_lerp_(list(self.teacher.parameters()), online, 1 - self.momentum_at(clock))

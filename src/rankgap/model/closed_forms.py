@@ -11,13 +11,14 @@ Shapes: N rows of a view, D columns, `...` leading batch dimensions (views).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from rankgap.errors import UserError
 from rankgap.filters.running import RunningMap
+from rankgap.model.maps import Place, register_map
 from rankgap.spectra.gram import check_batch, eigenbasis, rank_tolerance, solve_gram
 
 _LANCZOS_STEPS = 32
@@ -34,7 +35,7 @@ class ClosedForm:
         straight: the gradient passes as if W were 1: dL/dZ = dL/dP (IsoLoss).
 
     Raises:
-        UserError: alpha or eps is none.
+        UserError: alpha is not a finite number above 0, or eps not one at or above 0.
     """
 
     alpha: float
@@ -43,7 +44,6 @@ class ClosedForm:
     straight: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
         if not (0 < self.alpha < math.inf and 0 <= self.eps < math.inf):
             raise UserError(f"expected finite alpha > 0 and eps >= 0, not {self.alpha:g} and {self.eps:g}")
 
@@ -90,34 +90,13 @@ def largest_eigenvalue(matrix: Tensor) -> Tensor:
 #   sqrt(l) + eps l_1, which is another predictor at another scale of Z); rho and eps are the paper's.
 # directcopy: the code of Halvagal, Laborieux & Zenke 2023. The code of Wang et al. (2021), whose idea it is, adds
 #   eps to a C that is not normalised.
-# isoloss: Halvagal et al., likewise: no eps, and gradients straight through. Their C moves once a view, ours once
+# isoloss: that of Halvagal et al. too: no eps, and gradients straight through. Their C moves once a view, ours once
 #   a step by all views.
 CLOSED_FORMS: dict[str, ClosedForm] = {
     "directpred": ClosedForm(alpha=0.5, eps=0.1, momentum=0.3),
     "directcopy": ClosedForm(alpha=1, eps=0.25, momentum=0.998),
     "isoloss": ClosedForm(alpha=0.5, eps=0.0, momentum=0.998, straight=True),
 }
-
-
-def closed_form(name: str) -> ClosedForm | None:
-    """The closed form of a name: one of `CLOSED_FORMS`, or `directset:alpha`; None for any other.
-
-    DirectSet(alpha) is that of Wang, Chen, Du & Tian (2021): directpred with its power left open, here also with
-    directpred's eps and momentum.
-
-    Raises:
-        UserError: `directset` without a power that is a finite number above 0.
-    """
-    head, _, power = name.partition(":")
-    if head != "directset":
-        return CLOSED_FORMS.get(name)
-    try:
-        alpha = float(power)
-    except ValueError:
-        alpha = math.nan
-    if not 0 < alpha < math.inf:
-        raise UserError(f"{name!r}: expected directset:alpha with a finite number above 0, such as directset:2")
-    return ClosedForm(alpha=alpha, eps=0.1, momentum=0.3)
 
 
 class ClosedFormPredictor(nn.Module):
@@ -127,18 +106,17 @@ class ClosedFormPredictor(nn.Module):
     al. set it after the step instead); never in evaluation.
 
     Args:
+        place: where it stands.
         form: W of a correlation.
-        dim: D.
-        momentum: in place of the form's own.
 
     Raises:
         UserError: a momentum outside [0, 1).
     """
 
-    def __init__(self, form: ClosedForm, dim: int, *, momentum: float | None = None) -> None:
+    def __init__(self, place: Place, form: ClosedForm) -> None:
         super().__init__()
         self.form = form
-        self.running = RunningMap(form, dim, momentum=form.momentum if momentum is None else momentum, every=1)
+        self.running = RunningMap(form, place.dim, momentum=form.momentum, every=1)
 
     def forward(self, z: Tensor) -> Tensor:
         """Follow a batch in training mode, and predict; float32, or float64 for a float64 input.
@@ -157,3 +135,27 @@ class ClosedFormPredictor(nn.Module):
     def extra_repr(self) -> str:
         """The form."""
         return f"{self.form}"
+
+
+def _with_power(form: ClosedForm, text: str) -> ClosedForm:
+    """The form with the power that a user wrote behind its name."""
+    try:
+        alpha = float(text)
+    except ValueError:
+        alpha = math.nan
+    if not 0 < alpha < math.inf:
+        raise UserError("expected directset:alpha with a finite number above 0, such as directset:2")
+    return replace(form, alpha=alpha)
+
+
+for _name, _form in CLOSED_FORMS.items():
+    register_map(_name, "online", options=_form, predicts=True)(ClosedFormPredictor)
+# DirectSet(alpha) of Wang, Chen, Du & Tian (2021): directpred with its power left open, directset:2.
+register_map(
+    "directset",
+    "online",
+    options=CLOSED_FORMS["directpred"],
+    predicts=True,
+    argument="alpha",
+    configure=_with_power,
+)(ClosedFormPredictor)

@@ -6,6 +6,7 @@ Shapes: V views, B images a view, D embedding width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -19,6 +20,23 @@ from rankgap.errors import UserError
 OutputNorm = Literal["none", "batch", "batch_affine"]
 
 Activation = Literal["relu", "gelu"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProjectorOptions:
+    """The projector's layers.
+
+    Args:
+        widths: of its layers, output last.
+        norm: batch norm in the hidden layers.
+        output_norm: what follows the last layer: nothing, or batch norm without or with an affine map.
+        activation: between the layers.
+    """
+
+    widths: tuple[int, ...]
+    norm: bool = True
+    output_norm: OutputNorm = "none"
+    activation: Activation = "relu"
 
 
 def mlp(
@@ -45,7 +63,8 @@ def mlp(
     layers: list[nn.Module] = []
     for width_in, width in pairwise(dims[:-1]):
         layers.append(nn.Linear(width_in, width, bias=not norm))
-        layers += [nn.BatchNorm1d(width)] * norm
+        if norm:
+            layers.append(nn.BatchNorm1d(width))
         layers.append(activations[activation]())
     layers.append(nn.Linear(dims[-2], dims[-1], bias=output_norm == "none"))
     if output_norm != "none":

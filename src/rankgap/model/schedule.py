@@ -1,15 +1,21 @@
-"""Time: what training does at which step."""
+"""Time: what training does at which step.
+
+Everything here is a function of the step (and of the run's seed), so that a resumed run needs no other state.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import nn
 
+_EPOCHS_APART, _STEPS_APART = 1_000_003, 4099  # primes, so that neighbouring seeds do not meet
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clock:
-    """Where training stands; every schedule is a function of it, so that a resumed run needs no other state.
+    """Where training stands.
 
     Args:
         step: optimiser steps done.
@@ -43,3 +49,47 @@ class Scheduled(nn.Module):
     def prepare(self, clock: Clock) -> None:
         """Set what depends on the time of training; no tensor is touched."""
         raise NotImplementedError
+
+
+def learning_rate(clock: Clock, *, peak: float, final: float, warmup_epochs: float, warmup_from: float) -> float:
+    """The learning rate of a step: a linear warm-up, then a cosine, both per step.
+
+    Args:
+        clock: the step.
+        peak: the rate at the end of the warm-up.
+        final: where the cosine ends.
+        warmup_epochs: how long the warm-up takes.
+        warmup_from: where it starts, at most the peak.
+    """
+    warmup = warmup_epochs * clock.steps_per_epoch
+    if clock.step < warmup:
+        start = min(warmup_from, peak)
+        return start + (peak - start) * clock.step / warmup
+    progress = (clock.step - warmup) / max(clock.steps - warmup, 1)
+    return final + (peak - final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+
+def teacher_momentum(clock: Clock, base: float) -> float:
+    """The momentum of the EMA teacher, 1 - (1 - base) (cos(pi progress) + 1) / 2 (BYOL section 3.3)."""
+    return 1 - (1 - base) * (math.cos(math.pi * clock.progress) + 1) / 2
+
+
+def ramp(clock: Clock, start: float, end: float, epochs: float) -> float:
+    """A value that goes linearly from `start` to `end` in some epochs, then stays (DINO's temperature)."""
+    share = min(clock.epoch / epochs, 1.0) if epochs > 0 else 1.0
+    return start + (end - start) * share
+
+
+def is_frozen(clock: Clock, epochs: float) -> bool:
+    """Whether the first `epochs` are not over yet."""
+    return clock.epoch < epochs
+
+
+def order_seed(seed: int, epoch: int) -> int:
+    """The seed of the order of the images in an epoch."""
+    return seed * _EPOCHS_APART + epoch
+
+
+def views_seed(seed: int, step: int, process: int) -> int:
+    """The seed of the random views of a step in one process of a run."""
+    return (seed * _EPOCHS_APART + step) * _STEPS_APART + process

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor, nn
 
-from rankgap.model.methods import build, design
+from rankgap.model.methods import design
+from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
-from rankgap.run.plan import load_weights
-from rankgap.run.recipes import from_dict
+from rankgap.run.restored import load_weights
+from rankgap.spectra.pair import Side
 from rankgap.views.random_views import eval_view
 
 
@@ -22,7 +22,7 @@ class TrainedEncoder(nn.Module):
         encoder: normalised images (B, C, S, S) -> features (B, F).
         size: S, side of a view in pixels.
         mean: of each channel in [0, 1].
-        std: of each channel, likewise.
+        std: standard deviation of each channel in [0, 1].
     """
 
     def __init__(self, encoder: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -35,27 +35,27 @@ class TrainedEncoder(nn.Module):
         return features
 
 
-def load_encoder(path: str | Path, *, branch: Literal["online", "target"] = "online") -> TrainedEncoder:
+def load_encoder(path: str | Path, *, checkpoint: str = "last", branch: Side = "online") -> TrainedEncoder:
     """The trained encoder of a run, in evaluation mode; needs no data.
 
     Args:
         path: the run folder.
+        checkpoint: which of those that the run has kept: last, best, or epoch-0010 and the like.
         branch: whose encoder; the target's is the EMA teacher where the method has one.
 
     Raises:
-        UserError: no run, no checkpoint, or a checkpoint of another model.
+        UserError: no run, no such checkpoint, or a checkpoint of another model.
     """
     folder = RunFolder(Path(path))
-    saved = folder.config()
-    run, about = saved["run"], saved["model"]
-    recipe = from_dict(saved["recipe"], f"{path}/config.yaml")
+    saved = folder.saved()
+    file = folder.checkpoint_called(checkpoint)
     model = build(
-        design(run["method"], online=run["online"], target=run["target"]),
-        backbone=about["backbone"],
-        heads=recipe.heads,
-        channels=about["channels"],
-        size=about["size"],
-        views=len(recipe.views),
+        design(saved.run.method, online=saved.run.online, target=saved.run.target),
+        backbone=saved.model.backbone,
+        heads=saved.recipe,
+        channels=saved.model.channels,
+        size=saved.model.size,
+        views=len(saved.recipe.views),
     )
-    load_weights(model, folder.load_checkpoint()["model"], folder.checkpoint)
-    return TrainedEncoder(model.encoder(branch), about["size"], about["mean"], about["std"]).eval()
+    load_weights(model, folder.load_checkpoint(file)["model"], file)
+    return TrainedEncoder(model.encoder(branch), saved.model.size, saved.model.mean, saved.model.std).eval()

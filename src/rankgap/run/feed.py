@@ -1,4 +1,4 @@
-"""The order of a run's images, and the batches of each epoch."""
+"""The batches of each epoch: in which order a run sees its images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from rankgap.data import Batch, ImageSet
+from rankgap.data.image_set import Batch, ImageSet
+from rankgap.model.schedule import order_seed
 from rankgap.run.module import SelfSupervised
-from rankgap.run.presets import Work
+from rankgap.run.work import Work
 
 
 class EpochBatches(Dataset[Batch]):
@@ -19,17 +20,18 @@ class EpochBatches(Dataset[Batch]):
         work: batch size and steps.
         seed: of the order.
         step: the run's step at which to begin.
-        rank: of this process; it takes its share of each batch.
-        world: number of processes.
+        process: the number of this process; it takes its share of each batch.
+        processes: how many there are.
     """
 
     def __init__(
-        self, images: ImageSet, work: Work, seed: int, step: int, *, rank: int = 0, world: int = 1
+        self, images: ImageSet, work: Work, seed: int, step: int, *, process: int = 0, processes: int = 1
     ) -> None:
         epoch, offset = divmod(step, work.steps_per_epoch)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        generator = torch.Generator().manual_seed(order_seed(seed, epoch))
+        order = torch.randperm(len(images), generator=generator)
         used = order[: work.steps_per_epoch * work.batch_size].view(work.steps_per_epoch, -1)
-        self.images, self.batches = images, used[offset:, rank::world]
+        self.images, self.batches = images, used[offset:, process::processes]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -62,8 +64,8 @@ class TrainingData(L.LightningDataModule):
             self.work,
             self.seed,
             module.step,
-            rank=self.trainer.global_rank,
-            world=self.trainer.world_size,
+            process=self.trainer.global_rank,
+            processes=self.trainer.world_size,
         )
         return DataLoader(
             batches,

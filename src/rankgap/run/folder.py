@@ -13,63 +13,18 @@ import os
 import pickle
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
 
-from rankgap.errors import UserError
+from rankgap.errors import UserError, unknown
+from rankgap.run.reader import parse_yaml, plain, read_text
+from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
-
-
-def percent(value: float | None) -> str:
-    """A share as percent, for a table."""
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
-
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-# What tables show of `results.json`: heading -> key, form.
-RESULT_COLUMNS: dict[str, tuple[str, Callable[[float | None], str]]] = {
-    "kNN %": ("knn", percent),
-    "linear %": ("linear", percent),
-    "erank online": ("erank_online", _number),
-    "erank target": ("erank_target", _number),
-    "rank difference": ("rank_difference", _number),
-    "erank features": ("erank_features", _number),
-    "images/s": ("images_per_second", _count),
-}
-
-
-class Snapshot(NamedTuple):
-    """Both branches' spectra at a step; see `pairs.PairSpectrum`.
-
-    Attributes:
-        step: of training.
-        epoch: with its fraction.
-        online: singular values of P (R,), descending.
-        target: of T.
-        alignment: of the eigenspaces (R',).
-        filter: measured gains (R',), beside the first R' of `target`.
-        transfer: likewise; empty in folders that were written before it was.
-    """
-
-    step: int
-    epoch: float
-    online: list[float]
-    target: list[float]
-    alignment: list[float]
-    filter: list[float]
-    transfer: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +45,11 @@ class RunFolder:
     def name(self) -> str:
         """What the run is called: its folder's name."""
         return self.path.resolve().name
+
+    @property
+    def config_file(self) -> Path:
+        """All that was resolved, with a format version."""
+        return self.path / "config.yaml"
 
     @property
     def checkpoint(self) -> Path:
@@ -116,7 +76,7 @@ class RunFolder:
             return
         if not overwrite:
             raise UserError(f"{self.path} exists: choose another --out, go on with --resume, or --overwrite it")
-        if not (self.path / "config.yaml").is_file():
+        if not self.config_file.is_file():
             raise UserError(f"{self.path} holds no run, so it is not overwritten; choose another --out")
 
     def create(self) -> None:
@@ -125,26 +85,21 @@ class RunFolder:
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
+    def write_config(self, saved: SavedRun) -> None:
         """Write `config.yaml`."""
-        (self.path / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        text = yaml.safe_dump(plain(saved), sort_keys=False, allow_unicode=True)
+        self.config_file.write_text(text, encoding="utf-8")
 
-    def config(self) -> dict[str, Any]:
+    def saved(self) -> SavedRun:
         """What `config.yaml` holds.
 
         Raises:
-            UserError: there is none, or it cannot be read.
+            UserError: there is none, or it cannot be read; the key and what it should hold are named.
         """
-        file = self.path / "config.yaml"
-        if not file.is_file():
+        if not self.config_file.is_file():
             raise UserError(f"{self.path} is no run folder: it has no config.yaml")
-        try:
-            values = yaml.safe_load(file.read_text())
-        except yaml.YAMLError as error:
-            raise UserError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict) or "run" not in values or "recipe" not in values:
-            raise UserError(f"{file} is not a run's configuration")
-        return values
+        where = str(self.config_file)
+        return SavedRun.read(parse_yaml(read_text(self.config_file), where), where)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write `results.json`; what is not finite becomes null."""
@@ -168,7 +123,7 @@ class RunFolder:
         if not file.is_file():
             return {}
         try:
-            values: dict[str, Any] = json.loads(file.read_text())
+            values: dict[str, Any] = json.loads(read_text(file))
         except json.JSONDecodeError as error:
             raise UserError(f"{file} is not JSON: {error}") from error
         return values
@@ -177,7 +132,7 @@ class RunFolder:
         """The columns of `metrics.csv` as numbers, without a half-written row; empty where there are none yet."""
         if not self.metrics_file.is_file():
             return {}
-        with self.metrics_file.open(newline="") as file:
+        with self.metrics_file.open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
         names = rows[0] if rows else []
         whole = [row for row in rows[1:] if len(row) == len(names) and all(row)]
@@ -187,27 +142,25 @@ class RunFolder:
         """The last row of the metrics; empty where there are none yet."""
         return {name: values[-1] for name, values in self.metrics().items() if values}
 
-    def add_spectra(self, step: int, epoch: float, pair: PairSpectrum) -> None:
-        """Append a snapshot to `spectra.jsonl`, with five digits a number."""
-        columns = [[float(f"{value:.5g}") for value in column.tolist()] for column in pair[:5]]
-        with self.spectra_file.open("a") as file:
-            file.write(json.dumps(Snapshot(step, epoch, *columns)._asdict()) + "\n")
+    def add_spectra(self, pair: PairSpectrum) -> None:
+        """Append the spectra of a step to `spectra.jsonl`, by name and with five digits a number."""
+        with self.spectra_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(pair.plain()) + "\n")
 
-    def spectra(self) -> list[Snapshot]:
-        """The snapshots in `spectra.jsonl`, without a half-written line; empty where there are none yet."""
+    def spectra(self) -> list[PairSpectrum]:
+        """The spectra in `spectra.jsonl`, without a half-written line; empty where there are none yet."""
         if not self.spectra_file.is_file():
             return []
-        whole = self.spectra_file.read_text().rpartition("\n")[0].splitlines()
+        whole = read_text(self.spectra_file).rpartition("\n")[0].splitlines()
         try:
-            return [Snapshot(**json.loads(line)) for line in whole]
-        except (json.JSONDecodeError, TypeError) as error:
+            return [PairSpectrum.from_plain(json.loads(line)) for line in whole]
+        except (json.JSONDecodeError, UserError) as error:
             raise UserError(f"{self.spectra_file} is not a list of spectra: {error}") from error
 
     def forget_spectra(self, step: int) -> None:
-        """Drop the snapshots from a step on: a resumed run writes them again."""
+        """Drop the spectra from a step on: a resumed run writes them again."""
         if self.spectra_file.is_file():
-            lines = self.spectra_file.read_text().splitlines(keepends=True)
-            kept = [line for line, at in zip(lines, self.spectra(), strict=False) if at.step < step]
+            kept = [json.dumps(pair.plain()) + "\n" for pair in self.spectra() if (pair.step or 0) < step]
             replace_file(self.spectra_file, "".join(kept).encode())
 
     def save_checkpoint(self, state: Mapping[str, Any], *copies: str) -> None:
@@ -231,6 +184,17 @@ class RunFolder:
         found = sorted(self.checkpoint.parent.glob("*.ckpt"))
         return sorted(found, key=lambda path: path == self.checkpoint)
 
+    def checkpoint_called(self, name: str) -> Path:
+        """A checkpoint by its name: last, best, epoch-0010.
+
+        Raises:
+            UserError: the run has kept no checkpoint of that name.
+        """
+        found = {path.stem: path for path in self.checkpoints()}
+        if found and name not in found:
+            raise unknown("checkpoint", name, found)
+        return found.get(name, self.checkpoint)
+
     def load_checkpoint(self, path: Path | None = None) -> dict[str, Any]:
         """A checkpoint, on the CPU. It is read with `weights_only=True`: it can run no code.
 
@@ -247,7 +211,7 @@ class RunFolder:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise UserError(f"{path} cannot be loaded as weights: {str(error).splitlines()[0]}") from error
-        except KeyError as error:  # what torch says of a file that begins like a pickle and is none
+        except KeyError as error:  # torch, of a file that only begins like a pickle
             raise UserError(f"{path} is not a rankgap checkpoint") from error
         if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
             raise UserError(f"{path} is not a rankgap checkpoint")
@@ -263,7 +227,7 @@ def labels(folders: Sequence[RunFolder]) -> list[str]:
     for path, count in Counter(folder.path.resolve() for folder in folders).items():
         if count > 1:
             raise UserError(f"{path} is given {count} times")
-    titles = [str(folder.config().get("title", folder.name)) for folder in folders]
+    titles = [folder.saved().title for folder in folders]
     named = [f"{title} ({folder.name})" for title, folder in zip(titles, folders, strict=True)]
     whole = [f"{title} ({folder.path})" for title, folder in zip(titles, folders, strict=True)]
     counted, counted_names = Counter(titles), Counter(named)

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
-from rankgap.run.config import TrainConfig, loggers
+from rankgap.run.config import LoggerName, TrainConfig
 from rankgap.run.folder import RunFolder, replace_file
+from rankgap.run.processes import is_main_process
 
 
 class MetricsFile(Logger):
@@ -26,13 +26,13 @@ class MetricsFile(Logger):
     def __init__(self, path: Path, *, step: int = 0) -> None:
         super().__init__()
         self.path, self._has_header = path, False
-        self._begin(step)
+        if is_main_process():
+            self._begin(step)
 
-    @rank_zero_only
     def _begin(self, step: int) -> None:
         kept: list[list[str]] = []
         if step and self.path.is_file():
-            with self.path.open(newline="") as file:
+            with self.path.open(newline="", encoding="utf-8") as file:
                 header, *rows = list(csv.reader(file)) or [[]]
             kept = [header, *(row for row in rows if row and row[0].isdigit() and int(row[0]) < step)]
         self._has_header = bool(kept)
@@ -41,22 +41,22 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Of the logger."""
+        """What Lightning calls this logger."""
         return "metrics"
 
     @property
     def version(self) -> str:
-        """Of the logger; it has one."""
+        """This logger has a single version."""
         return ""
 
-    @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the configuration has a file of its own."""
+        """Do nothing: the configuration has a file of its own."""
 
-    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append a row: the step, then the metrics in their order."""
-        with self.path.open("a", newline="") as file:
+        if not is_main_process():
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             if not self._has_header:
                 writer.writerow(["step", *metrics])
@@ -65,7 +65,7 @@ class MetricsFile(Logger):
 
 
 # Lightning's own, each in the run folder unless its environment says otherwise.
-_LOGGERS: dict[str, Callable[[RunFolder, str], Logger]] = {
+_LOGGERS: dict[LoggerName, Callable[[RunFolder, str], Logger]] = {
     "tensorboard": lambda folder, title: TensorBoardLogger(folder.path, name=None, version="tensorboard"),
     "csv": lambda folder, title: CSVLogger(folder.path, name=None, version="csv"),
     "wandb": lambda folder, title: WandbLogger(name=title, save_dir=folder.path, project="rankgap"),
@@ -77,14 +77,14 @@ _LOGGERS: dict[str, Callable[[RunFolder, str], Logger]] = {
 }
 
 
-def open_loggers(config: TrainConfig, *, step: int) -> list[Logger]:
+def open_loggers(config: TrainConfig, folder: RunFolder, *, step: int) -> list[Logger]:
     """The loggers of a run: its `metrics.csv` from a step on, then those of `--loggers`."""
-    named = (_LOGGERS[name](config.folder, config.title) for name in loggers(config.loggers))
-    return [MetricsFile(config.folder.metrics_file, step=step), *named]
+    named = (_LOGGERS[name](folder, config.title) for name in config.loggers)
+    return [MetricsFile(folder.metrics_file, step=step), *named]
 
 
 def close_loggers(opened: Iterable[Logger]) -> None:
-    """End what would go on: the process's next W&B run would be one with this."""
+    """Finish the W&B run: it would otherwise go on, and the process's next run would be added to it."""
     for logger in opened:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

@@ -1,4 +1,4 @@
-"""Training by Lightning: optimiser, schedules, teacher, and the ranks of both branches along the way."""
+"""Training by Lightning: a step, its schedules, the teacher, and a reading of both branches along the way."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from rankgap.data import Batch
+from rankgap.data.image_set import Batch
 from rankgap.errors import NonFiniteError
+from rankgap.filters.spectral import SpectralFilter
 from rankgap.model.branches import DualBranch, Outputs
-from rankgap.model.schedule import Clock
-from rankgap.run.optimizer import build_optimizer, learning_rate
-from rankgap.run.presets import Work
-from rankgap.run.recipes import Optimizer
+from rankgap.model.schedule import Clock, views_seed
+from rankgap.run.optimizer import OptimizerOptions, build_optimizer
+from rankgap.run.work import Work
 from rankgap.views.random_views import Views
-from rankgap.watch.doctor import Diagnosis, Doctor
-from rankgap.watch.reading import read
+from rankgap.watch.monitor import RankMonitor
 
 
 class SelfSupervised(L.LightningModule):
@@ -37,9 +36,8 @@ class SelfSupervised(L.LightningModule):
 
     Attributes:
         step: optimiser steps done.
-        outputs: what both branches gave, after a step whose ranks were read; None after any other.
+        monitor: reads both branches, as it reads anyone's; it has no hooks here.
         last_reading: the newest row of the metrics.
-        diagnosis: of the newest readings.
     """
 
     first_bad: Tensor
@@ -48,7 +46,7 @@ class SelfSupervised(L.LightningModule):
         self,
         model: DualBranch,
         views: Views,
-        optimizer: Optimizer,
+        optimizer: OptimizerOptions,
         work: Work,
         *,
         seed: int = 0,
@@ -57,25 +55,30 @@ class SelfSupervised(L.LightningModule):
         super().__init__()
         self.model = model.to(memory_format=torch.channels_last)
         self.views = views
-        self.optimizer, self.work, self.seed, self.rank_every = optimizer, work, seed, rank_every
+        self.optimizer, self.work, self.seed = optimizer, work, seed
+        self.monitor = RankMonitor(every=rank_every, window=False)
         self.step = 0
         self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
         self.last_reading: dict[str, float] = {}
-        self.doctor, self.diagnosis = Doctor(), Diagnosis("healthy", 0)
-        self.outputs: Outputs | None = None
+        self._outputs: Outputs | None = None  # after a step that is to be read
         self._generator: torch.Generator | None = None
 
     @property
     def clock(self) -> Clock:
         """The time of training."""
-        return Clock(step=self.step, steps=self.work.steps, steps_per_epoch=self.work.steps_per_epoch)
+        return self.work.clock(self.step)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether this step is read: every `rank_every` steps, and at the last."""
+        return self.step % self.monitor.every == 0 or self.step == self.work.steps - 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The recipe's optimiser; its rate is set each step from the clock."""
         return build_optimizer(self.model, self.optimizer)
 
     def on_fit_start(self) -> None:
-        """Warn of what looks like a larger batch and is none."""
+        """Warn that accumulated gradients are not a larger batch."""
         if (passes := self.trainer.accumulate_grad_batches) > 1:
             warnings.warn(
                 f"accumulating {passes} gradients is not a batch {passes} times as large: spectra, codes, centres "
@@ -87,48 +90,45 @@ class SelfSupervised(L.LightningModule):
         """Views, both branches, the loss."""
         clock = self.clock
         self.model.prepare(clock)
-        peak = self.optimizer.lr * self.work.batch_size / 256
-        rate = learning_rate(self.optimizer, clock, self.work.batch_size)
+        peak, rate = (self.optimizer.peak(self.work.batch_size), self.optimizer.rate(clock, self.work.batch_size))
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = peak if group["constant"] else rate
         if self._generator is None:
             self._generator = torch.Generator(self.device)
-        self._generator.manual_seed((self.seed * 1_000_003 + self.step) * 4099 + self.global_rank)
+        self._generator.manual_seed(views_seed(self.seed, self.step, self.global_rank))
         outputs: Outputs = self.model(self.views(batch.images, batch.sizes, self._generator))
-        self.outputs = outputs if self.reads_ranks else None
+        self._outputs = outputs if self.is_read else None
         bad = (self.first_bad < 0) & ~torch.isfinite(outputs.loss.detach())
         self.first_bad = torch.where(bad, self.step, self.first_bad)
         return outputs.loss
 
-    @property
-    def reads_ranks(self) -> bool:
-        """Whether this step's ranks are read: every `rank_every` steps, and at the last."""
-        return self.step % self.rank_every == 0 or self.step == self.work.steps - 1
-
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The optimiser's step, then what follows one: move the teacher, read the ranks where due, go on."""
+        """The optimiser's step, then what follows one: move the teacher, read both branches where due, go on."""
         super().optimizer_step(*args, **kwargs)
         self.model.update_teacher(self.clock)
-        if self.outputs is not None:
+        if self._outputs is not None:
             self.check_finite()
-            # Online view 1 against target view 2.
-            reading = read(self.outputs.online[0], self.outputs.target[1], self.step)
-            self.diagnosis = self.doctor(reading)
-            row = (
-                {"epoch": self.clock.epoch, "loss": float(self.outputs.loss.detach())}
-                | reading.numbers()
-                | self._rates()
-            )
-            self.last_reading = row
-            for logger in self.trainer.loggers:
-                logger.log_metrics(row, step=self.step)
+            self._read(self._outputs)
+            self._outputs = None
         self.step += 1
 
-    def _rates(self) -> dict[str, float]:
-        return {
-            "lr": learning_rate(self.optimizer, self.clock, self.work.batch_size),
-            "momentum": self.model.momentum_at(self.clock),
-        }
+    def _read(self, outputs: Outputs) -> None:
+        self.monitor.update(outputs.online, outputs.target, step=self.step, exponent=self._exponent())
+        self.last_reading = (
+            {"epoch": self.clock.epoch, "loss": float(outputs.loss.detach())}
+            | self.monitor.history[-1].numbers()
+            | {
+                "lr": self.optimizer.rate(self.clock, self.work.batch_size),
+                "momentum": self.model.momentum_at(self.clock),
+            }
+        )
+        for logger in self.trainer.loggers:
+            logger.log_metrics(self.last_reading, step=self.step)
+
+    def _exponent(self) -> float | None:
+        """The exponent that an `auto` filter chose for this step, where the model has one."""
+        filters = (m for m in self.model.modules() if isinstance(m, SpectralFilter))
+        return next((float(f.exponent) for f in filters if f.exponent is not None), None)
 
     def check_finite(self, *, weights: bool = False) -> None:
         """Stop where a loss was not finite, or where the weights are not.

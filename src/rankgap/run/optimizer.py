@@ -2,58 +2,86 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from timm.optim.lars import Lars
 from torch import nn
 
 from rankgap.model.branches import DualBranch
-from rankgap.model.schedule import Clock
-from rankgap.run.recipes import Optimizer
+from rankgap.model.schedule import Clock, learning_rate
+
+OptimizerName = Literal["sgd", "lars", "adamw"]
 
 
-def parameter_groups(model: DualBranch, optimizer: Optimizer) -> list[dict[str, Any]]:
-    """Parameters by weight decay (none for biases and norms) and schedule (a predictor may keep its rate)."""
-    branch = {id(p) for p in model.branch.parameters()}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerOptions:
+    """How the weights move.
+
+    Args:
+        name: sgd, lars (timm's) or adamw.
+        lr: peak learning rate for a batch of 256; it is scaled by batch / 256.
+        weight_decay: L2 for sgd and lars, decoupled for adamw.
+        momentum: of sgd and lars.
+        warmup_epochs: linear warm-up from `warmup_lr`.
+        warmup_lr: where the warm-up starts; it is not scaled.
+        final_lr: where the cosine ends, for a batch of 256.
+        decay_all: apply weight decay (and LARS's scaling) to biases and norms too.
+        constant_predictor_lr: keep the predictor's learning rate at its peak (SimSiam).
+        trust: LARS's coefficient eta.
+    """
+
+    name: OptimizerName = "sgd"
+    lr: float
+    weight_decay: float = 1e-5
+    momentum: float = 0.9
+    warmup_epochs: float = 10
+    warmup_lr: float = 3e-5
+    final_lr: float = 0.0
+    decay_all: bool = False
+    constant_predictor_lr: bool = False
+    trust: float = 0.02
+
+    def peak(self, batch_size: int) -> float:
+        """The peak learning rate for a batch size."""
+        return self.lr * batch_size / 256
+
+    def rate(self, clock: Clock, batch_size: int) -> float:
+        """The learning rate of a step for a batch size."""
+        return learning_rate(
+            clock,
+            peak=self.peak(batch_size),
+            final=self.final_lr * batch_size / 256,
+            warmup_epochs=self.warmup_epochs,
+            warmup_from=self.warmup_lr,
+        )
+
+
+def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[str, Any]]:
+    """Parameters by weight decay (biases and norms have none) and schedule (a predictor may keep its rate)."""
+    branch = {id(p) for p in model.online.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for p in model.parameters():
         if p.requires_grad:
-            decays = optimizer.decay_all or p.ndim > 1
-            constant = optimizer.constant_predictor_lr and id(p) not in branch
+            decays = options.decay_all or p.ndim > 1
+            constant = options.constant_predictor_lr and id(p) not in branch
             groups.setdefault((decays, constant), []).append(p)
     return [
-        {"params": p, "weight_decay": optimizer.weight_decay * decays, "constant": constant}
+        {"params": p, "weight_decay": options.weight_decay if decays else 0.0, "constant": constant}
         for (decays, constant), p in groups.items()
     ]
 
 
-def build_optimizer(model: DualBranch, optimizer: Optimizer) -> torch.optim.Optimizer:
-    """The recipe's optimiser over `parameter_groups`."""
-    groups = parameter_groups(model, optimizer)
-    if optimizer.name == "sgd":
-        return torch.optim.SGD(groups, lr=optimizer.lr, momentum=optimizer.momentum, fused=True)
-    if optimizer.name == "adamw":
-        return torch.optim.AdamW(groups, lr=optimizer.lr, fused=True)
+def build_optimizer(model: DualBranch, options: OptimizerOptions) -> torch.optim.Optimizer:
+    """The optimiser over `parameter_groups`."""
+    groups = parameter_groups(model, options)
+    if options.name == "sgd":
+        return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)
+    if options.name == "adamw":
+        return torch.optim.AdamW(groups, lr=options.lr, fused=True)
+    from timm.optim.lars import Lars  # a command that only reads a run need not wait for timm
+
     lars: torch.optim.Optimizer = Lars(
-        groups, lr=optimizer.lr, momentum=optimizer.momentum, trust_coeff=optimizer.trust, trust_clip=True
+        groups, lr=options.lr, momentum=options.momentum, trust_coeff=options.trust, trust_clip=True
     )
     return lars
-
-
-def learning_rate(optimizer: Optimizer, clock: Clock, batch_size: int) -> float:
-    """The learning rate of a step: linear warm-up, then a cosine, both per step.
-
-    Args:
-        optimizer: the recipe's; its rates are for a batch of 256 and scale linearly.
-        clock: the step.
-        batch_size: images a step.
-    """
-    peak, final = optimizer.lr * batch_size / 256, optimizer.final_lr * batch_size / 256
-    warmup = optimizer.warmup_epochs * clock.steps_per_epoch
-    if clock.step < warmup:
-        start = min(optimizer.warmup_lr, peak)
-        return start + (peak - start) * clock.step / warmup
-    progress = (clock.step - warmup) / max(clock.steps - warmup, 1)
-    return final + (peak - final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2

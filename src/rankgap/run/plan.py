@@ -1,133 +1,114 @@
-"""An experiment: what a configuration leads to, and what a run folder holds of it."""
+"""A plan: all that a configuration leads to, resolved once. Nothing behind it parses text or loads a recipe."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.metadata
+import importlib.util
 import os
-import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import yaml
-from torch import Tensor, nn
 
-import rankgap
-from rankgap.data import Batch, ImageSet, Inspection, inspect, load_data
-from rankgap.errors import UserError
-from rankgap.evaluate import check_sets, evaluate
+from rankgap.data import ImageSet, load_data
+from rankgap.errors import UserError, unknown
+from rankgap.evaluate import check_sets
+from rankgap.model.assembly import assemble
 from rankgap.model.backbones import build_encoder, check_backbone
 from rankgap.model.branches import DualBranch
-from rankgap.model.methods import Method, build, design
+from rankgap.model.methods import Method, design
 from rankgap.model.mlp import mixes_images
 from rankgap.run import presets
-from rankgap.run.config import TrainConfig, device, eval_sets, protocols
-from rankgap.run.folder import RunFolder
-from rankgap.run.presets import Work
-from rankgap.run.recipes import Recipe, from_dict, load_recipe, override, to_dict
+from rankgap.run.config import Autocast, Precision, TrainConfig
+from rankgap.run.reader import plain, read
+from rankgap.run.recipes import SIDES, Recipe, load_recipe, override
+from rankgap.run.saved import FORMAT, SavedModel, SavedRun, checkout_commit, library_versions
+from rankgap.run.work import Work
 from rankgap.views.random_views import Views
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Experiment:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Plan:
     """A configuration with everything it leads to, ready to train.
 
     Args:
         config: what was asked for.
         method: its row, filters included.
-        recipe: what it is trained with.
+        recipe: what it is trained with, the options of its own maps included.
         work: the size of the run.
+        model: with its first weights, which the seed decides.
+        backbone: name of the encoder.
+        size: side of a view in pixels.
         train: the training images.
         tests: evaluation sets by name; the data's own is `test`.
-        size: side of a view in pixels.
-        backbone: name of the encoder.
+        device: where it computes.
+        precision: of the autocast.
+        workers: processes that decode files ahead.
         notes: what was chosen and why, a sentence each.
-        warnings: what is known to fail, likewise.
+        warnings: what is known to fail, a sentence each.
     """
 
     config: TrainConfig
     method: Method
     recipe: Recipe
     work: Work
-    train: ImageSet
-    tests: dict[str, ImageSet]
-    size: int
+    model: DualBranch
     backbone: str
-    notes: list[str]
-    warnings: list[str]
-
-    def model(self) -> DualBranch:
-        """The model with its first weights, which the seed decides."""
-        torch.manual_seed(self.config.seed)
-        return build(
-            self.method,
-            backbone=self.backbone,
-            heads=self.recipe.heads,
-            channels=self.train.channels,
-            size=self.size,
-            views=len(self.recipe.views),
-            scale=self.config.scale,
-        )
-
-    @property
-    def workers(self) -> int:
-        """Processes that decode files ahead: none for sets in memory, else one a core."""
-        if self.config.workers is not None:
-            return self.config.workers
-        return 0 if self.train.in_memory else (os.cpu_count() or 1)
+    size: int
+    train: ImageSet
+    tests: Mapping[str, ImageSet]
+    device: torch.device
+    precision: Autocast
+    workers: int
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def views(self) -> Views:
         """The recipe's views at this run's size."""
         return Views(self.recipe.views, self.size, self.train.mean, self.train.std)
 
-
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = {} if config.lr is None else {"optimizer.lr": config.lr}
-    for item in config.settings:
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise UserError(f"--settings takes KEY=VALUE, got {item!r}")
-        try:
-            settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--settings {item!r}: {value!r} is not YAML") from error
-    return settings
-
-
-def view_size(asked: int | None, images: ImageSet) -> int:
-    """The side of a view: the one asked for, else the stored images' own up to 96 px, else at most 224."""
-    return asked or (images.size if images.size <= 96 else min(images.size, 224))
-
-
-def published_recipe(data: str, body: str, size: int, channels: int) -> tuple[Recipe, list[str]]:
-    """The published recipe for images of a kind, its views made fit for them, and what was changed."""
-    return presets.adapt_views(load_recipe("cifar" if size <= 96 else "imagenet100", body), data, channels)
+    def saved(self) -> SavedRun:
+        """What `config.yaml` keeps of it."""
+        return SavedRun(
+            format=FORMAT,
+            title=self.config.title,
+            run=self.config.begun(),
+            model=SavedModel(
+                backbone=self.backbone,
+                channels=self.train.channels,
+                size=self.size,
+                mean=self.train.mean,
+                std=self.train.std,
+            ),
+            recipe=self.recipe,
+            work=self.work,
+            notes=self.notes,
+            warnings=self.warnings,
+            versions=library_versions(),
+            commit=checkout_commit(),
+        )
 
 
-def _eval_sets(config: TrainConfig, train: ImageSet, test: ImageSet | None) -> dict[str, ImageSet]:
-    """The data's own test set and those of `--eval` (of which the test split, where they have one)."""
-    tests = {} if test is None else {"test": test}
-    for name, data in eval_sets(config.eval).items():
-        first, second = load_data(data, size=config.size, channels=train.channels)
-        tests[name] = second or first
-    check_sets(train, tests)
-    return tests
+def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
+    """Check every choice, read the data, choose the recipe, build the model, and say what was chosen.
 
-
-def prepare(config: TrainConfig) -> Experiment:
-    """Read the data, choose the recipe, and say what was chosen.
+    Args:
+        config: what is asked for.
+        recipe: that of a run that exists, in place of what presets would choose today.
 
     Raises:
-        UserError: for each thing in the configuration that cannot be.
+        UserError: for each thing in the configuration that cannot be done, before the data are read where it can be
+            known by then.
     """
-    config.check()
+    config = read(TrainConfig, plain(config), "the configuration")  # one made in Python may hold anything
     method = design(config.method, online=config.online, target=config.target)
-    backbone = config.backbone or ("resnet_tiny" if device(config.accelerator).type == "cpu" else "resnet18")
+    device = find_device(config.accelerator)
+    backbone = config.backbone or ("resnet_tiny" if device.type == "cpu" else "resnet18")
     check_backbone(backbone)
-    settings = _settings(config)
-    override(load_recipe("cifar" if config.recipe == "auto" else config.recipe, method.body), settings)
+    _check_installed(config.loggers)
+    published = load_recipe("cifar" if config.recipe == "auto" else config.recipe, method.body)
+    settings = recipe_settings(config, method)
+    override(published, settings)
     train, test = load_data(
         config.data, size=config.size, channels=config.channels, limit=config.limit, seed=config.seed
     )
@@ -136,7 +117,9 @@ def prepare(config: TrainConfig) -> Experiment:
             f"{config.data} has {len(train)} training images, fewer than a batch of {config.batch_size}: "
             f"lower --batch-size"
         )
+    tests = _eval_sets(config, train, test)
     size = view_size(config.size, train)
+    torch.manual_seed(config.seed)
     encoder = build_encoder(backbone, channels=train.channels, size=size)
     work = Work(
         images=len(train),
@@ -146,155 +129,116 @@ def prepare(config: TrainConfig) -> Experiment:
         devices=config.devices,
     )
     notes: list[str] = []
-    if config.recipe == "auto":
-        recipe, notes = published_recipe(config.data, method.body, size, train.channels)
-        if work.small:
-            recipe, small_notes = presets.adapt(recipe, method, work)
-            notes += small_notes
-    else:
-        recipe = load_recipe(config.recipe, method.body)
-    recipe = override(recipe, settings)
+    if recipe is None:
+        recipe = published
+        if config.recipe == "auto":
+            recipe, notes = published_recipe(config.data, method.body, size, train.channels)
+            if work.small:
+                recipe, small_notes = presets.adapt(recipe, method, work)
+                notes += small_notes
+        recipe = override(recipe, settings).used_by(method)
     if mixes_images(encoder):
         notes.append(f"{backbone} sees one view at a time: batch norm's statistics are a view's own")
     else:
         notes.append(f"{backbone} sees all views in one forward: it has no batch norm")
-    return Experiment(
+    return Plan(
         config=config,
         method=method,
         recipe=recipe,
         work=work,
-        train=train,
-        tests=_eval_sets(config, train, test),
-        size=size,
+        model=assemble(method, encoder, recipe, features=encoder.features, views=len(recipe.views)),
         backbone=backbone,
-        notes=notes,
-        warnings=presets.warnings(recipe, method, work),
+        size=size,
+        train=train,
+        tests=tests,
+        device=device,
+        precision=find_precision(config.precision, device),
+        workers=_workers(config, train),
+        notes=tuple(notes),
+        warnings=tuple(presets.warnings(recipe, method, work)),
     )
 
 
-def dry_run(config: TrainConfig, *, images: int = 24) -> tuple[Inspection, Batch, Tensor]:
-    """Look at every image of a run's data, and draw views of some as its method would.
-
-    Args:
-        config: data, method, size, channels and seed are used.
-        images: how many to draw views of.
-
-    Returns:
-        The inspection, B images, and their views (V, B, C, S, S) in [0, 1].
+def recipe_settings(config: TrainConfig, method: Method) -> dict[str, Any]:
+    """What the user puts in place of the recipe's values, by dotted key: --lr, --scale and --settings.
 
     Raises:
-        UserError: an unknown method, no such data, or not one image that can be read.
+        UserError: an option of a map that the method does not have.
     """
-    config.check()
-    method = design(config.method)
-    found = inspect(config.data, size=config.size, channels=config.channels)
-    size, train = view_size(config.size, found.images), found.images
-    recipe, _ = published_recipe(config.data, method.body, size, train.channels)
-    batch = found.sample(images, config.seed)
-    # With mean 0 and deviation 1 the views stay in [0, 1], to be shown.
-    views = Views(recipe.views, size, [0.0] * train.channels, [1.0] * train.channels)
-    generator = torch.Generator().manual_seed(config.seed)
-    return found, batch, views(batch.images, batch.sizes, generator)
+    settings: dict[str, Any] = {} if config.lr is None else {"optimizer.lr": config.lr}
+    has = {side: {kind.name: kind for kind, _ in method.maps(side)} for side in SIDES}
+    if config.scale is not None:
+        scaled = [
+            f"{side}.{name}" for side in SIDES for name, k in has[side].items() if hasattr(k.options, "scale")
+        ]
+        settings |= {f"{place}.scale": config.scale for place in scaled}
+    for key in config.settings:
+        side, _, rest = key.partition(".")
+        name = rest.partition(".")[0]
+        if side in has and name not in has[side]:
+            raise unknown(f"map in --settings {key}: on the {side} branch of {config.title}", name, has[side])
+    return settings | dict(config.settings)
 
 
-def _versions() -> dict[str, str]:
-    names = ("torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy")
-    return {"rankgap": rankgap.__version__} | {name: importlib.metadata.version(name) for name in names}
+def published_recipe(data: str, body: str, size: int, channels: int) -> tuple[Recipe, list[str]]:
+    """The published recipe for images of a kind, its views made fit for them, and what was changed."""
+    return presets.adapt_views(load_recipe("cifar" if size <= 96 else "imagenet100", body), data, channels)
 
 
-def _commit() -> str | None:
-    """The commit of rankgap's own checkout, where it runs from one."""
-    here = Path(__file__).parent
-    found = subprocess.run(
-        ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
-    tracked = subprocess.run(
-        ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True, check=False
-    )
-    return found.stdout.strip() if found.returncode == tracked.returncode == 0 else None
+def view_size(asked: int | None, images: ImageSet) -> int:
+    """The side of a view: the one asked for, else the stored images' own up to 96 px, else at most 224."""
+    return asked or (images.size if images.size <= 96 else min(images.size, 224))
 
 
-def resolved(experiment: Experiment) -> dict[str, Any]:
-    """What `config.yaml` holds: the configuration, the recipe it led to, and what it was made with."""
-    run = dataclasses.asdict(experiment.config) | {"resume": False, "overwrite": False}
-    return {
-        "title": experiment.config.title,
-        "run": run,
-        "model": {
-            "backbone": experiment.backbone,
-            "channels": experiment.train.channels,
-            "size": experiment.size,
-            "mean": list(experiment.train.mean),
-            "std": list(experiment.train.std),
-        },
-        "recipe": to_dict(experiment.recipe),
-        "work": dataclasses.asdict(experiment.work),
-        "notes": experiment.notes,
-        "warnings": experiment.warnings,
-        "versions": _versions(),
-        "commit": _commit(),
-    }
-
-
-def load_weights(model: nn.Module, state: dict[str, Any], where: Path) -> None:
-    """Load a model's weights.
-
-    Raises:
-        UserError: they are another model's.
-    """
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(
-            f"{where} holds another model than {type(model).__name__} here: {lines[1][:200]}"
-        ) from error
-
-
-def evaluate_model(
-    experiment: Experiment, model: DualBranch, *, branch: Literal["online", "target"] = "online"
-) -> dict[str, Any]:
-    """Score an encoder on the run's evaluation sets."""
-    config = experiment.config
-    return evaluate(
-        model.encoder(branch),
-        experiment.train,
-        experiment.tests,
-        size=experiment.size,
-        protocol=protocols(config.protocol),
-        branch=branch,
-        device=device(config.accelerator),
-        workers=experiment.workers,
-        seed=config.seed,
-    )
-
-
-def reopen(config: TrainConfig) -> Experiment:
-    """The experiment of a run that exists, with the recipe it was started with, whatever presets say now.
+def find_device(accelerator: str) -> torch.device:
+    """Where a run computes.
 
     Args:
-        config: the run's, in its folder.
-    """
-    path = config.folder.path
-    recipe = from_dict(config.folder.config()["recipe"], f"{path}/config.yaml")
-    return dataclasses.replace(prepare(config), recipe=recipe)
-
-
-def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) -> tuple[Experiment, DualBranch]:
-    """An experiment and its trained model, from a run folder.
-
-    Args:
-        path: the run folder.
-        checkpoint: its file; the last one by default.
-        changes: fields of the configuration to replace.
+        accelerator: auto, cpu, gpu, cuda or mps.
 
     Raises:
-        UserError: no run, no checkpoint, or a checkpoint of another model.
+        UserError: an unknown accelerator, or one that this machine lacks.
     """
-    folder = RunFolder(Path(path))
-    run = folder.config()["run"] | {"out": str(path)} | changes
-    state = folder.load_checkpoint(checkpoint)
-    experiment = reopen(TrainConfig.from_dict(run, f"{path}/config.yaml"))
-    model = experiment.model()
-    load_weights(model, state["model"], checkpoint or folder.checkpoint)
-    return experiment, model
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    wanted: dict[str, Iterable[str]] = {"auto": available, "gpu": ("cuda", "mps")}
+    wanted |= {name: (name,) for name in available}
+    if accelerator not in wanted:
+        raise unknown("accelerator", accelerator, wanted)
+    found = next((name for name in wanted[accelerator] if available[name]), None)
+    if found is None:
+        raise UserError(f"--accelerator {accelerator}: torch finds none here; leave it out, or take cpu")
+    return torch.device(found)
+
+
+def find_precision(precision: Precision, device: torch.device) -> Autocast:
+    """The precision that "auto" stands for on a device."""
+    if precision != "auto":
+        return precision
+    if device.type == "cpu":
+        return "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32-true"
+    if device.type == "cuda":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "32-true"
+
+
+def _check_installed(loggers: Iterable[str]) -> None:
+    for name in loggers:
+        if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
+            raise UserError(f"--loggers {name}: it is not installed here (pip install {name})")
+
+
+def _eval_sets(config: TrainConfig, train: ImageSet, test: ImageSet | None) -> dict[str, ImageSet]:
+    """The data's own test set and those of `--eval` (of which the test split, where they have one)."""
+    tests = {} if test is None else {"test": test}
+    for name, data in config.eval.items():
+        first, second = load_data(data, size=config.size, channels=train.channels)
+        tests[name] = second or first
+    check_sets(train, tests)
+    return tests
+
+
+def _workers(config: TrainConfig, train: ImageSet) -> int:
+    """Processes that decode files ahead: none for sets in memory, else one a core."""
+    if config.workers is not None:
+        return config.workers
+    return 0 if train.in_memory else (os.cpu_count() or 1)

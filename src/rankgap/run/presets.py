@@ -6,62 +6,27 @@ a small one. `adapt` changes what then goes wrong, and says what it changed and 
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import replace
 
-from rankgap.model.closed_forms import closed_form
+from rankgap.model.assignments import SinkhornOptions
+from rankgap.model.closed_forms import ClosedForm
 from rankgap.model.methods import Method
+from rankgap.model.predictor import PredictorOptions
 from rankgap.run.recipes import Recipe
+from rankgap.run.work import Work
 from rankgap.views.random_views import ViewConfig
 
-SMALL_IMAGES = 100_000
-SMALL_BATCH = 256
 Jitter = tuple[float, float, float, float]
 MILD_JITTER: Jitter = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
 LR = 0.06  # of SGD, for a batch of 256
 SQUARED_LR = LR / 16  # vectors of their own length: the first loss is 16 times that of unit vectors
 MILD_CROP = 0.2  # share of the image's area; SimSiam's and MoCo's own least
-LONG = 20_000  # optimiser steps; from here on the published schedules fit as they are
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """The size of a run.
-
-    Args:
-        images: training images.
-        batch_size: images a step, over all devices.
-        epochs: passes over the images.
-        features: width of the encoder's output.
-        devices: processes that share a batch.
-    """
-
-    images: int
-    batch_size: int
-    epochs: int
-    features: int
-    devices: int = 1
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Optimiser steps an epoch; an incomplete last batch is left out."""
-        return max(self.images // self.batch_size, 1)
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self.steps_per_epoch * self.epochs
-
-    @property
-    def small(self) -> bool:
-        """Whether the preset for small work applies."""
-        return self.images <= SMALL_IMAGES and self.batch_size <= SMALL_BATCH and self.steps < LONG
 
 
 def _milder(view: ViewConfig) -> ViewConfig:
     brightness, contrast, saturation, hue = map(min, view.jitter, MILD_JITTER)
     least, greatest = view.scale
-    return dataclasses.replace(
+    return replace(
         view,
         jitter=(brightness, contrast, saturation, hue),
         scale=(min(max(least, MILD_CROP), greatest), greatest),
@@ -77,83 +42,115 @@ def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]
         work: the size of the run.
 
     Returns:
-        The recipe, and one sentence for each thing changed.
+        The recipe with the options of the row's own maps, and one sentence for each thing changed.
     """
-    heads, optimizer, notes = recipe.heads, recipe.optimizer, []
+    recipe, notes = recipe.used_by(method), []
+    for step in (_optimizer, _widths, _views, _prototypes, _memories):
+        recipe, said = step(recipe, method, work)
+        notes += said
+    return recipe, notes
+
+
+def _optimizer(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]]:
+    optimizer, notes = recipe.optimizer, []
     if optimizer.name != "sgd" or optimizer.lr > 0.1:
         lr = SQUARED_LR if method.alignment == "squared" else LR
-        optimizer = dataclasses.replace(
-            optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False
-        )
+        optimizer = replace(optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False)
         notes.append(
             f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's"
         )
     warmup = min(optimizer.warmup_epochs, 0.1 * work.epochs if work.epochs >= 50 else 0)
     if warmup != optimizer.warmup_epochs:
-        optimizer = dataclasses.replace(optimizer, warmup_epochs=warmup)
+        optimizer = replace(optimizer, warmup_epochs=warmup)
         notes.append(f"warm-up {warmup:g} epochs: the recipe's is for hundreds of epochs")
+    return replace(recipe, optimizer=optimizer), notes
+
+
+def _widths(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]]:
+    projector, online, notes = recipe.projector, dict(recipe.online), []
     if work.features < 512:
         width = max(256, 2 * work.features)
-        projector = tuple(min(width, d) for d in heads.projector)
-        if projector != heads.projector:
-            # A bottleneck stays one: hidden widths keep their share of the projector's output.
-            predictor = tuple(min(width, d * projector[-1] // heads.projector[-1]) for d in heads.predictor)
-            heads = dataclasses.replace(heads, projector=projector, predictor=predictor)
-            notes.append(f"projector {'-'.join(map(str, projector))}: the encoder is only {work.features} wide")
-    if not heads.projector_norm:
-        heads = dataclasses.replace(heads, projector_norm=True)
+        widths = tuple(min(width, d) for d in projector.widths)
+        if widths != projector.widths:
+            for name, options in online.items():
+                if isinstance(options, PredictorOptions):
+                    # A bottleneck stays one: hidden widths keep their share of the projector's output.
+                    hidden = tuple(min(width, d * widths[-1] // projector.widths[-1]) for d in options.widths)
+                    online[name] = replace(options, widths=hidden)
+            projector = replace(projector, widths=widths)
+            notes.append(f"projector {'-'.join(map(str, widths))}: the encoder is only {work.features} wide")
+    if not projector.norm:
+        projector = replace(projector, norm=True)
         notes.append("batch norm in the projector: without it a short run stays at the mean of its embeddings")
-    views = tuple(map(_milder, recipe.views))
+    return replace(recipe, projector=projector, online=online), notes
+
+
+def _views(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]]:
+    views, notes = tuple(map(_milder, recipe.views)), []
     if [v.scale for v in views] != [v.scale for v in recipe.views]:
         notes.append(f"crops of {MILD_CROP:.0%} of an image or more: smaller ones cost a short run its rank")
     if [v.jitter for v in views] != [v.jitter for v in recipe.views]:
         notes.append(f"colour jitter {MILD_JITTER} at most: under a stronger one a short run assigns uniformly")
-    if {"assignment", "sinkhorn", "centred_assignment"} & {*method.online, *method.target}:
-        count = min(heads.prototypes, max(work.batch_size, 32))
-        freeze = min(heads.freeze_epochs, max(1.0, 0.01 * work.epochs))
-        if count != heads.prototypes:
-            heads = dataclasses.replace(heads, prototypes=count)
-            notes.append(f"{count} prototypes: a batch of {work.batch_size} cannot use more")
-        if freeze != heads.freeze_epochs:
-            heads = dataclasses.replace(heads, freeze_epochs=freeze)
-            notes.append(f"prototypes frozen for {freeze:g} epoch(s)")
-    if "sinkhorn" in method.target and heads.queue:
-        heads = dataclasses.replace(heads, queue=0)
-        notes.append("no queue: the batch alone fills the prototypes")
+    return replace(recipe, views=views), notes
+
+
+def _prototypes(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]]:
+    if not method.assigns:
+        return recipe, []
+    prototypes, target, notes = recipe.prototypes, dict(recipe.target), []
+    count = min(prototypes.count, max(work.batch_size, 32))
+    freeze = min(prototypes.freeze_epochs, max(1.0, 0.01 * work.epochs))
+    if count != prototypes.count:
+        notes.append(f"{count} prototypes: a batch of {work.batch_size} cannot use more")
+    if freeze != prototypes.freeze_epochs:
+        notes.append(f"prototypes frozen for {freeze:g} epoch(s)")
+    for name, options in target.items():
+        if isinstance(options, SinkhornOptions) and options.queue:
+            target[name] = replace(options, queue=0)
+            notes.append("no queue: the batch alone fills the prototypes")
+    return replace(recipe, prototypes=replace(prototypes, count=count, freeze_epochs=freeze), target=target), notes
+
+
+def _memories(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]]:
+    """The teacher's, and a closed-form predictor's: neither may look back over more than the run has seen."""
+    teacher, online, notes = recipe.teacher, dict(recipe.online), []
     slowest = max(1 - 4 / work.steps, 0.9)
-    if method.ema and heads.momentum > slowest:
-        heads = dataclasses.replace(heads, momentum=slowest)
+    if method.ema and teacher.momentum > slowest:
+        teacher = replace(teacher, momentum=slowest)
         notes.append(
             f"EMA momentum {slowest:.4f}: the teacher averages over at most a quarter of the run at first"
         )
-    if any((form := closed_form(name)) and form.momentum > slowest for name in method.online):
-        heads = dataclasses.replace(heads, correlation_momentum=slowest)
-        notes.append(f"correlation momentum {slowest:.4f}: the predictor looks back over a quarter of the run")
-    return dataclasses.replace(recipe, heads=heads, optimizer=optimizer, views=views), notes
+    for name, options in online.items():
+        if isinstance(options, ClosedForm) and options.momentum > slowest:
+            online[name] = replace(options, momentum=slowest)
+            notes.append(f"correlation momentum {slowest:.4f}: the predictor looks back over a quarter of the run")
+    return replace(recipe, teacher=teacher, online=online), notes
 
 
 def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
-    """Combinations known to fail, one sentence each with what to do; an empty list where there is none."""
-    heads, found = recipe.heads, []
-    codes = work.batch_size + (heads.queue if "sinkhorn" in method.target else 0)
-    if "sinkhorn" in method.target and heads.prototypes > codes:
-        found.append(
-            f"{heads.prototypes} prototypes, but batch and queue hold {codes} embeddings, so codes cannot be "
-            f"balanced: set heads.prototypes to {codes} or less, or lengthen heads.queue"
-        )
-    memory = 1 / max(1 - heads.momentum, 1e-9)
+    """Combinations known to fail, one sentence each with what to do; an empty list where all is well."""
+    found, prototypes = [], recipe.prototypes
+    for kind, argument in method.maps("target"):
+        options = recipe.options("target", kind, argument)
+        if isinstance(options, SinkhornOptions) and prototypes.count > (codes := work.batch_size + options.queue):
+            found.append(
+                f"{prototypes.count} prototypes, but batch and queue hold {codes} embeddings, so codes cannot be "
+                f"balanced: set prototypes.count to {codes} or less, or lengthen target.{kind.name}.queue"
+            )
+    momentum = recipe.teacher.momentum
+    memory = 1 / max(1 - momentum, 1e-9)
     if method.ema and memory > work.steps:
         found.append(
-            f"EMA momentum {heads.momentum:g} averages over {memory:,.0f} steps and the run has {work.steps}, "
-            f"so the teacher stays near its random start: lower heads.momentum"
+            f"EMA momentum {momentum:g} averages over {memory:,.0f} steps and the run has {work.steps}, "
+            f"so the teacher stays near its random start: lower teacher.momentum"
         )
     if work.batch_size // work.devices < 32:
         found.append(
             f"{work.batch_size // work.devices} images a device and step: they bound the effective rank, and "
             f"batch norm is noisy: use 32 or more"
         )
-    if "assignment" in method.online and heads.freeze_epochs >= work.epochs:
-        found.append(f"the prototypes are frozen for all {work.epochs} epochs: lower heads.freeze_epochs")
+    if method.assigns and prototypes.freeze_epochs >= work.epochs:
+        found.append(f"the prototypes are frozen for all {work.epochs} epochs: lower prototypes.freeze_epochs")
     if work.images % work.batch_size == 1:
         found.append("the last batch of an epoch would hold 1 image, which batch norm cannot take: it is left out")
     return found
@@ -168,10 +165,8 @@ def adapt_views(recipe: Recipe, data: str, channels: int) -> tuple[Recipe, list[
         channels: channels of an image.
     """
     if data == "digits":
-        views = tuple(
-            dataclasses.replace(v, scale=(0.5, 1.0), flip=0.0, solarize_p=0.0, blur_p=0.0) for v in recipe.views
-        )
-        return dataclasses.replace(recipe, views=views), [
+        views = tuple(replace(v, scale=(0.5, 1.0), flip=0.0, solarize_p=0.0, blur_p=0.0) for v in recipe.views)
+        return replace(recipe, views=views), [
             "crops of half a digit or more, no flip, no solarisation: those make another sign of it"
         ]
     if channels not in (1, 3):

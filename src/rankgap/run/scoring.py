@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 from rankgap.errors import UserError
 from rankgap.evaluate.features import extract_features
 from rankgap.evaluate.scores import SCORES, Rated, RunScores, rate, view_features
 from rankgap.run.folder import RunFolder
-from rankgap.run.plan import load_weights, restore
+from rankgap.run.restored import load_weights, restore
+from rankgap.spectra.pair import Side
 
 
-def score_run(
-    folder: RunFolder,
-    *,
-    images: int = 2048,
-    repeats: int = 20,
-    branch: Literal["online", "target"] = "online",
-) -> RunScores:
+def score_run(folder: RunFolder, *, images: int = 2048, repeats: int = 20, branch: Side = "online") -> RunScores:
     """Rate every checkpoint of a run on one fixed sample of its training images, and write `scores.json`.
 
     Args:
@@ -31,12 +26,12 @@ def score_run(
         UserError: no run, no checkpoint, or too few images.
     """
     if images < 8 or repeats < 2:
-        raise UserError(f"a score wants 8 images and 2 repeats or more, got {images} and {repeats}")
+        raise UserError(f"a score needs 8 images and 2 repeats or more, got {images} and {repeats}")
     paths = folder.checkpoints()
     if not paths:
         raise UserError(f"{folder.path} has no checkpoint yet ({folder.checkpoint})")
-    experiment, model = restore(folder.path, checkpoint=paths[0])
-    sample, encoder = experiment.train.sample(images), model.encoder(branch)
+    plan = restore(folder.path, checkpoint=paths[0])
+    sample, encoder = plan.train.sample(images), plan.model.encoder(branch)
     steps: dict[str, int] = {}
     rated: dict[str, dict[str, Rated]] = {}
     for path in paths:
@@ -46,18 +41,18 @@ def score_run(
         if twin is not None:  # one step under two names
             rated[path.stem] = rated[twin]
             continue
-        load_weights(model, state["model"], path)
+        load_weights(plan.model, state["model"], path)
         inputs = {
-            "features": extract_features(encoder, sample, size=experiment.size).features,
-            "views": view_features(encoder, sample, experiment.views()),
+            "features": extract_features(encoder, sample, size=plan.size).features,
+            "views": view_features(encoder, sample, plan.views()),
         }
         rated[path.stem] = {name: rate(s, inputs[s.takes], repeats=repeats) for name, s in SCORES.items()}
-    found = RunScores(title=experiment.config.title, images=len(sample), steps=steps, rated=rated)
+    found = RunScores(title=plan.config.title, images=len(sample), steps=steps, rated=rated)
     folder.write_scores(_plain(found, branch))
     return found
 
 
-def _plain(found: RunScores, branch: str) -> dict[str, Any]:
+def _plain(found: RunScores, branch: Side) -> dict[str, Any]:
     def number(value: float) -> float | None:
         return value if math.isfinite(value) else None
 

@@ -1,6 +1,33 @@
-"""Colours of all pictures: Okabe and Ito's, which the colour-blind tell apart."""
+"""The colours of every picture and page: Okabe and Ito's, which colour-blind readers can tell apart."""
 
 ONLINE, TARGET = "#D55E00", "#0072B2"  # vermilion, blue
-GROWS, COLLAPSES = "#56B4E9", "#CC79A7"  # sky blue, reddish purple (hatched too)
+GROWS, COLLAPSES = "#56B4E9", "#CC79A7"  # sky blue, reddish purple (also hatched)
 KNN, LINEAR = "#009E73", "#000000"
 GREY = "#595959"
+AXIS, GRID = "#BFBFBF", "#E6E6E6"  # of figures, on white paper
+
+# The report's page, by day and by night: the names are those of its CSS variables.
+LIGHT = {
+    "paper": "#FFFFFF",
+    "ink": "#1B1B1B",
+    "muted": GREY,
+    "line": "#D9D9D9",
+    "grid": "#ECECEC",
+    "card": "#FAFAFA",
+    "online": ONLINE,
+    "target": TARGET,
+    "knn": KNN,
+    "alarm": "#A34700",
+}
+DARK = {
+    "paper": "#14171A",
+    "ink": "#ECECEC",
+    "muted": "#A8ADB3",
+    "line": "#3A4046",
+    "grid": "#2A2F34",
+    "card": "#1B1F23",
+    "online": "#F28A3C",
+    "target": GROWS,
+    "knn": "#2FC79A",
+    "alarm": "#F0A35E",
+}

@@ -1,4 +1,4 @@
-"""The picture of a design: its gains, the spectrum before and after, its linear flow."""
+"""The picture of a design: its gains, the spectrum before and after them, and the linear flow."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 def design_figure(found: Assessment, path: str | Path) -> Figure:
-    """Gains, spectra and flow of a pair of filters, side by side.
+    """Draw the gains, spectra and flow of a pair of filters side by side.
 
     Args:
         found: the pair, assessed.
-        path: of the PNG; its folder is made.
+        path: the PNG's file; its folder is made.
     """
     figure = Figure(figsize=(10, 4.1), dpi=DPI)
     reading = (
-        "Left: what each branch multiplies a singular value by. Middle: what that makes of the spectrum.\n"
-        "Right: both ranks in the linear model. Without filters, alignment alone makes dimensions fewer."
+        "Left: what each branch multiplies a singular value by. Middle: the spectrum before and after.\n"
+        "Right: both ranks in the linear model. Without a filter, alignment alone loses dimensions."
     )
     top = 1 - header(figure, f"Design: {found.title}", reading) - 0.42 / 4.1
     figure.subplots_adjust(left=0.06, right=0.9, top=top, bottom=0.13, wspace=0.26)
@@ -74,7 +74,7 @@ def _draw_spectra(axes: Axes, found: Assessment) -> None:
         place = np.arange(1, len(energy) + 1)
         axes.plot(place, energy.numpy(), style, color=colour, linewidth=1.6, label=f"{label}: erank {erank:.1f}")
     axes.set_title("eigenvalues, share of the sum", size=10, weight="bold", loc="left")
-    axes.set_xlabel("rank of the eigenvalue", size=8, color=GREY)
+    axes.set_xlabel("index of the eigenvalue", size=8, color=GREY)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-12))

@@ -1,7 +1,7 @@
-"""Static pictures: ranks along training, a benchmark at a glance, eigenspaces and measured filters.
+"""Static pictures: effective ranks along training, a benchmark at a glance, eigenspaces and measured filters.
 
-Each is drawn on a `Figure` of its own (no pyplot, so nothing global), returned and saved as PNG. Colours are
-Okabe and Ito's, which the colour-blind tell apart.
+Each is drawn on a `Figure` of its own (without pyplot, so nothing is global), returned, and saved as PNG. The
+colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ DPI = 100
 
 @dataclass(frozen=True, slots=True)
 class RankTrace:
-    """The ranks of one run along its training.
+    """The effective ranks of one run along its training.
 
     Args:
         name: the run's title.
         step: training step or epoch of each reading.
         erank_online: effective rank of the online output at each reading.
-        erank_target: of the target output.
-        knn: accuracy of nearest neighbours in [0, 1], where it is known.
+        erank_target: effective rank of the target output at each reading.
+        knn: accuracy of nearest neighbours in [0, 1], if it is known.
     """
 
     name: str
@@ -51,10 +51,10 @@ class ResultRow:
 
     Args:
         name: the method's title.
-        knn: accuracy of each seed in [0, 1].
-        linear: likewise.
-        erank_online: final effective rank of the online output of each seed.
-        erank_target: of the target output.
+        knn: accuracy of nearest neighbours for each seed in [0, 1].
+        linear: accuracy of the linear probe for each seed in [0, 1].
+        erank_online: final effective rank of the online output for each seed.
+        erank_target: final effective rank of the target output for each seed.
     """
 
     name: str
@@ -65,7 +65,7 @@ class ResultRow:
 
 
 def plain(axes: Axes) -> None:
-    """Axes without a box, on a pale grid."""
+    """Take the box off the axes, and draw a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#BFBFBF")
     axes.tick_params(colors=GREY, labelsize=8, length=3)
@@ -74,7 +74,7 @@ def plain(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Figure:
-    """Write a PNG; its folder is made."""
+    """Write a PNG, and create its folder if there is none."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI, format="png", facecolor="white")
     return figure
@@ -88,7 +88,7 @@ def log_ticks(axis: Axis) -> None:
 
 
 def header(figure: Figure, title: str, reading: str) -> float:
-    """Title and the sentence that says how to read; gives the height they take, as a share of the figure."""
+    """Write the title and how to read the figure; returns the share of its height that they take."""
     inches = figure.get_figheight()
     figure.text(0.12 / figure.get_figwidth(), 1 - 0.1 / inches, title, size=12, weight="bold", va="top")
     figure.text(0.12 / figure.get_figwidth(), 1 - 0.36 / inches, reading, size=9, color=GREY, va="top")
@@ -96,12 +96,12 @@ def header(figure: Figure, title: str, reading: str) -> float:
 
 
 def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = "epoch") -> Figure:
-    """Both branches' effective rank along training, one panel a run, on shared axes.
+    """Both branches' effective rank along training, one panel per run, on shared axes.
 
     Args:
         runs: 1 to about 20.
-        path: of the PNG; its folder is made.
-        x_label: what `RankTrace.step` counts.
+        path: of the PNG; its folder is created if there is none.
+        x_label: the unit of `RankTrace.step`.
     """
     assert runs, "no run to draw"
     columns = min(len(runs), 4 if len(runs) > 6 else 3 if len(runs) != 4 else 2)
@@ -109,9 +109,13 @@ def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = 
     figure = Figure(figsize=(max(2.75 * columns + 0.3, 6.4), 2.2 * rows + 1.25), dpi=DPI)
     reading = (
         "Target above online (blue area): dimensions grow. Below (purple, hatched): they collapse.\n"
-        "Effective rank of a batch's correlation matrix, the last reading beside each line."
+        "Effective rank of a batch's correlation matrix; the last reading is beside each line."
     )
-    top = 1 - header(figure, "Rank of both branches along training", reading) - 0.5 / figure.get_figheight()
+    top = (
+        1
+        - header(figure, "Effective rank of both branches along training", reading)
+        - 0.5 / figure.get_figheight()
+    )
     figure.subplots_adjust(
         left=0.55 / figure.get_figwidth(),
         right=1 - 0.6 / figure.get_figwidth(),
@@ -167,7 +171,7 @@ def _rank_panel(axes: Axes, run: RankTrace) -> None:
 
 
 def _label_ends(axes: Axes, run: RankTrace) -> None:
-    """Each line's name and last value beside its end, kept apart where the ends are close."""
+    """Write each line's name and last value beside its end, apart from one another if the ends are close."""
     axes.get_ylim()  # the shared limits are settled here
     ends: list[tuple[float, float, str, str]] = []  # height as a share of the panel, value, name, colour
     for name, values, colour in (("online", run.erank_online, ONLINE), ("target", run.erank_target, TARGET)):
@@ -192,19 +196,19 @@ def mini_figure(
 ) -> Figure:
     """Accuracy of each method over its seeds, beside the final effective ranks of both branches.
 
-    Rows are ordered by mean kNN accuracy, the best on top; the large dot is the mean, small dots are seeds.
+    Rows are ordered by mean kNN accuracy, the best on top. The large dot is the mean, and small dots are seeds.
 
     Args:
         rows: the methods.
-        path: of the PNG; its folder is made.
+        path: of the PNG; its folder is created if there is none.
         title: of the figure.
     """
     assert rows, "no row to draw"
     rows = sorted(rows, key=lambda row: np.nan_to_num(_mean(row.knn), nan=-1))
     figure = Figure(figsize=(9.2, 1.75 + 0.32 * len(rows)), dpi=DPI)
     reading = (
-        "Left: large marks are means, small ones and bars the seeds. Right: an arrow runs from the online to the\n"
-        "target effective rank; to the right (blue) dimensions grow, to the left (purple) they collapse."
+        "Left: large marks are means, small marks and bars are seeds. Right: an arrow runs from the online to\n"
+        "the target effective rank. To the right (blue) dimensions grow, to the left (purple) they collapse."
     )
     width, height = figure.get_size_inches()
     left = 0.35 + 0.068 * max(len(row.name) for row in rows)
@@ -262,53 +266,54 @@ def _rank_arrow(axes: Axes, y: float, online: float, target: float) -> None:
 
 
 def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure:
-    """Eigenspace alignment of each run, one panel a run (RDM, figure 3).
+    """Eigenspace alignment, one panel per run (RDM, figure 3).
 
     Args:
-        runs: title -> spectra.
-        path: of the PNG; its folder is made.
+        runs: title -> record of the run's branches.
+        path: of the PNG; its folder is created if there is none.
     """
     figure, panels = _panel_row(
         runs,
         1,
         "Eigenspace alignment",
-        "1: this eigenvector of the target's correlation is one of the online branch's too. The line is the mean.",
+        "At 1, this eigenvector of the target's correlation is also one of the online branch's.\n"
+        "The line is the mean.",
     )
     for panel, (name, pair) in zip(panels[0], runs.items(), strict=True):
-        values = pair.alignment[:512].numpy()
+        values = pair.eigenspace_alignment[:512].numpy()
         panel.plot(np.arange(1, len(values) + 1), values, ".", color=TARGET, markersize=4)
         panel.axhline(values.mean(), color=GREY, linewidth=1)
         panel.set_title(f"{name}: mean {values.mean():.2f}", size=9, weight="bold", loc="left", parse_math=False)
         panel.set_ylim(0, 1.04)
         panel.set_xscale("log")
         log_ticks(panel.xaxis)
-        panel.set_xlabel("rank of the eigenvector", size=8, color=GREY)
-    panels[0][0].set_ylabel("alignment", size=8, color=GREY)
+        panel.set_xlabel("number of the eigenvector", size=8, color=GREY)
+    panels[0][0].set_ylabel("eigenspace alignment", size=8, color=GREY)
     return save(figure, path)
 
 
 def largest_passed(gains: Sequence[float], transfer: Sequence[float]) -> float:
-    """What filters are drawn as shares of: the largest transfer, or the largest gain where none is above 0.
+    """The value that filters are drawn as shares of: the largest transfer, or the largest gain if none is above 0.
 
-    The largest measured gain may be leaked energy over next to nothing.
+    The largest measured gain is no good scale: it may be leaked energy divided by next to nothing.
     """
     return max([0.0, *transfer]) or max([0.0, *gains])
 
 
 def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure:
-    """Eigenvalues of both branches above, measured filter and transfer below, one column a run (RDM, figure 4).
+    """Eigenvalues of both branches above, measured filter and transfer below, one column per run (RDM, figure 4).
 
     Args:
-        runs: title -> spectra.
-        path: of the PNG; its folder is made.
+        runs: title -> record of the run's branches.
+        path: of the PNG; its folder is created if there is none.
     """
     figure, (above, below) = _panel_row(
         runs,
         2,
         "Eigenvalues and measured filters",
-        "Above: eigenvalues of both branches' correlation, as shares of their sum. Below: what the online branch\n"
-        "passes on along each direction of the target (transfer), and with what leaks in from others (measured\n"
-        "gain); rising to the right is a low-pass filter.",
+        "Above: eigenvalues of both branches' correlation, as shares of their sum. Below: how much the online\n"
+        "branch passes on along each direction of the target (transfer), and the same with what leaks in from\n"
+        "other directions (measured gain). Points that rise to the right are a low-pass filter.",
     )
     for top, bottom, (name, pair) in zip(above, below, runs.items(), strict=True):
         for branch, s, colour in (
@@ -316,10 +321,10 @@ def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure
             ("online", pair.spectrum_online, ONLINE),
         ):
             energy = (s / s.norm()).square().numpy()
-            held = int(np.searchsorted(energy.cumsum(), 0.9999)) + 1  # those that hold 99.99%, as the paper has it
+            held = int(np.searchsorted(energy.cumsum(), 0.9999)) + 1  # those that hold 99.99%, as in the paper
             top.plot(np.arange(1, held + 1), energy[:held], color=colour, linewidth=1.5, label=branch)
         top.set_title(name, size=9, weight="bold", loc="left", parse_math=False)
-        top.set_xlabel("rank of the eigenvalue", size=8, color=GREY)
+        top.set_xlabel("number of the eigenvalue", size=8, color=GREY)
         s = pair.spectrum_target[: len(pair.measured_filter)]
         largest = largest_passed(pair.measured_filter.tolist(), pair.transfer.tolist())
         for gains, label, look in (
@@ -332,12 +337,12 @@ def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure
         scores = f"low-pass score {float(pair.low_pass_score):+.2f}, transfer {float(pair.transfer_score):+.2f}"
         bottom.set_title(scores, size=8, color=GREY, loc="left")
         bottom.set_xlabel("singular value of the target", size=8, color=GREY)
-        for panel, least in ((top, 0.0), (bottom, 1e-3)):  # what passes less than a thousandth is noise about zero
+        for panel, least in ((top, 0.0), (bottom, 1e-3)):  # gains below a thousandth are noise about zero
             panel.set_xscale("log")
             panel.set_yscale("log")
             panel.yaxis.set_minor_formatter(NullFormatter())
             lowest = max(panel.dataLim.y0, least)
-            panel.set_ylim(bottom=10 ** math.floor(math.log10(lowest)))  # a whole decade has its labels
+            panel.set_ylim(bottom=10 ** math.floor(math.log10(lowest)))  # a whole decade, so that it has labels
     above[0].set_ylabel("share of the sum", size=8, color=GREY)
     below[0].set_ylabel("share of the largest transfer", size=8, color=GREY)
     for panel in (above[0], below[0]):
@@ -348,7 +353,7 @@ def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure
 def _panel_row(
     runs: Mapping[str, PairSpectrum], rows: int, title: str, reading: str
 ) -> tuple[Figure, NDArray[np.object_]]:
-    """A figure with its header, and rows x runs plain axes."""
+    """A figure with its header and rows x runs of plain axes."""
     assert runs, "no run to draw"
     figure = Figure(figsize=(2.75 * len(runs) + 0.6, 2.3 * rows + 1.0), dpi=DPI)
     top = 1 - header(figure, title, reading) - 0.25 / figure.get_figheight()

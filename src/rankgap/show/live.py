@@ -1,4 +1,4 @@
-"""A live view of a run in the terminal, while it trains here or on another machine's disk."""
+"""A live view of a run in the terminal, while it trains on this machine or on another that shares the disk."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from rich.table import Table
 from rich.text import Text
 
 from rankgap.run.folder import RunFolder
-from rankgap.run.presets import Work
+from rankgap.show.columns import ERANK_ONLINE, ERANK_TARGET, RANK_DIFFERENCE, SPEED
 from rankgap.show.terminal import console
 from rankgap.watch.doctor import alarms
 from rankgap.watch.reading import readings
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40  # readings in a line
+_SPEED_OVER = 30  # looks at the run that its speed is measured over
 
 
 def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
-    """A curve in one line of text, from its least to its greatest value; what is not finite is a blank.
+    """A curve in one line of text, from its smallest to its largest value; a value that is not finite is a blank.
 
     Example:
         >>> sparkline([0, 1, 2, 3])
@@ -39,60 +40,58 @@ def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
     )
 
 
-def view(folder: RunFolder, images_per_second: float | None) -> RenderableType:
+def live_view(folder: RunFolder, images_per_second: float | None) -> RenderableType:
     """What a run has so far: progress, loss, both ranks and their difference, alarms.
 
     Args:
-        folder: the run's.
-        images_per_second: where it is known.
+        folder: the run's folder.
+        images_per_second: None where the speed is not known yet.
 
     Raises:
-        UserError: no run.
+        UserError: the folder holds no run.
     """
-    config, metrics = folder.config(), folder.metrics()
-    steps = Work(**config["work"]).steps
+    saved, metrics = folder.saved(), folder.metrics()
     done = int(metrics["step"][-1]) + 1 if metrics.get("step") else 0
-    rate = "" if images_per_second is None else f", {images_per_second:,.0f} images/s"
+    speed = "" if images_per_second is None else f", {SPEED.text(images_per_second)} {SPEED.heading}"
     parts: list[RenderableType] = [
-        Text(f"{config['title']} on {config['run']['data']}", style="bold"),
-        Text(f"{done:,} of {steps:,} steps{rate}"),
-        Padding(ProgressBar(total=steps, completed=done, width=_WIDTH + 20), 0),
+        Text(f"{saved.title} on {saved.run.data}", style="bold"),
+        Text(f"{done:,} of {saved.work.steps:,} steps{speed}"),
+        Padding(ProgressBar(total=saved.work.steps, completed=done, width=_WIDTH + 20), 0),
     ]
     if not done:
         return Group(*parts, Text("no reading yet", style="dim"))
     table = Table.grid(padding=(0, 2))
     for label, name, form in (
         ("loss", "loss", ".4f"),
-        ("erank target", "erank_target", ".2f"),
-        ("erank online", "erank_online", ".2f"),
-        ("rank difference", "rank_difference", "+.2f"),
+        (ERANK_TARGET.heading, ERANK_TARGET.key, ".2f"),
+        (ERANK_ONLINE.heading, ERANK_ONLINE.key, ".2f"),
+        (RANK_DIFFERENCE.heading, RANK_DIFFERENCE.key, "+.2f"),
     ):
         table.add_row(label, Text(sparkline(metrics[name]), style="cyan"), f"{metrics[name][-1]:{form}}")
-    parts.append(table)
     found = alarms(readings(metrics))
-    parts += [Text(f"alarm: {alarm}", style="yellow") for alarm in found] or [Text("no alarm", style="green")]
-    return Group(*parts)
+    said = [Text(f"alarm: {alarm}", style="yellow") for alarm in found] or [Text("no alarm", style="green")]
+    return Group(*parts, table, *said)
 
 
-def watch(folder: RunFolder, every: float) -> None:
+def follow(folder: RunFolder, every: float) -> None:
     """Show a run until it has results, or until Ctrl-C.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         every: seconds between two looks.
 
     Raises:
-        UserError: no run.
+        UserError: the folder holds no run.
     """
-    batch = folder.config()["work"]["batch_size"]
-    seen: list[tuple[float, float]] = []
-    rate: float | None = None
-    with Live(view(folder, None), console=console, auto_refresh=False) as live:
+    batch = folder.saved().work.batch_size
+    seen: list[tuple[float, float]] = []  # when, and the last step read by then
+    speed: float | None = None
+    with Live(live_view(folder, None), console=console, auto_refresh=False) as live:
         while not folder.results():
             time.sleep(every)
             last = folder.metrics().get("step") or [0.0]
-            seen = [*seen, (time.monotonic(), last[-1])][-30:]
+            seen = [*seen, (time.monotonic(), last[-1])][-_SPEED_OVER:]
             elapsed, steps = seen[-1][0] - seen[0][0], seen[-1][1] - seen[0][1]
-            rate = steps * batch / elapsed if elapsed and steps else rate
-            live.update(view(folder, rate), refresh=True)
-        live.update(view(folder, folder.results().get("images_per_second")), refresh=True)
+            speed = steps * batch / elapsed if elapsed and steps else speed
+            live.update(live_view(folder, speed), refresh=True)
+        live.update(live_view(folder, folder.results().get(SPEED.key)), refresh=True)

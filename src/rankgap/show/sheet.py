@@ -16,12 +16,12 @@ from rankgap.show.figures import DPI, header, save
 
 
 def contact_sheet(images: Tensor, views: Tensor, path: str | Path) -> Figure:
-    """Images beside their views, to see what the model will see.
+    """Draw images beside their views, so that you see what the model will see.
 
     Args:
         images: originals, uint8 (B, C, H, W).
-        views: (V, B, C, h, w), de-normalised: [0, 1] is shown, what lies outside is clipped.
-        path: of the PNG; its folder is made.
+        views: (V, B, C, h, w), not normalised: values are shown from 0 to 1 and clipped outside.
+        path: the PNG's file; its folder is made.
     """
     assert views.shape[1] == len(images) > 0, (views.shape, images.shape)
     originals = images.float()[None] / 255  # (1, B, C, H, W)
@@ -46,7 +46,7 @@ def contact_sheet(images: Tensor, views: Tensor, path: str | Path) -> Figure:
     header(
         figure,
         "Images and their views",
-        "Left of each row: the image as stored. Beside it: the views the model trains on.",
+        "Left of each row: the image as stored. Beside it: the views that the model sees.",
     )
     for group in range(groups):
         for column in range(number):
@@ -57,7 +57,7 @@ def contact_sheet(images: Tensor, views: Tensor, path: str | Path) -> Figure:
 
 
 def _tiles(stack: Tensor, cell: int) -> NDArray[np.uint8]:
-    """Images (V, B, C, h, w) in [0, 1] as RGB (V, B, cell, cell, 3); small ones keep their pixels' edges."""
+    """Images (V, B, C, h, w) in [0, 1] as RGB (V, B, cell, cell, 3); enlarged ones keep sharp pixels."""
     stack = stack.detach().float().cpu().clamp(0, 1)
     stack = stack[:, :, :3] if stack.shape[2] >= 3 else stack[:, :, :1].expand(-1, -1, 3, -1, -1)
     shrinks = max(stack.shape[-2:]) > cell

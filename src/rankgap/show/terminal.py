@@ -1,4 +1,4 @@
-"""What the terminal shows: tables, and what was chosen."""
+"""What the terminal shows: tables of results, and what was chosen, found or refused."""
 
 from __future__ import annotations
 
@@ -9,40 +9,70 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from rankgap.model.methods import METHODS, PREDICTORS
-from rankgap.run.folder import RESULT_COLUMNS, percent
+from rankgap.model.methods import METHODS, choices
+from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS
 from rankgap.watch.doctor import Diagnosis
 
 if TYPE_CHECKING:  # a table need not wait for Lightning, timm and scipy
     from rankgap.data import Inspection
     from rankgap.evaluate.scores import RunScores
-    from rankgap.run.plan import Experiment
+    from rankgap.run.plan import Plan
     from rankgap.theory.design import Assessment
 
-console = Console()
+# Text is shown as it is: what looks like markup or an emoji in a title or a file's name is neither.
+console = Console(markup=False, emoji=False, highlight=False)
+
+INTERVALS = (
+    "Intervals are 1.96 standard deviations over random halves of the sample. No labels were used. A network that "
+    "has hardly trained has the high rank of its random weights, so compare late checkpoints."
+)
+FLOW = (
+    "erank is the effective rank of the correlation. The flow is the linear model's, with the cosine loss, from "
+    "white inputs; views share x²/(x² + n) of a direction, where n is a quarter of the mean x²; a unit of time is "
+    "the sum of x². The flow compares designs and does not predict the ranks of a run. The dynamic range is the "
+    "strongest singular value over the weakest."
+)
+ACROSS = 4  # checkpoints that eighty columns hold
 
 
-def announce(experiment: Experiment) -> None:
+def say(*parts: str | tuple[str, str], wrap: bool = True) -> None:
+    """Print a line of text.
+
+    Args:
+        parts: text, or text and the style it is printed in.
+        wrap: break a line that is too long; without it, a path can be copied whole.
+    """
+    console.print(Text.assemble(*parts), soft_wrap=not wrap)
+
+
+def announce(plan: Plan) -> None:
     """Say what was chosen and why, and warn of what is known to fail."""
-    work, config = experiment.work, experiment.config
-    console.print(
-        f"[bold]{config.title}[/bold] on {config.data}: {work.images:,} images, {work.epochs} epochs of "
-        f"{work.steps_per_epoch} steps, {experiment.backbone}, views of {experiment.size} px"
+    work = plan.work
+    say(
+        (plan.config.title, "bold"),
+        f" on {plan.config.data}: {work.images:,} images, {work.epochs} epochs of {work.steps_per_epoch} steps, "
+        f"{plan.backbone}, views of {plan.size} px",
     )
-    for kind, notes in (("data", experiment.train.notes), ("preset", experiment.notes)):
-        for note in notes:
-            console.print(f"  [dim]{kind}:[/dim] {note}", highlight=False)
-    for warning in experiment.warnings:
-        console.print(f"  [yellow]warning:[/yellow] {warning}", highlight=False)
+    for label, style, lines in (
+        ("data", "dim", plan.train.notes),
+        ("preset", "dim", plan.notes),
+        ("warning", "yellow", plan.warnings),
+    ):
+        for line in lines:
+            say("  ", (f"{label}:", style), f" {line}")
 
 
-def results_table(results: Mapping[str, Mapping[str, Any]], *, caption: str | None = None) -> Table:
-    """A table of runs: accuracy in percent, effective ranks of the last batch."""
+def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+    """A table of runs.
+
+    Args:
+        results: the results of each run by its title.
+    """
     table = Table(
-        caption=caption,
+        caption=CONVENTION,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -50,75 +80,70 @@ def results_table(results: Mapping[str, Mapping[str, Any]], *, caption: str | No
         padding=(0, 1),
     )
     table.add_column("method", overflow="fold")
-    for column in RESULT_COLUMNS:
-        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
-    for name, row in results.items():
-        table.add_row(name, *(show(row.get(key)) for key, show in RESULT_COLUMNS.values()))
+    for column in RESULTS:
+        table.add_column(column.heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    for title, found in results.items():
+        table.add_row(title, *(column.cell(found) for column in RESULTS))
     return table
 
 
-CONVENTION = (
-    "erank: exp of the entropy of the eigenvalues of the uncentred correlation of one batch "
-    "(online view 1, target view 2); erank features: the same of the training images' encoder features."
-)
-
-
 def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print runs side by side, with the protocols they were measured by."""
-    console.print(results_table(results, caption=CONVENTION))
-    said: dict[str, None] = {}
-    for title, row in results.items():
-        for alarm in row.get("alarms", []):
-            console.print(f"[yellow]alarm:[/yellow] {title}: {Diagnosis(**alarm)}", highlight=False)
-        for line in [*dict(row.get("protocol", {})).values(), *row.get("notes", [])]:
-            said[line] = None
-        for name, scores in dict(row.get("sets", {})).items():
+    """Print runs side by side, their alarms, and the protocols that the accuracies were measured by."""
+    console.print(results_table(results))
+    lines: dict[str, None] = {}  # each once, in order
+    for title, found in results.items():
+        for alarm in found.get("alarms", []):
+            say(("alarm:", "yellow"), f" {title}: {Diagnosis(**alarm)}")
+        lines |= dict.fromkeys([*dict(found.get("protocol", {})).values(), *found.get("notes", [])])
+        for name, scores in dict(found.get("sets", {})).items():
             if name != "test":
-                numbers = ", ".join(f"{k} {percent(scores[k])}" for k in ("knn", "linear") if k in scores)
-                console.print(f"{name}: {numbers}")
-    for line in said:
-        console.print(f"[dim]{line}[/dim]", highlight=False)
+                say(f"{name}: ", ", ".join(f"{c.key} {c.cell(scores)}" for c in (KNN, LINEAR) if c.key in scores))
+    for line in lines:
+        say((line, "dim"))
 
 
 def show_scores(found: RunScores) -> None:
-    """Print every checkpoint's label-free scores, and which one each prefers."""
+    """Print every checkpoint's label-free scores, and which checkpoint each score prefers."""
     from rankgap.evaluate.scores import SCORES
 
-    console.print(f"[bold]{found.title}[/bold], on {found.images:,} of its images", highlight=False)
+    say((found.title, "bold"), f", on {found.images:,} of its images")
     checkpoints = list(found.rated)
-    for start in range(0, len(checkpoints), 4):  # as many as eighty columns hold
-        names = checkpoints[start : start + 4]
+    for start in range(0, len(checkpoints), ACROSS):
+        names = checkpoints[start : start + ACROSS]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("score", no_wrap=True)
         for name in names:
             table.add_column(f"{name}\nstep {found.steps[name]:,}", justify="right", no_wrap=True)
         for title in SCORES:
-            rated = [found.rated[name][title] for name in names]
-            cells = [
-                f"{value:.3g} [dim]± {half:.2g}[/dim]" if math.isfinite(value) else "-" for value, half in rated
-            ]
-            table.add_row(title, *cells)
+            table.add_row(title, *(_interval(*found.rated[name][title]) for name in names))
         console.print(table)
     for title, score in SCORES.items():
         first, near = found.best(title)
-        told = f"; not told apart from it: {', '.join(near)}" if near else ""
-        chosen = f"{first}{told}" if first else "not defined for any checkpoint"
-        console.print(
-            f"[bold]{title}[/bold] ({score.best} is best): {chosen}. [dim]It {score.valid}.[/dim]",
-            highlight=False,
-        )
-    console.print(
-        "[dim]Intervals: 1.96 standard deviations over random halves of the sample. No label was used. A network "
-        "that has hardly trained has the high rank of its random weights: compare late checkpoints.[/dim]",
-        highlight=False,
-    )
+        tied = f"; within its interval: {', '.join(near)}" if near else ""
+        preferred = f"{first}{tied}" if first else "not defined for any checkpoint"
+        say((title, "bold"), f" ({score.best} is best): {preferred}. ", (f"It {score.valid}.", "dim"))
+    say((INTERVALS, "dim"))
+
+
+def _interval(value: float, half: float) -> Text:
+    return Text.assemble(f"{value:.3g}", (f" ± {half:.2g}", "dim")) if math.isfinite(value) else Text("-")
+
+
+def _facts(title: str, rows: Mapping[str, str]) -> Table:
+    """A table of two columns: what was looked at, and what was found."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
 
 
 def _counts(counts: Mapping[Any, int], show: Callable[[Any], str] = str, most: int = 6) -> str:
-    """The most frequent of some values and how often each occurs."""
+    """The most frequent values and how often each occurs."""
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     text = ", ".join(f"{show(value)}: {count:,}" for value, count in ordered[:most])
-    return text + (f", and {len(ordered) - most} others" if len(ordered) > most else "")
+    return text + (f", and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
 def show_inspection(found: Inspection, size: int, picture: Path) -> None:
@@ -127,37 +152,35 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
     Args:
         found: the inspection.
         size: side of a view in pixels.
-        picture: where the contact sheet is.
+        picture: the contact sheet's file.
     """
-    table = Table(title=found.name, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    (low_h, mid_h, high_h), (low_w, mid_w, high_w) = found.side(0), found.side(1)
+    heights, widths = (
+        f"{least} to {greatest}, median {median:g}" for least, median, greatest in (found.side(0), found.side(1))
+    )
+    tested = found.test is not None
     rows = {
-        "images": f"{found.train:,} to train on" + ("" if found.test is None else f", {found.test:,} to test"),
-        "height, px": f"{low_h} least, {mid_h:g} median, {high_h} greatest",
-        "width, px": f"{low_w} least, {mid_w:g} median, {high_w} greatest",
+        "images": f"{found.train:,} for training" + (f", {found.test:,} for testing" if tested else ""),
+        "height, px": heights,
+        "width, px": widths,
         "height x width": _counts(found.sizes, lambda side: f"{side[0]} x {side[1]}", most=4),
         "views": f"{size} x {size}, from images stored at {found.images.size} x {found.images.size}",
         "channels": _counts(found.channels),
         "formats": _counts(found.formats),
         "classes": "no labels" if found.classes is None else _counts(found.classes),
-        "mean, per channel": " ".join(f"{m:.4f}" for m in found.mean) + "  (of values in [0, 1])",
-        "deviation": " ".join(f"{s:.4f}" for s in found.std),
+        "mean, per channel": " ".join(f"{mean:.4f}" for mean in found.mean) + "  (of values in [0, 1])",
+        "standard deviation": " ".join(f"{std:.4f}" for std in found.std),
         "duplicates": f"{found.duplicates:,} training images"
-        + ("" if found.test is None else f"; {found.leaked:,} test images are in the training set"),
+        + (f"; {found.leaked:,} test images are also training images" if tested else ""),
         "broken": f"{len(found.broken):,}",
     }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console.print(table)
+    console.print(_facts(found.name, rows))
     for note in found.notes:
-        console.print(f"[dim]{note}[/dim]", highlight=False)
+        say((note, "dim"))
     for broken in found.broken:
-        console.print(f"[red]broken:[/red] {escape(broken.name)}: {escape(broken.reason)}", highlight=False)
+        say(("broken:", "red"), f" {broken.name}: {broken.reason}")
     for problem in found.problems:
-        console.print(f"[yellow]training would stop:[/yellow] {problem}", highlight=False)
-    console.print(f"views beside their images: {picture}", highlight=False, soft_wrap=True)
+        say(("training would stop:", "yellow"), f" {problem}")
+    say(f"images beside their views: {picture}", wrap=False)
 
 
 def show_assessment(found: Assessment, picture: Path) -> None:
@@ -165,7 +188,7 @@ def show_assessment(found: Assessment, picture: Path) -> None:
 
     Args:
         found: the pair, assessed.
-        picture: where its picture is.
+        picture: the file it was drawn to.
     """
     kinds = {(True, False): "low-pass", (False, True): "high-pass", (True, True): "constant"}
     flow, baseline = (each.erank_online.tolist() for each in (found.flow, found.baseline))
@@ -193,36 +216,29 @@ def show_assessment(found: Assessment, picture: Path) -> None:
             f"{each.dtype}: online {each.rounding_online:.1g} of the energy, target {each.rounding_target:.1g}"
             for each in found.numerics
         ),
-        "largest output": ", ".join(f"{each.largest:.1g} of {each.dtype}'s" for each in found.numerics),
+        "largest output": "\n".join(
+            f"{each.dtype}: {each.largest:.1g} of the largest number it can hold" for each in found.numerics
+        ),
     }
-    table = Table(title=found.title, box=box.SIMPLE_HEAD, show_header=False, title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
-    console.print(table)
+    console.print(_facts(found.title, rows))
     for warning in (warnings := found.warnings()):
-        console.print(f"[yellow]warning:[/yellow] {escape(warning)}", highlight=False)
+        say(("warning:", "yellow"), f" {warning}")
     if not warnings:
-        console.print("nothing speaks against it: dimensions grow, and the numbers are safe in every dtype above")
-    console.print(
-        "[dim]erank: of the correlation. Flow: the linear model, cosine loss, from white inputs; views share "
-        "x²/(x² + n) of a direction, n a quarter of the mean x²; a unit of time is the sum of x². It compares "
-        "designs and does not foretell a run's ranks. Dynamic range: strongest over weakest singular value.[/dim]",
-        highlight=False,
-    )
-    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
+        say("nothing speaks against it: dimensions grow, and the numbers are safe in every dtype above")
+    say((FLOW, "dim"))
+    say(f"picture: {picture}", wrap=False)
 
 
 def show_methods() -> None:
     """Print the zoo."""
+    *maps, last = choices("online")
     table = Table(
         caption="Any gain goes on any row: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, "
-        f"or a formula in s); so does, by --online, {', '.join(PREDICTORS[:-1])} or {PREDICTORS[-1]}.",
+        f"or a formula in s). So does, with --online, {', '.join(maps)} or {last}.",
         caption_justify="left",
     )
-    for column in ("method", "online map", "target map", "teacher", "alignment", "source"):
-        table.add_column(column)
+    for heading in ("method", "online map", "target map", "teacher", "alignment", "source"):
+        table.add_column(heading)
     for name, row in METHODS.items():
         table.add_row(
             name,
@@ -238,9 +254,9 @@ def show_methods() -> None:
 def show_demo(found: tuple[Mapping[str, Mapping[str, Any]], Path]) -> None:
     """Print the demo's table, where its picture is, and what to look at."""
     results, picture = found
-    console.print(results_table(results, caption=CONVENTION))
-    console.print(f"picture: {picture}", highlight=False, soft_wrap=True)
-    console.print(
+    console.print(results_table(results))
+    say(f"picture: {picture}", wrap=False)
+    say(
         "Look at the rank difference: where the target's rank stays above the online one's, dimensions grow "
-        "and kNN is high; symsimsiam has none, and keeps the fewest dimensions."
+        "and kNN is high. symsimsiam has no rank difference, and keeps the fewest dimensions."
     )

@@ -21,7 +21,7 @@ LARGE = 512  # rows and columns from which a decomposition in float32 saves time
 def effective_rank_of(s: Tensor, of: Convention = "correlation") -> Tensor:
     """Effective rank of a spectrum: exp(-sum_i p_i ln p_i), 0 ln 0 = 0 (Roy & Vetterli 2007).
 
-    It neither checks nor waits for a GPU: an all-zero spectrum gives NaN.
+    The function neither checks its input nor waits for a GPU: an all-zero spectrum gives NaN.
 
     Args:
         s: singular values (..., R), in any order.
@@ -53,14 +53,14 @@ def exp_entropy(p: Tensor) -> Tensor:
 
 
 def checked_spectrum(z: Tensor, name: str, *, center: bool = False, shares: bool = False) -> Tensor:
-    """`singular_values` for the user's own tensors: what has no rank is an error.
+    """`singular_values` for the user's own tensors: input that has no rank is an error.
 
     Args:
         z: (..., N, D).
         name: of the caller, for errors.
         center: as `singular_values`.
-        shares: only each s_i^2 / sum s^2 matters, so that large float32 batches are decomposed in float32: what
-            rounding does to such shares moved no rank by more than 4e-5, of any spectrum tried (a test holds it).
+        shares: only each s_i^2 / sum s^2 matters, so large float32 batches are decomposed in float32. Rounding
+            of these shares moved no effective rank by more than 4e-5 for any spectrum tried (a test holds it).
     """
     check_batch(z, name)
     z = z.detach()
@@ -75,7 +75,7 @@ def checked_spectrum(z: Tensor, name: str, *, center: bool = False, shares: bool
         return squares.clamp_min(0).sqrt().flip(-1)
     s = singular_values(z, center=center)
     if (s[..., 0] <= max(z.shape[-2:]) * EPS64 * norm).any():  # centring leaves rounding of equal rows
-        what = "all rows are equal, nothing is left after centring" if center else "all values are zero"
+        what = "all rows are equal and nothing is left after centring" if center else "all values are zero"
         raise UserError(f"{name}: {what}, so no rank is defined")
     return s
 
@@ -83,22 +83,23 @@ def checked_spectrum(z: Tensor, name: str, *, center: bool = False, shares: bool
 def effective_rank(z: Tensor, of: Convention = "correlation", center: bool = False) -> Tensor:
     """Effective rank of a batch: the exponential of its spectrum's entropy, in [1, min(N, D)].
 
-    exp(-sum_i p_i ln p_i) with p as in `effective_rank_of`. The default is the RDM paper's, of the uncentred
-    correlation matrix Z^T Z / N; the two conventions differ a lot and must not be compared with one another.
-    Rows are those given: under `torch.distributed`, `gather_rows` first.
+    exp(-sum_i p_i ln p_i) with p as in `effective_rank_of`. The default is the RDM paper's convention, the rank of
+    the uncentred correlation matrix Z^T Z / N. The two conventions differ a lot and must not be compared with one
+    another. Only the rows given are counted: under `torch.distributed`, call `gather_rows` first.
 
-    The checks wait for a GPU; in a hot loop use `singular_values` and `effective_rank_of`.
+    The checks wait for a GPU. In a hot loop use `singular_values` and `effective_rank_of`.
 
     Args:
         z: (..., N, D), any float dtype.
         of: "correlation" or "features".
-        center: take the mean row away first.
+        center: subtract the mean row first.
 
     Returns:
         (...), 0-d for a matrix; float64, no gradient.
 
     Raises:
-        UserError: not a (..., N, D) of numbers, non-finite, all zero, or an unknown convention.
+        UserError: `z` is not a floating-point (..., N, D), is not finite or is all zero, or the convention is
+            unknown.
 
     Example:
         >>> round(float(effective_rank(torch.eye(5))), 6)
@@ -131,7 +132,7 @@ def rank_difference(
 def rankme(z: Tensor) -> Tensor:
     """RankMe: exp(-sum_i p_i ln p_i), p_i = s_i / sum_j s_j + 1e-7 (Garrido et al. 2023).
 
-    As published: uncentred, and p is not normalised again, so that it may pass min(N, D) a little. The paper
+    As published: uncentred, and p is not normalised again, so the result may slightly exceed min(N, D). The paper
     takes 25,600 samples.
 
     Args:
@@ -150,8 +151,8 @@ def rankme(z: Tensor) -> Tensor:
 def mean_energy(z: Tensor) -> Tensor:
     """The share of the energy |Z|_F^2 that lies in the mean row, N |mean|^2 / |Z|_F^2, in [0, 1].
 
-    Near 1 the uncentred top direction is the mean, and little is left for the others to rank by. It neither
-    checks nor waits for a GPU: all zero gives NaN.
+    Near 1 the uncentred top direction is the mean, and the other directions hold little energy. The function
+    neither checks its input nor waits for a GPU: an all-zero batch gives NaN.
 
     Args:
         z: (..., N, D), any float dtype.

@@ -1,12 +1,12 @@
 """Gram matrices, and the spectra and directions that they hold.
 
-Z is a batch of outputs, rows are samples. Its thin SVD is Z = U diag(s) V^T with s_1 >= s_2 >= ... >= 0. All of
-it comes from the smaller Gram matrix (Z Z^T or Z^T Z) in float64, which autocast leaves alone. Squaring halves
-the digits: singular values below 6e-8 s_1 cannot be told from rounding and are given as 0. Nothing here carries
-a gradient.
+Z is a batch of outputs whose rows are samples. Its thin SVD is Z = U diag(s) V^T with s_1 >= s_2 >= ... >= 0. Both
+factors come from the smaller Gram matrix (Z Z^T or Z^T Z) in float64, which autocast leaves alone. Squaring halves
+the digits: singular values below `RESOLUTION` s_1 cannot be told from rounding, and are given as 0. Nothing here
+carries a gradient.
 
 Shapes: N rows (samples), D columns (features), R = min(N, D), `...` leading batch dimensions.
-Every decomposition waits for a GPU: torch reads its status on the host.
+Every decomposition waits for a GPU, because torch reads its status on the host.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ _Solution = TypeVar("_Solution")
 
 EPS64 = torch.finfo(torch.float64).eps
 
-_GRAM_NOISE = 16 * EPS64  # eigenvalues of a float64 Gram matrix err by up to 6 eps l_1 (seen at 2048 x 2048)
+# The eigenvalues of a float64 Gram matrix were seen to err by up to 6 eps l_1 (at 2048 x 2048).
+_GRAM_NOISE = 16 * EPS64
+RESOLUTION = math.sqrt(_GRAM_NOISE)  # 2^-24 = 6e-8, of the largest singular value
 
 _NotConverged: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
 class Basis(NamedTuple):
-    """What the smaller Gram matrix knows of Z.
+    """The part of Z's decomposition that its smaller Gram matrix holds.
 
     Args:
         s: singular values (..., R), float64, descending.
-        vectors: (..., R, R) float64, columns beside `s`: left ones (U) where N <= D, right ones (V) else.
+        vectors: (..., R, R) float64, in the order of `s`: left ones (U) if N <= D, right ones (V) otherwise.
         keep: (..., R) bool, False in the null space (see `rank_tolerance`).
     """
 
@@ -46,11 +48,11 @@ class Basis(NamedTuple):
 def rank_tolerance(n: int, d: int, dtype: torch.dtype) -> float:
     """The relative singular value at and below which a direction counts as null: s_i <= tol s_1.
 
-    max(N, D) eps, as `torch.linalg.matrix_rank` has it, with eps of the dtype that Z came in. Two bounds: eps of
-    float32 where Z came in half precision (with its own eps, 0.008 for bfloat16, nothing would be left from
-    D = 128 on), and for float64 what a Gram matrix resolves, sqrt(max(N, D) eps). So a batch-normed batch that was
-    rounded to bfloat16 keeps its null direction, at some 5e-4 s_1: harmless, even whitening gives it no more than
-    the 1 / R of the energy that each direction gets.
+    This is max(N, D) eps, as in `torch.linalg.matrix_rank`, with eps of the dtype that Z came in, and two bounds.
+    For half precision it is eps of float32: with its own eps (0.008 for bfloat16) nothing would be left from
+    D = 128 on. For float64 it is the resolution of a Gram matrix, sqrt(max(N, D) eps). A batch-normed batch that
+    was rounded to bfloat16 therefore keeps its null direction, at about 5e-4 s_1. That is harmless: even whitening
+    gives it no more than the 1 / R of the energy that every direction gets.
 
     Args:
         n: rows.
@@ -75,9 +77,10 @@ def check_batch(z: Tensor, name: str) -> None:
 
 
 def lower_gram(z: Tensor) -> Tensor:
-    """Z Z^T or Z^T Z, whichever is smaller, on and below the diagonal: all that eigen-solvers read.
+    """Z Z^T or Z^T Z, whichever is smaller, on and below the diagonal, which is all that eigen-solvers read.
 
-    In up to eight block rows, so that little over half of the products are done; above their diagonal it is zero.
+    It is computed in up to eight block rows, so that little more than half of the products are done. Blocks above
+    the diagonal are zero.
     """
     z = z if z.shape[-2] <= z.shape[-1] else z.mT
     r = z.shape[-2]
@@ -90,16 +93,16 @@ def lower_gram(z: Tensor) -> Tensor:
 
 
 def solve_gram(solve: Callable[[Tensor], _Solution], gram: Tensor, step: str) -> _Solution:
-    """`solve` of a float64 Gram matrix, of which the lower triangle counts; once more with jitter if need be.
+    """Apply `solve` to a float64 Gram matrix, and once more with jitter if it does not converge.
 
     Args:
         solve: `torch.linalg.eigh` or `eigvalsh`.
-        gram: (..., R, R).
-        step: what it is for; names the step in an error.
+        gram: (..., R, R); only the lower triangle is read.
+        step: what the decomposition is for; error messages begin with it.
 
     Raises:
         NonFiniteError: the matrix has a NaN or an infinity on its diagonal.
-        RuntimeError: the decomposition did not converge, nor after a jitter.
+        RuntimeError: the decomposition did not converge, even with jitter.
     """
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     if not diagonal.sum().isfinite():  # LAPACK takes NaN without complaint, and may answer with finite numbers
@@ -113,7 +116,7 @@ def solve_gram(solve: Callable[[Tensor], _Solution], gram: Tensor, step: str) ->
     except _NotConverged as error:
         raise RuntimeError(
             f"{step}: the eigen-decomposition of a {gram.shape[-1]} x {gram.shape[-1]} Gram matrix did not "
-            "converge, with jitter neither"
+            "converge, even after jitter was added to its diagonal"
         ) from error
 
 
@@ -121,9 +124,9 @@ def eigenbasis(gram: Tensor, tolerance: float, step: str) -> Basis:
     """The basis that a float64 Gram matrix holds.
 
     Args:
-        gram: (..., R, R) float64, of which the lower triangle counts.
+        gram: (..., R, R) float64; only the lower triangle is read.
         tolerance: the relative singular value at and below which a direction is null.
-        step: what it is for; names the step in an error.
+        step: what the decomposition is for; error messages begin with it.
 
     Raises:
         NonFiniteError, RuntimeError: as `solve_gram`.
@@ -138,21 +141,21 @@ def gram_basis(z: Tensor, step: str) -> Basis:
 
     Args:
         z: any float dtype; computed in float64.
-        step: what it is for; names the step in an error.
+        step: what the decomposition is for; error messages begin with it.
 
     Raises:
         NonFiniteError: `z` has a NaN or an infinity.
-        RuntimeError: the decomposition did not converge, nor after a jitter.
+        RuntimeError: the decomposition did not converge, even with jitter.
     """
     return eigenbasis(lower_gram(z.detach().double()), rank_tolerance(z.shape[-2], z.shape[-1], z.dtype), step)
 
 
 def svd_basis(z: Tensor, step: str) -> Basis:
-    """`gram_basis` from the singular value decomposition itself: slower, but squaring halves no digits.
+    """`gram_basis` from the singular value decomposition itself, which is slower but loses no digits to squaring.
 
     Args:
         z: any float dtype; computed in float64.
-        step: what it is for; names the step in an error.
+        step: what the decomposition is for; error messages begin with it.
 
     Raises:
         NonFiniteError: `z` has a NaN or an infinity.
@@ -168,23 +171,27 @@ def svd_basis(z: Tensor, step: str) -> Basis:
 def singular_values(z: Tensor, *, center: bool = False) -> Tensor:
     """Singular values, descending: (..., N, D) -> (..., min(N, D)), float64.
 
-    Those below 6e-8 s_1 are 0: a Gram matrix in float64 holds no more.
+    Those below `RESOLUTION` s_1 (6e-8 s_1) are 0: a Gram matrix in float64 holds no more.
 
     Args:
         z: any float dtype; shape and values are not checked (see `effective_rank`).
-        center: take the mean row away first.
+        center: subtract the mean row first.
 
     Raises:
         NonFiniteError: `z` has a NaN or an infinity.
-        RuntimeError: the decomposition did not converge, nor after a jitter.
+        RuntimeError: the decomposition did not converge, even with jitter.
     """
     z = z.detach().double()
     if center:
         z = z - z.mean(-2, keepdim=True)
-    eigenvalues = solve_gram(torch.linalg.eigvalsh, lower_gram(z), "singular values").flip(-1)
-    return above_noise(eigenvalues).sqrt()
+    return gram_singular_values(lower_gram(z), "singular values")
+
+
+def gram_singular_values(gram: Tensor, step: str) -> Tensor:
+    """`singular_values` from a Gram matrix (..., R, R) float64, of which only the lower triangle is read."""
+    return above_noise(solve_gram(torch.linalg.eigvalsh, gram, step).flip(-1)).sqrt()
 
 
 def above_noise(eigenvalues: Tensor) -> Tensor:
-    """Eigenvalues of a float64 Gram matrix, descending, with 0 for what cannot be told from rounding."""
+    """Eigenvalues of a float64 Gram matrix, descending, with 0 for those that cannot be told from rounding."""
     return torch.where(eigenvalues > _GRAM_NOISE * eigenvalues[..., :1], eigenvalues, 0.0)

@@ -1,58 +1,128 @@
-"""What the two branches of a model have in common and apart: spectra, eigenspaces, the measured filter.
+"""The record of a pair of branches: both spectra, and how the online output stands to the target's.
 
-P is the online output and T the target's, row i of both from the same image. v_i are the target's right singular
-vectors and s_i its singular values. Nothing here carries a gradient; all is float64.
+P is the online output and T the target's; row i of both comes from the same image. v_i are the target's right
+singular vectors and s_i its singular values. Nothing here carries a gradient, and everything is float64.
 
-Shapes: N rows, D columns, R = min(N, D), R' the target's numerical rank (in its null space vectors are arbitrary).
+Shapes: N rows, D columns, R = min(N, D), R' directions of the target outside its null space (where vectors are
+arbitrary).
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from rankgap.errors import NonFiniteError, UserError
-from rankgap.spectra.gram import check_batch, gram_basis, singular_values
+from rankgap.errors import NonFiniteError, UserError, unknown
+from rankgap.spectra.effective_rank import effective_rank_of
+from rankgap.spectra.gram import check_batch, eigenbasis, gram_singular_values, lower_gram, rank_tolerance
 
 Side = Literal["online", "target"]  # of a two-branch model
 
+_DIGITS = 5  # significant ones of a number on disk
+
+_PAIR = "a pair of branches"
 _TIE = 1e-6  # gains closer than this, relatively, count as equal
 
 
-class PairSpectrum(NamedTuple):
-    """How the online output stands to the target's.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PairSpectrum:
+    """How the online output stands to the target's, over one batch or over many.
 
-    Attributes:
-        spectrum_online: singular values (R,), descending.
-        spectrum_target: likewise.
-        alignment: a_i = |cos(C_p v_i, v_i)| (R',), see `eigenspace_alignment`.
-        measured_filter: g_i = |P v_i| / |T v_i| (R',), beside the first R' of `spectrum_target`.
+    Args:
+        spectrum_online: singular values of P (R,), descending.
+        spectrum_target: singular values of T (R,), descending.
+        eigenspace_alignment: a_i = |cos(C_p v_i, v_i)| (R',), see `eigenspace_alignment`.
+        measured_filter: g_i = |P v_i| / |T v_i| (R',), one for each of the first R' of `spectrum_target`.
         transfer: h_i = (P v_i . T v_i) / |T v_i|^2 (R',), see `transfer`.
         rows: N.
+        step: the training step at which the rows were taken; None outside training.
     """
 
     spectrum_online: Tensor
     spectrum_target: Tensor
-    alignment: Tensor
+    eigenspace_alignment: Tensor
     measured_filter: Tensor
     transfer: Tensor
     rows: int
+    step: int | None = None
+
+    @property
+    def erank_online(self) -> Tensor:
+        """Effective rank of P's uncentred correlation, 0-d; NaN if P is all zero."""
+        return effective_rank_of(self.spectrum_online)
+
+    @property
+    def erank_target(self) -> Tensor:
+        """Effective rank of T's uncentred correlation, 0-d; NaN if T is all zero."""
+        return effective_rank_of(self.spectrum_target)
+
+    @property
+    def rank_difference(self) -> Tensor:
+        """erank_target - erank_online: above 0 dimensions grow, at or below 0 they collapse (RDM)."""
+        return self.erank_target - self.erank_online
 
     @property
     def low_pass_score(self) -> Tensor:
-        """1: the online branch is a low-pass of the target, -1: a high-pass, 0: neither (`low_pass_score`)."""
+        """The `low_pass_score` of the measured filter: 1 is low-pass, -1 high-pass, 0 neither."""
         return low_pass_score(self.spectrum_target[: len(self.measured_filter)], self.measured_filter)
 
     @property
     def transfer_score(self) -> Tensor:
-        """The same of the transfer: of what passes along each direction, without what leaks in from others."""
+        """The `low_pass_score` of the transfer, which leaves out energy that leaks in from other directions."""
         return low_pass_score(self.spectrum_target[: len(self.transfer)], self.transfer)
+
+    def plain(self) -> dict[str, Any]:
+        """The fields by name, ready for JSON: columns become lists of numbers with five significant digits."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Self:
+        """The record that `plain` wrote.
+
+        Raises:
+            UserError: a name is missing or unknown, or a value cannot be that of a pair of branches; the message
+                names it.
+        """
+        if not isinstance(values, Mapping):
+            raise UserError(f"the spectra of a pair are fields by name, got {type(values).__name__}")
+        names = [field.name for field in fields(cls)]
+        for name in values:
+            if name not in names:
+                raise unknown("field of a pair's spectra", str(name), names)
+        for name in names:
+            if name not in values:
+                raise UserError(f"the spectra of a pair have no {name!r}: expected {', '.join(names)}")
+        rows, step = _count("rows", values["rows"], 1), values["step"]
+        columns = {name: _column(name, values[name]) for name in names if name not in ("rows", "step")}
+        _check_columns(columns, rows)
+        return cls(**columns, rows=rows, step=None if step is None else _count("step", step, 0))
+
+
+class PairGrams(NamedTuple):
+    """Products of P and T, float64: between columns, or, for fewer rows than columns, between rows.
+
+    Attributes:
+        online: P^T P (D, D), or P P^T (N, N).
+        target: T^T T (D, D), or T T^T (N, N); only the lower triangle is read.
+        cross: P^T T (D, D), or P T^T (N, N).
+        rows: N.
+        between_rows: whether the matrices are (N, N).
+    """
+
+    online: Tensor
+    target: Tensor
+    cross: Tensor
+    rows: int
+    between_rows: bool
 
 
 def pair_spectrum(online: Tensor, target: Tensor) -> PairSpectrum:
-    """Spectra, eigenspace alignment and measured filter of one batch, by two decompositions of Gram matrices.
+    """The record of one batch, from the smaller Gram matrices of both branches.
 
     Args:
         online: P (N, D).
@@ -60,43 +130,71 @@ def pair_spectrum(online: Tensor, target: Tensor) -> PairSpectrum:
 
     Raises:
         UserError: the batches are not two (N, D) of one shape.
-        NonFiniteError: either has a NaN or an infinity.
+        NonFiniteError: either batch has a NaN or an infinity.
     """
     for z in (online, target):
-        check_batch(z, "a pair of branches")
+        check_batch(z, _PAIR)
     if online.shape != target.shape or online.ndim != 2:
         raise UserError(
-            f"a pair of branches is two batches of one shape (N, D), got {tuple(online.shape)} and "
-            f"{tuple(target.shape)}"
+            f"{_PAIR} is two batches of one shape (N, D), got {tuple(online.shape)} and {tuple(target.shape)}"
         )
     if not online.isfinite().all():
-        raise NonFiniteError("a pair of branches: the online batch is not finite")
-    s, vectors, keep = gram_basis(target, "a pair of branches")
+        raise NonFiniteError(f"{_PAIR}: the online batch is not finite")
     p, t = online.detach().double(), target.detach().double()
-    v = vectors[:, keep]
-    if len(t) <= t.shape[1]:  # the smaller Gram matrix knew the left vectors
-        v = t.mT @ v / s[keep]  # (D, R')
-    seen, sent = p @ v, t @ v  # (N, R')
-    return PairSpectrum(
-        spectrum_online=singular_values(p),
-        spectrum_target=torch.where(keep, s, 0.0),
-        alignment=image_alignment(p.mT @ seen, v),
-        measured_filter=seen.norm(dim=0) / sent.norm(dim=0),
-        transfer=(seen * sent).sum(0) / sent.square().sum(0),
-        rows=len(p),
+    n, d = t.shape
+    lower = lower_gram(p).tril()
+    grams = PairGrams(
+        online=lower + lower.tril(-1).mT,
+        target=lower_gram(t),
+        cross=p @ t.mT if n <= d else p.mT @ t,
+        rows=n,
+        between_rows=n <= d,
     )
+    return spectrum_of_grams(grams, rank_tolerance(n, d, target.dtype))
 
 
-def image_alignment(image: Tensor, v: Tensor) -> Tensor:
-    """|cos| between vectors and their images, column by column: (D, R'), (D, R') -> (R',); 0 for a zero image."""
-    return torch.cosine_similarity(image, v, dim=0, eps=torch.finfo(torch.float64).tiny).abs()
+def spectrum_of_grams(grams: PairGrams, tolerance: float) -> PairSpectrum:
+    """The record that Gram matrices hold.
+
+    All of it follows from three energies of each direction v of the target: |P v|^2, P v . T v and |P^T P v|^2.
+    Between columns v is an eigenvector w of T^T T. Between rows an eigenvector w of T T^T gives v = T^T w / s, so
+    that P v = P T^T w / s and T v = s w.
+
+    Args:
+        grams: of P and T.
+        tolerance: the relative singular value at and below which a direction of the target is null.
+
+    Raises:
+        NonFiniteError: a Gram matrix is not finite.
+    """
+    s, vectors, keep = (x[..., : grams.rows] for x in eigenbasis(grams.target, tolerance, _PAIR))
+    w, kept = vectors[:, keep], s[keep]
+    if grams.between_rows:
+        passed = grams.cross @ w / kept  # P v (N, R')
+        energy, shared = _dots(passed, passed), _dots(passed, w) * kept
+        image_energy = _dots(passed, grams.online @ passed)
+    else:
+        image = grams.online @ w  # P^T P v (D, R')
+        energy, shared = _dots(image, w).clamp_min(0), _dots(grams.cross @ w, w)
+        image_energy = _dots(image, image)
+    # |P v|^2 <= |P^T P v| (Cauchy and Schwarz), except for rounding: so alignments stay in [0, 1].
+    image_norm = torch.maximum(image_energy.clamp_min(0).sqrt(), energy)
+    return PairSpectrum(
+        spectrum_online=gram_singular_values(grams.online, _PAIR)[: grams.rows],
+        spectrum_target=torch.where(keep, s, 0.0),
+        eigenspace_alignment=energy / image_norm.clamp_min(torch.finfo(torch.float64).tiny),
+        measured_filter=energy.sqrt() / kept,
+        transfer=shared / kept.square(),
+        rows=grams.rows,
+    )
 
 
 def eigenspace_alignment(online: Tensor, target: Tensor, top: int = 512) -> Tensor:
     """How far the target's eigenvectors are the online branch's too: a_i = |cos(C_p v_i, v_i)|, in [0, 1].
 
-    v_i are the eigenvectors of C_t = T^T T / N by falling eigenvalue, C_p = P^T P / N (RDM, which
-    averages over the top 512). 1: v_i is an eigenvector of C_p. 0 where the online branch has no energy.
+    v_i are the eigenvectors of C_t = T^T T / N by falling eigenvalue, and C_p = P^T P / N (RDM, which averages
+    over the top 512). 1 means that v_i is an eigenvector of C_p. The value is 0 where the online branch has no
+    energy.
 
     Args:
         online: P (N, D).
@@ -108,16 +206,16 @@ def eigenspace_alignment(online: Tensor, target: Tensor, top: int = 512) -> Tens
 
     Raises:
         UserError: the batches are not two (N, D) of one shape.
-        NonFiniteError: either has a NaN or an infinity.
+        NonFiniteError: either batch has a NaN or an infinity.
     """
-    return pair_spectrum(online, target).alignment[:top]
+    return pair_spectrum(online, target).eigenspace_alignment[:top]
 
 
 def measured_filter(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """The gain that the online branch shows on the target's directions: g_i = |P v_i| / |T v_i| against s_i.
 
-    It shows a predictor, Sinkhorn's codes or centring as the spectral filter that they amount to;
-    `low_pass_score` says of which kind.
+    It shows which spectral filter a predictor, Sinkhorn's codes or centring amount to; `low_pass_score` tells its
+    kind.
 
     Args:
         online: P (N, D).
@@ -128,7 +226,7 @@ def measured_filter(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         UserError: the batches are not two (N, D) of one shape.
-        NonFiniteError: either has a NaN or an infinity.
+        NonFiniteError: either batch has a NaN or an infinity.
 
     Example:
         >>> target = torch.diag(torch.tensor([4.0, 2.0, 1.0]))
@@ -143,12 +241,12 @@ def measured_filter(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def transfer(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """What of each of the target's directions the online branch passes on along that direction itself.
+    """How much of each of the target's directions the online branch passes on along that direction itself.
 
     h_i = (P v_i . T v_i) / |T v_i|^2, the least-squares gain (the H1 estimate of a transfer function, Bendat &
-    Piersol). T's columns T v_i are orthogonal, so that h_i = v_i^T W v_i wherever P = T W, whatever W is: energy
-    that W brings from other directions, and what P has of its own (a mean where T has none), leave it alone, while
-    `measured_filter` counts them (|h_i| <= g_i). Where P is a spectral filter of T both are its gain.
+    Piersol). T's columns T v_i are orthogonal, so h_i = v_i^T W v_i wherever P = T W, whatever W is. Energy that W
+    brings from other directions does not change it, nor does what P alone has (a mean where T has none);
+    `measured_filter` counts both, so |h_i| <= g_i. Where P is a spectral filter of T, both are its gain.
 
     Args:
         online: P (N, D).
@@ -159,7 +257,7 @@ def transfer(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         UserError: the batches are not two (N, D) of one shape.
-        NonFiniteError: either has a NaN or an infinity.
+        NonFiniteError: either batch has a NaN or an infinity.
 
     Example:
         >>> target = torch.diag(torch.tensor([4.0, 2.0, 1.0]))
@@ -172,12 +270,12 @@ def transfer(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
-    """Weighted rank correlation of log g with log s: 1 is low-pass, -1 high-pass, 0 neither.
+    """Weighted Kendall correlation of gains with singular values: 1 is low-pass, -1 high-pass, 0 neither.
 
-    Kendall's correlation over the pairs that are not tied (Goodman & Kruskal's gamma), each pair weighted by its
-    target energies s_i^2 s_j^2: of two directions drawn by energy, how much more often the stronger has the
-    larger gain than the smaller one. Ranks do not see the logarithm. Gains within 1e-6 of one another are tied;
-    where all are (the identity), the score is 0.
+    It is taken over the pairs that are not tied (Goodman & Kruskal's gamma), each weighted by its target energies
+    s_i^2 s_j^2: of two directions drawn by energy, how much more often the stronger one has the larger gain than
+    the smaller one. Only the order of the gains counts, so g and log g score the same. Gains within 1e-6 of one
+    another are tied; if all are (the identity), the score is 0.
 
     Args:
         s: singular values of the target (R,).
@@ -196,3 +294,50 @@ def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
     agreement = weight * rises * larger
     score: Tensor = agreement.sum() / agreement.abs().sum().clamp_min(torch.finfo(torch.float64).tiny)
     return score
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """The inner products of columns: (M, R'), (M, R') -> (R',)."""
+    return (a * b).sum(0)
+
+
+# The record on disk
+
+
+def _plain(value: Tensor | int | None) -> list[float] | int | None:
+    if isinstance(value, Tensor):
+        return [float(f"{number:.{_DIGITS}g}") for number in value.tolist()]
+    return value
+
+
+def _count(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UserError(f"{name} of a pair's spectra must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
+def _column(name: str, values: Any) -> Tensor:
+    largest = sys.float_info.max
+    if not isinstance(values, list) or not all(
+        isinstance(v, int | float) and not isinstance(v, bool) and -largest <= v <= largest for v in values
+    ):
+        raise UserError(f"{name} of a pair's spectra must be a list of finite numbers")
+    return torch.tensor([float(v) for v in values], dtype=torch.float64)
+
+
+def _check_columns(columns: Mapping[str, Tensor], rows: int) -> None:
+    """Raise `UserError` for columns that no pair of branches can have."""
+    length = len(columns["spectrum_target"])
+    directions = int((columns["spectrum_target"] > 0).sum())
+    for name, column in columns.items():
+        spectrum = name.startswith("spectrum")
+        if len(column) != (wanted := length if spectrum else directions):
+            raise UserError(f"{name} of a pair's spectra must have {wanted} numbers, got {len(column)}")
+        if spectrum and not 0 < length <= rows:
+            raise UserError(f"{name} of {rows} rows must have 1 to {rows} numbers, got {length}")
+        if name != "transfer" and (column < 0).any():
+            raise UserError(f"{name} of a pair's spectra cannot be negative, got {float(column.min()):g}")
+        if spectrum and (column[:-1] < column[1:]).any():
+            raise UserError(f"{name} of a pair's spectra must descend")
+        if name == "eigenspace_alignment" and (column > 1).any():
+            raise UserError(f"{name} of a pair's spectra cannot be above 1, got {float(column.max()):g}")

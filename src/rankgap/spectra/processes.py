@@ -7,14 +7,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def gather_rows(z: Tensor) -> Tensor:
-    """The rows of all ranks, without gradient: (..., N, D) -> (..., world x N, D), in the order of ranks.
+def is_distributed() -> bool:
+    """Whether `torch.distributed` has been set up in this process."""
+    return dist.is_available() and dist.is_initialized()
 
-    Every rank calls it, with the same shape. Without `torch.distributed`, or in a world of one, it is `z` itself
-    (detached).
+
+def gather_rows(z: Tensor) -> Tensor:
+    """The rows of all processes, without gradient: (..., N, D) -> (..., world x N, D), in the processes' order.
+
+    Every process calls it, with the same shape. Without `torch.distributed`, or in a world of one, the result is
+    `z` itself (detached).
     """
     z = z.detach()
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not is_distributed() or dist.get_world_size() == 1:
         return z
     parts = [torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, z.contiguous())
@@ -22,7 +27,7 @@ def gather_rows(z: Tensor) -> Tensor:
 
 
 def world_sum(x: Tensor) -> Tensor:
-    """`x` summed over the ranks of a distributed run (in place); `x` itself in a run of one process."""
-    if dist.is_available() and dist.is_initialized():
+    """Sum `x` over the processes of a distributed run, in place; a single process gets `x` back unchanged."""
+    if is_distributed():
         dist.all_reduce(x)
     return x

@@ -1,15 +1,20 @@
-"""The theory, to be checked rather than told: majorisation, the two lemmas, the linear model's gradient flow."""
+"""The theory in a form that can be checked: majorisation, the two lemmas, the linear flow, designs of filters."""
 
+from rankgap.theory.design import Assessment, Reference, assess, reference_spectrum
 from rankgap.theory.flow import FLOWS, Flow, FlowResult, linear_flow
 from rankgap.theory.lemmas import Lemma, filter_lemma, majorises, step_lemma
 
 __all__ = [
     "FLOWS",
+    "Assessment",
     "Flow",
     "FlowResult",
     "Lemma",
+    "Reference",
+    "assess",
     "filter_lemma",
     "linear_flow",
     "majorises",
+    "reference_spectrum",
     "step_lemma",
 ]

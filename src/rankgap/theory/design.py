@@ -1,13 +1,16 @@
-"""A pair of filters before any training: its kind, rank difference, growth in the linear flow, and numerics.
+"""The design of a pair of filters before any training.
 
-x = s / sqrt(N), R = min(N, D) of them, are what gains act on: s are the singular values of the projector's output
-Z (N, D).
+A pair is assessed on a reference spectrum: its kind, its rank difference, how the rank grows in the linear flow,
+and its numerics. Gains act on x = s / sqrt(N), where s are the singular values of the projector's output Z (N, D).
+
+Shapes: R = min(N, D) directions.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,24 +21,28 @@ from torch import Tensor
 from rankgap.errors import UserError
 from rankgap.filters.formulas import LARGEST
 from rankgap.filters.gains import AutoPower, Gain, parse_gain
-from rankgap.model.methods import design, is_predictor
-from rankgap.run.folder import RunFolder
 from rankgap.spectra.effective_rank import effective_rank_of
 from rankgap.spectra.gram import rank_tolerance
-from rankgap.spectra.pair import low_pass_score
-from rankgap.theory import Flow, FlowResult, Lemma, filter_lemma, linear_flow
+from rankgap.spectra.pair import Side, low_pass_score
+from rankgap.theory.flow import Flow, FlowResult, linear_flow
+from rankgap.theory.lemmas import Lemma, filter_lemma
 
-UNITS = 5  # of time, that the flow is followed
+UNITS = 5  # of time, for which the flow is followed
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_NOISE = 0.25  # of what augmentation adds to a direction, as a share of the mean energy
-_TOO_MUCH = 0.01  # of rounding in a filtered batch's energy
+
+# Times at which the flow is read, in units. The first step is short: the initial growth is read from it.
+_TIMES = torch.cat([torch.tensor([0.0, 0.005]), torch.linspace(0.05, UNITS, 100)]).double()
+_NOISE = 0.25  # the energy that augmentation adds to each direction, as a share of the mean energy
+_MOST_ROUNDING = 0.01  # of a filtered batch's energy, above which rounding is warned of
+_TIE = 1e-9  # scores and rank differences below this count as 0
+_DIRECTIONS = 256  # of the default reference spectrum
 
 
 class Reference(NamedTuple):
     """A spectrum to design on.
 
     Attributes:
-        name: where it is from.
+        name: where it comes from, as tables and figures show it.
         x: singular values of Z over sqrt(N) (R,), descending, float64.
         rows: N.
         columns: D.
@@ -49,13 +56,13 @@ class Reference(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    """What becomes of a batch that arrives in a dtype (the filter itself runs in float32).
+    """The effect of a dtype on a batch that arrives in it (the filter itself runs in float32).
 
     Args:
         dtype: its name.
         rounding_online: the share of P's energy that is rounding of Z.
-        rounding_target: of T's.
-        largest: bound of an entry of P or T over the largest number of the dtype.
+        rounding_target: the share of T's energy that is rounding of Z.
+        largest: a bound on the entries of P and T, over the largest number of the dtype.
     """
 
     dtype: str
@@ -66,20 +73,20 @@ class Numerics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assessment:
-    """What a pair of filters would do on a reference spectrum.
+    """The expected effect of a pair of filters on a reference spectrum.
 
     Args:
         reference: the spectrum.
-        online: the online gain; None is the identity.
-        target: the target's.
-        gain_online: its values on the spectrum (R,), 0 in the null space; ones for the identity.
-        gain_target: likewise.
-        null: how many directions are null.
-        score: `low_pass_score` of |P v| / |T v| along Z's directions v: 1, dimensions grow; -1, they collapse.
-        lemmas: what the filter lemma says of each filter, by branch.
-        flow: the linear model's.
-        baseline: the same without filters.
-        unit: of the flow's time, sum x^2.
+        online: the gain on the online branch; None is the identity.
+        target: the gain on the target branch; None is the identity.
+        gain_online: the online gain's values on the spectrum (R,), 0 in the null space; ones for the identity.
+        gain_target: the target gain's values on the spectrum (R,), as `gain_online`.
+        null: the number of null directions.
+        score: `low_pass_score` of |P v| / |T v| along Z's directions v: at 1 dimensions grow, at -1 they collapse.
+        lemmas: the filter lemma for each filter, by branch.
+        flow: the flow of the linear model with the filters.
+        baseline: the flow of the linear model without filters.
+        unit: the flow's unit of time, sum x^2.
         numerics: by dtype of the incoming batch.
     """
 
@@ -90,7 +97,7 @@ class Assessment:
     gain_target: Tensor
     null: int
     score: float
-    lemmas: dict[str, Lemma]
+    lemmas: dict[Side, Lemma]
     flow: FlowResult
     baseline: FlowResult
     unit: float
@@ -103,60 +110,60 @@ class Assessment:
 
     @property
     def erank(self) -> float:
-        """Effective rank of Z, of the correlation, as are the others."""
+        """Effective rank of Z, of the correlation, as all effective ranks here."""
         return float(effective_rank_of(self.reference.x))
 
     @property
     def erank_online(self) -> float:
-        """Of P."""
+        """Effective rank of P."""
         return float(effective_rank_of(self.reference.x * self.gain_online))
 
     @property
     def erank_target(self) -> float:
-        """Of T."""
+        """Effective rank of T."""
         return float(effective_rank_of(self.reference.x * self.gain_target))
 
     @property
     def rank_difference(self) -> float:
-        """The target's erank minus the online one's: above 0 dimensions grow."""
+        """The target's effective rank minus the online one's: above 0, dimensions grow."""
         return self.erank_target - self.erank_online
 
     @property
     def rate(self) -> float:
-        """How fast the online erank grows at the start of the flow, a unit of time."""
+        """The growth of the online effective rank at the start of the flow, per unit of time."""
         return float(self.flow.erank_online[1] - self.flow.erank_online[0]) / float(self.flow.times[1]) * self.unit
 
     @property
     def dies_out(self) -> bool:
-        """Whether directions die out in finite time, where the flow ends early."""
+        """Whether directions die out in finite time, which ends the flow early."""
         return len(self.flow.times) < len(self.baseline.times)
 
     @property
     def ranges(self) -> dict[str, float]:
-        """The strongest over the weakest singular value that is not 0, of Z and of the filtered branches."""
+        """The largest over the smallest non-zero singular value, of Z ("Z") and of each filtered branch."""
         kept = self.kept
         spectra = {"Z": kept} | {side: kept * g[: len(kept)] for side, g in self._values.items()}
         return {name: float(s.max() / s[s > 0].min()) for name, s in spectra.items()}
 
     @property
-    def _values(self) -> dict[str, Tensor]:
-        both = {"online": self.gain_online, "target": self.gain_target}
+    def _values(self) -> dict[Side, Tensor]:
+        both: dict[Side, Tensor] = {"online": self.gain_online, "target": self.gain_target}
         return {side: g for side, g in both.items() if side in self.gains}
 
     @property
     def title(self) -> str:
-        """The pair, as the command line has it."""
+        """The pair as the command line spells it."""
         return " ".join(f"{side} {gain.name}" for side, gain in self.gains.items())
 
     @property
-    def gains(self) -> dict[str, Gain]:
-        """The filters there are, by branch."""
-        both = {"online": self.online, "target": self.target}
+    def gains(self) -> dict[Side, Gain]:
+        """The filters that are present, by branch."""
+        both: dict[Side, Gain | None] = {"online": self.online, "target": self.target}
         return {side: gain for side, gain in both.items() if gain is not None}
 
     @property
-    def names(self) -> dict[str, str]:
-        """What the filters are on this spectrum, by branch: `auto` comes with the exponent that it chooses."""
+    def names(self) -> dict[Side, str]:
+        """The filters' names by branch; that of `auto` includes the exponent that it chooses on this spectrum."""
         return {
             side: f"{gain.name}, here power:{float(gain.function.exponent(self.kept)):.2f}"
             if isinstance(gain.function, AutoPower)
@@ -166,71 +173,81 @@ class Assessment:
 
     @property
     def kind(self) -> str:
-        """The pair's kind: what the online branch is, measured against the target."""
-        if abs(self.score) < 1e-9:
+        """The pair's kind: how the online branch filters relative to the target."""
+        if abs(self.score) < _TIE:
             return "neither low- nor high-pass"
         name = "low-pass" if self.score > 0 else "high-pass"
-        return name if abs(self.score) > 1 - 1e-9 else f"mostly {name}"
+        return name if abs(self.score) > 1 - _TIE else f"mostly {name}"
 
     def warnings(self) -> list[str]:
-        """What speaks against the pair, each with what to change."""
-        found = []
-        if self.rank_difference <= 1e-9:
-            found.append(
-                f"the rank difference is {self.rank_difference:+.2f}: nothing makes dimensions grow; a low-pass "
-                "belongs on the online branch, a high-pass on the target"
+        """The reasons against the pair, each with what to change."""
+        return [*self._growth_warnings(), *self._gain_warnings(), *self._rounding_warnings()]
+
+    def _growth_warnings(self) -> Iterator[str]:
+        if self.rank_difference <= _TIE:
+            yield (
+                f"the rank difference is {self.rank_difference:+.2f}, so nothing makes dimensions grow; a "
+                "low-pass belongs on the online branch, a high-pass on the target branch"
             )
         elif self.flow.erank_online[-1] < self.flow.erank_online[0]:
-            found.append(
-                f"the rank difference is {self.rank_difference:+.2f}, and yet the online rank falls in the linear "
-                "flow: alignment prefers what views share, and the pair is too weak against that; take it steeper"
+            yield (
+                f"the rank difference is {self.rank_difference:+.2f}, yet the online rank falls in the linear "
+                "flow: the loss favours the directions that views share, and the pair is too weak against that; "
+                "use steeper gains"
             )
+
+    def _gain_warnings(self) -> Iterator[str]:
         for side, lemma in self.lemmas.items():
             if not lemma.premise:
-                found.append(
-                    f"{side} {self.gains[side].name}: s g(s) falls somewhere on this spectrum: strong and weak "
-                    "directions change places, and the filter lemma promises nothing; powers from -1 up keep order"
+                yield (
+                    f"{side} {self.gains[side].name}: s g(s) falls somewhere on this spectrum, so strong and weak "
+                    "directions change places and the filter lemma does not apply; powers of -1 and above keep "
+                    "the order"
                 )
         for side, g in self._values.items():
             if closed := int((g == 0).sum()) - self.null:
-                found.append(
-                    f"{side} {self.gains[side].name} is 0 in {closed} of {len(g) - self.null} directions, without "
-                    "the null ones: they neither pass nor learn; log1p lets all through"
+                yield (
+                    f"{side} {self.gains[side].name} is 0 in {closed} of {len(g) - self.null} directions, not "
+                    "counting the null ones: they neither pass nor learn; log1p lets all through"
                 )
             if (spread := self.ranges[side]) > 1 / torch.finfo(torch.float32).eps:
-                found.append(
+                yield (
                     f"{side} {self.gains[side].name} spreads singular values over a factor of {spread:.1g}, more "
-                    "than float32 resolves: weak directions are lost; take it less steep"
+                    "than float32 resolves, so weak directions are lost; use a less steep gain"
                 )
+
+    def _rounding_warnings(self) -> Iterator[str]:
         for each in self.numerics:
-            for side, share in (("online", each.rounding_online), ("target", each.rounding_target)):
-                if share > _TOO_MUCH and side in self.gains:
-                    found.append(
-                        f"{100 * share:.0f}% of the {side} output's energy is rounding where the batch arrives in "
-                        f"{each.dtype}: train with --precision 32-true, or take a gain that is less steep"
+            shares: dict[Side, float] = {"online": each.rounding_online, "target": each.rounding_target}
+            for side, share in shares.items():
+                if share > _MOST_ROUNDING and side in self.gains:
+                    yield (
+                        f"{100 * share:.0f}% of the {side} output's energy is rounding if the batch arrives in "
+                        f"{each.dtype}; train with --precision 32-true, or use a less steep gain"
                     )
             if each.largest > 1:
-                found.append(
-                    f"an output may reach {each.largest:.2g} times the largest {each.dtype} (the filter gives "
-                    "float32; a layer behind it may not): bound the gain"
+                yield (
+                    f"an output may reach {each.largest:.2g} times the largest {each.dtype} number (the filter "
+                    "returns float32, but a layer behind it may not); bound the gain"
                 )
-        return found
 
 
 def assess(online: str | Gain | None, target: str | Gain | None, reference: Reference) -> Assessment:
-    """Look at a pair of filters without training.
+    """Assess a pair of filters without training.
 
-    The flow is the linear model's with the cosine loss (`theory.linear_flow`), from an encoder that gives this
-    spectrum on white inputs. Views share x^2 / (x^2 + n) of a direction, with n a quarter of the mean energy: more
-    of the strong ones. It is followed for 5 units of time, each the encoder's energy, sum x^2.
+    The flow is that of the linear model with the cosine loss (`theory.linear_flow`), from an encoder that gives
+    the reference spectrum on white inputs. Views share x^2 / (x^2 + n) of a direction, where n is a quarter of the
+    mean energy, so they share more of the strong directions. The flow is followed for 5 units of time; a unit is
+    the encoder's energy, sum x^2.
 
     Args:
-        online: a gain or its name or formula; None or "identity": no filter there.
-        target: likewise.
-        reference: see `reference_spectrum`.
+        online: the gain on the online branch, its name or its formula; None or "identity" for no filter.
+        target: the gain on the target branch, in the same forms.
+        reference: the spectrum, see `reference_spectrum`.
 
     Raises:
-        UserError: no filter at all, or a gain that is none on this spectrum; says why and what to write.
+        UserError: both branches are without a filter, or a name or formula is not a gain on this spectrum; the
+            message says why and what to write instead.
 
     Example:
         >>> found = assess("power:0.5", None, reference_spectrum())
@@ -239,7 +256,7 @@ def assess(online: str | Gain | None, target: str | Gain | None, reference: Refe
     """
     first, second = (_gain(choice) for choice in (online, target))
     if first is None and second is None:
-        raise UserError("a design takes --online GAIN, --target GAIN or both; there is none to look at")
+        raise UserError("a design needs a filter: give a gain for --online, for --target, or for both")
     x = reference.x
     keep = x > rank_tolerance(reference.rows, reference.columns, torch.float32) * x[0]
     kept = x[keep]
@@ -247,12 +264,11 @@ def assess(online: str | Gain | None, target: str | Gain | None, reference: Refe
     passes = keep & (h > 0)
     unit = float(kept.square().sum())
     shared = kept.square() / (kept.square() + _NOISE * kept.square().mean())
-    times = unit * torch.cat([torch.tensor([0.0, 0.005]), torch.linspace(0.05, UNITS, 100)]).double()
 
     def follow(row: Flow) -> FlowResult:
-        return linear_flow(row, kept, shared, 1 - shared, times, partial=True)
+        return linear_flow(row, kept, shared, 1 - shared, unit * _TIMES, partial=True)
 
-    sides = {"online": first, "target": second}
+    sides: dict[Side, Gain | None] = {"online": first, "target": second}
     return Assessment(
         reference=reference,
         online=first,
@@ -270,28 +286,26 @@ def assess(online: str | Gain | None, target: str | Gain | None, reference: Refe
 
 
 def _gain(choice: str | Gain | None) -> Gain | None:
-    if choice in (None, "identity") or isinstance(choice, Gain):
-        return choice if isinstance(choice, Gain) else None
-    if is_predictor(str(choice)):
-        raise UserError(f"{choice} is set or trained along a run: a design takes a gain, such as power:0.5")
-    return parse_gain(str(choice))
+    if choice is None or choice == "identity":
+        return None
+    return choice if isinstance(choice, Gain) else parse_gain(choice)
 
 
 def _on(gain: Gain | None, x: Tensor, keep: Tensor) -> Tensor:
-    """A gain's values, checked where directions are kept, 0 elsewhere."""
-    values = torch.ones_like(x)
-    if gain is not None:
-        values = torch.zeros_like(x)
-        values[keep] = gain.check(x[keep])
+    """A gain's values (R,), checked where directions are kept and 0 elsewhere; ones for the identity."""
+    if gain is None:
+        return torch.ones_like(x)
+    values = torch.zeros_like(x)
+    values[keep] = gain.check(x[keep])
     return values
 
 
 def _numerics(dtype: torch.dtype, reference: Reference, online: Gain | None, target: Gain | None) -> Numerics:
     """Rounding and range, for a batch whose entries were rounded to a dtype.
 
-    Rounding errs by eps / 2 at most, relative to the power of two below an entry; over entries whose logarithms
-    are spread evenly its mean square is (eps^2 / 12) (3/8) / ln 2 of theirs. It lies in all R directions alike,
-    also in null ones, which then are null no longer.
+    Rounding errs by at most eps / 2 relative to the power of two below an entry. If the entries' logarithms are
+    spread evenly, its mean square is (eps^2 / 12) (3/8) / ln 2 of theirs. It lies in all R directions alike, null
+    ones included, which are then no longer null.
     """
     x, eps = reference.x, torch.finfo(dtype).eps
     noise = eps * eps / 12 * (3 / 8 / math.log(2)) * x.square().sum() / len(x)
@@ -307,50 +321,32 @@ def _numerics(dtype: torch.dtype, reference: Reference, online: Gain | None, tar
 
 
 def reference_spectrum(source: str | None = None) -> Reference:
-    """The spectrum to design on.
+    """A spectrum to design on, from numbers; a run builds its own `Reference`.
 
     Args:
-        source: a run folder (its last snapshot in spectra.jsonl), a file of numbers, or numbers, as "4,3,2,1":
-            singular values over sqrt(N). By default 256 batch-normed columns in a batch of 256 whose eigenvalues
-            fall as 1/j, as healthy features' do (alpha-ReQ: Agrawal et al. 2022).
+        source: a file of numbers, or numbers such as "4,3,2,1": singular values over sqrt(N). By default, 256
+            batch-normed columns in a batch of 256, whose eigenvalues fall as 1/j, as those of healthy features do
+            (alpha-ReQ: Agrawal et al. 2022).
 
     Raises:
-        UserError: there is no such run or file, a run without spectra, or what is there are no numbers.
+        UserError: the source is neither numbers nor a file of numbers, or the numbers are not a spectrum.
     """
     if source is None:
-        energy = 1 / torch.arange(1, 257, dtype=torch.float64)
-        return Reference("256 directions, eigenvalues 1/j", (256 * energy / energy.sum()).sqrt(), 256, 256)
+        energy = 1 / torch.arange(1, _DIRECTIONS + 1, dtype=torch.float64)
+        x = (_DIRECTIONS * energy / energy.sum()).sqrt()
+        return Reference(f"{_DIRECTIONS} directions, eigenvalues 1/j", x, _DIRECTIONS, _DIRECTIONS)
     path = Path(source)
-    if path.is_dir():
-        return _of_run(RunFolder(path))
     text = path.read_text() if path.is_file() else source
     try:
         numbers = [float(part) for part in re.split(r"[\s,]+", text.strip(" \n\t,[]"))]
     except ValueError as error:
-        expected = "a run folder, a file of numbers, or numbers such as 4,3,2,1"
-        raise UserError(f"--spectrum {source!r}: expected {expected}; {error}") from error
+        raise UserError(
+            f"--spectrum {source!r}: expected a run folder, a file of numbers, or numbers such as 4,3,2,1; {error}"
+        ) from error
     x = torch.tensor(numbers, dtype=torch.float64)
     if len(x) < 2 or not (x.isfinite() & (x >= 0)).all() or not x.any():
         raise UserError(
-            f"--spectrum {source!r}: a spectrum is two or more finite numbers at or above 0, not all 0; "
+            f"--spectrum {source!r}: expected two or more finite numbers at or above 0, not all 0; "
             f"got {x[:4].tolist()}"
         )
     return Reference(path.name if path.is_file() else "given", x.sort(descending=True).values, len(x), len(x))
-
-
-def _of_run(folder: RunFolder) -> Reference:
-    """The last spectrum of Z that a run kept: of a branch without a map, or else of its target."""
-    config = folder.config()
-    if not (snapshots := folder.spectra()):
-        raise UserError(f"{folder.path} has no spectra yet: let it train a step, or take another run")
-    run, recipe = config["run"], config["recipe"]
-    row = design(run["method"], online=run["online"], target=run["target"])
-    s = snapshots[-1].online if row.target and not row.online else snapshots[-1].target
-    note = f", after {' and '.join(row.target)}" if row.target and row.online else ""
-    rows = len(recipe["views"]) * run["batch_size"] // run["devices"]
-    x = torch.tensor(s, dtype=torch.float64) / math.sqrt(rows)
-    if not x.any():
-        raise UserError(f"{folder.path}: the last spectrum is all 0, the run has collapsed; take another run")
-    return Reference(
-        f"{folder.name} at step {snapshots[-1].step:,}{note}", x, rows, recipe["heads"]["projector"][-1]
-    )

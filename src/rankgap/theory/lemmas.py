@@ -1,4 +1,4 @@
-"""Majorisation and the two lemmas, as inequalities whose sides are given and can be checked.
+"""Majorisation and the two lemmas, as inequalities with both sides computed, so that they can be checked.
 
 Shapes: R directions.
 """
@@ -18,32 +18,36 @@ _ROUNDING = 1e-9
 
 
 def majorises(p: Tensor, q: Tensor, tol: float = 1e-12) -> bool:
-    """Whether p majorises q: the k largest of p sum to no less than those of q, for every k, at equal sums.
+    """Whether p majorises q: for every k, the k largest of p sum to no less than the k largest of q.
 
-    Then every Schur-concave number of p, the entropy above all, is no larger than that of q.
+    Every Schur-concave function of p, the entropy above all, is then no larger than that of q.
 
     Args:
         p: shares (R,), in any order; they are divided by their sum.
-        q: likewise.
-        tol: by which a partial sum may fall short.
+        q: shares (R,), in any order; they are divided by their sum.
+        tol: how far a partial sum may fall short.
 
     Raises:
-        UserError: these are no two rows of shares, of one length.
+        UserError: p and q are not two rows of shares of the same length.
 
     Example:
         >>> majorises(torch.tensor([0.7, 0.3]), torch.tensor([0.5, 0.5]))
         True
     """
-    if p.shape != q.shape:
-        raise UserError(f"majorisation compares two rows of one length, got {tuple(p.shape)} and {tuple(q.shape)}")
-    first, second = (_shares(row).sort(descending=True).values.cumsum(0) for row in (p, q))
+    first, second = (row.sort(descending=True).values.cumsum(0) for row in _both_shares(p, q))
     return bool((first - second >= -tol).all())
+
+
+def _both_shares(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    if p.shape != q.shape:
+        raise UserError(f"expected two rows of the same length, got {tuple(p.shape)} and {tuple(q.shape)}")
+    return _shares(p), _shares(q)
 
 
 def _shares(p: Tensor) -> Tensor:
     if p.ndim != 1 or not len(p) or not (p.isfinite() & (p >= 0)).all() or not p.any():
         raise UserError(
-            "shares are a row of finite numbers at or above 0, not all 0; "
+            "expected shares (R,), finite numbers at or above 0 that are not all 0; "
             f"got {p.flatten().tolist()[:4]} of shape {tuple(p.shape)}"
         )
     return p.double() / p.double().sum()
@@ -51,13 +55,13 @@ def _shares(p: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Lemma:
-    """An inequality left >= right, with what it presumes.
+    """An inequality left >= right, with its premise.
 
     Args:
-        claim: in words.
+        claim: the inequality in words.
         left: the side that is claimed to be no smaller.
-        right: the other.
-        premise: whether what the lemma presumes is so; where it is not, nothing is claimed.
+        right: the other side.
+        premise: whether the lemma applies; if it does not, nothing is claimed.
     """
 
     claim: str
@@ -72,27 +76,28 @@ class Lemma:
 
     @property
     def holds(self) -> bool:
-        """Whether it is true here, but for rounding (it is where the premise is not)."""
+        """Whether the inequality is true here, up to rounding; a lemma without its premise always holds."""
         return not self.premise or self.margin >= -_ROUNDING * max(abs(self.left), abs(self.right), 1.0)
 
 
 def filter_lemma(x: Tensor, gain: str | Gain, of: Convention = "correlation") -> Lemma:
-    """The filter lemma: what a gain does to the effective rank of a spectrum.
+    """The filter lemma: the effect of a gain on the effective rank of a spectrum.
 
-    g >= 0 non-decreasing: the filtered spectrum majorises the first, and the rank falls. g non-increasing and
-    x g(x) non-decreasing: it is majorised, and the rank rises. A high-pass so steep that x g(x) falls somewhere
-    reverses the order of directions, and may do either: the premise is False.
+    If g >= 0 is non-decreasing, the filtered spectrum majorises the original one, and the rank falls. If g is
+    non-increasing and x g(x) is non-decreasing, the original majorises the filtered one, and the rank rises. A
+    high-pass so steep that x g(x) falls somewhere reverses the order of directions and may do either; the premise
+    is then False.
 
     Args:
-        x: singular values as the gain sees them (R,), at or above 0 (what is 0 stays so).
-        gain: a `Gain` or its name.
+        x: singular values on the gain's scale (R,), at or above 0; zeros remain zero.
+        gain: a `Gain`, or its name or formula.
         of: the convention of the effective rank, see `spectra.effective_rank_of`.
 
     Returns:
-        Effective ranks before and after, the one that is claimed to be larger on the left.
+        The effective ranks before and after, with the one that is claimed to be larger on the left.
 
     Raises:
-        UserError: no spectrum, or a gain that is none on it (not monotone, say).
+        UserError: `x` is not a spectrum, or the gain is not valid on it (not monotone, for example).
 
     Example:
         >>> lemma = filter_lemma(torch.tensor([3.0, 2.0, 1.0]), "power:0.5")
@@ -112,27 +117,25 @@ def filter_lemma(x: Tensor, gain: str | Gain, of: Convention = "correlation") ->
 def step_lemma(p: Tensor, q: Tensor, t: float) -> tuple[Lemma, Lemma]:
     """The step lemma: a step from the online spectrum towards the target's, in one eigenspace.
 
-    Entropy H is concave, so H((1-t) p + t q) >= (1-t) H(p) + t H(q). The second claim presumes H(q) >= H(p), a
-    rank difference that is not negative: then the right-hand side is at least H(p), and the online rank rises.
-    (Spectra of C_p and C_t that share no eigenspace: the same holds of the matrices, von Neumann's entropy being
-    concave too.)
+    Entropy H is concave, so H((1-t) p + t q) >= (1-t) H(p) + t H(q). The second claim has the premise
+    H(q) >= H(p), a rank difference that is not negative: the right-hand side is then at least H(p), and the online
+    rank rises. (If C_p and C_t share no eigenspace, the same holds for the matrices, because von Neumann's entropy
+    is concave too.)
 
     Args:
-        p: shares of the online branch (R,), direction by direction; divided by their sum.
-        q: shares of the target, in the same directions.
-        t: of the step, in [0, 1].
+        p: shares of the online branch (R,), direction by direction; they are divided by their sum.
+        q: shares of the target (R,), in the same directions; they are divided by their sum.
+        t: the size of the step, in [0, 1].
 
     Returns:
-        Concavity, and growth; both sides in nats.
+        The lemma of concavity and the lemma of growth; both sides are in nats.
 
     Raises:
-        UserError: no shares, or no step.
+        UserError: p and q are not two rows of shares of the same length, or t is outside [0, 1].
     """
     if not 0 <= t <= 1:
-        raise UserError(f"a step is a share between 0 and 1, got {t}")
-    if p.shape != q.shape:
-        raise UserError(f"a step goes between two rows of one length, got {tuple(p.shape)} and {tuple(q.shape)}")
-    p, q = _shares(p), _shares(q)
+        raise UserError(f"expected a step t between 0 and 1, got {t}")
+    p, q = _both_shares(p, q)
     online, target, after = (float(torch.special.entr(row).sum()) for row in (p, q, (1 - t) * p + t * q))
     return (
         Lemma("entropy is concave", after, (1 - t) * online + t * target, premise=True),

@@ -1,5 +1,6 @@
-"""Random views of a batch of images, and the one view that features are read from."""
+"""Random views of a batch of images, and the one view from which features are read."""
 
-from rankgap.views.random_views import Parameters, ViewConfig, Views, eval_view
+from rankgap.views.random_views import Parameters, Views, eval_view
+from rankgap.views.view_config import ViewConfig
 
 __all__ = ["Parameters", "ViewConfig", "Views", "eval_view"]

@@ -1,15 +1,17 @@
 """Colour jitter as one affine map per image.
 
-Brightness b, contrast c, saturation s, hue shift t and grey, in this order, are all affine in colour: with the
-projection on grey G = 1 luma^T, and R the rotation by 2 pi t about the grey axis 1, they are
+Brightness b, contrast c, saturation s, hue shift t and grey, in this order, are all affine in colour. With the
+projection on grey G = 1 luma^T, and the rotation R by 2 pi t about the grey axis 1, they are
 
-    x -> b c ((1 - s) G + s R) x + (1 - c) b m,    with G in front of the matrix where the image is made grey;
+    x -> b c ((1 - s) G + s R) x + (1 - c) b m,    with G in front of the matrix if the image is made grey.
 
-m, the mean of luma^T x over the image, is scaled by brightness and kept by contrast.
+m is the mean of luma^T x over the image, which brightness scales and contrast keeps.
 
 torchvision shifts hue in HSV, which keeps the largest channel and is not linear. The rotation keeps the mean of
-the channels. At t = 0.1, on CIFAR-10, they differ by 0.016 on average, where the shift itself changes pixels by
-0.025; a rotation in YIQ, which keeps luma, would differ by 0.027.
+the channels. At t = 0.1, on CIFAR-10, the two differ by 0.016 on average, while the shift itself changes pixels by
+0.025. A rotation in YIQ, which keeps luma, would differ by 0.027.
+
+Shapes: V views, B images, C channels.
 """
 
 from __future__ import annotations
@@ -23,14 +25,14 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in PIL
 
 
 def luma_weights(channels: int) -> Tensor:
-    """Weights (C,) of an image's grey: luma of three channels, the mean of any other number."""
+    """The weights (C,) of an image's grey: luma for three channels, the mean for any other number."""
     return torch.tensor(_LUMA) if channels == 3 else torch.full((channels,), 1 / channels)
 
 
 def colour_basis(channels: int) -> Tensor:
-    """What colour matrices are sums of, as (4, C*C): to luma, to the channels' mean, identity, quarter turn.
+    """The summands of colour matrices (4, C*C): to luma, to the channels' mean, the identity, a quarter turn.
 
-    Other than three channels have no hue or saturation: any sum that leaves brightness alone is the identity.
+    Without three channels there is no hue or saturation, so every sum that keeps brightness is the identity.
     """
     identity = torch.eye(channels)
     if channels != 3:
@@ -42,15 +44,15 @@ def colour_basis(channels: int) -> Tensor:
 def colour_matrices(
     basis: Tensor, luma: Tensor, gain: Tensor, saturation: Tensor, hue: Tensor, grey: Tensor
 ) -> Tensor:
-    """The matrix of each image.
+    """The colour matrix of each image.
 
     Args:
         basis: (4, C*C), from `colour_basis`.
         luma: (C,), from `luma_weights`.
         gain: (V, B), brightness times contrast.
-        saturation: (V, B), factor.
-        hue: (V, B), shift in turns.
-        grey: bool (V, B).
+        saturation: (V, B), the factor.
+        hue: (V, B), the shift in turns.
+        grey: bool (V, B), whether the image is made grey.
 
     Returns:
         (V, B, C, C)

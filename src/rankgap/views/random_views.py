@@ -1,7 +1,7 @@
 """Random views of a batch of images, made on the images' device.
 
-Crop, flip and resize are two matrix products per image (`resampling`), colour jitter and normalisation one affine
-map per image (`colour`): a view costs three batched products.
+Crop, flip and resize are two matrix products per image (`resampling`), and colour jitter and normalisation are one
+affine map per image (`colour`), so a view costs three batched products.
 
 Shapes: V views, B images, C channels, (H, W) stored size of an image, S side of a view.
 """
@@ -10,75 +10,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rankgap.errors import UserError, unknown
+from rankgap.errors import UserError
 from rankgap.views.colour import colour_basis, colour_matrices, luma_weights
 from rankgap.views.resampling import KERNELS, Taps, bicubic, blur_matrix, crop_taps, separable
+from rankgap.views.view_config import ViewConfig
 
-Interpolation = Literal["bicubic", "bilinear"]
-_TRIES = 10  # crops tried before the central one is taken, as in torchvision
-_BLOCK = 2**19  # values handled at once on a CPU
+__all__ = ["Parameters", "ViewConfig", "Views", "eval_view"]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ViewConfig:
-    """How one view is drawn; names and meanings are torchvision's.
-
-    Args:
-        scale: area of the crop, least and greatest share of the image's area, in (0, 1].
-        ratio: width / height of the crop, least and greatest; drawn uniformly in its logarithm.
-        flip: probability of a horizontal flip.
-        jitter: strengths of brightness, contrast, saturation (factor in [max(0, 1 - s), 1 + s]) and hue (shift in
-            [-s, s] turns, s at most 0.5).
-        jitter_p: probability that all four are jittered, else none.
-        grey_p: probability of greyscale.
-        blur_p: probability of a Gaussian blur.
-        blur_sigma: its standard deviation in pixels of the view, least and greatest.
-        solarize_p: probability that values of 0.5 or more are inverted.
-        interpolation: of the resized crop.
-
-    Raises:
-        UserError: a value is out of its range.
-    """
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    jitter_p: float = 0.8
-    grey_p: float = 0.2
-    blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize_p: float = 0.0
-    interpolation: Interpolation = "bicubic"
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise UserError(f"scale takes (least, greatest) with 0 < least <= greatest <= 1, got {self.scale}")
-        for name in ("ratio", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high < math.inf:
-                raise UserError(f"{name} takes (least, greatest) with 0 < least <= greatest, got {(low, high)}")
-        for name in ("flip", "jitter_p", "grey_p", "blur_p", "solarize_p"):
-            if not 0 <= (p := getattr(self, name)) <= 1:
-                raise UserError(f"{name} is a probability in [0, 1], got {p}")
-        if not (all(0 <= s < math.inf for s in self.jitter[:3]) and 0 <= self.jitter[3] <= 0.5):
-            raise UserError(
-                f"jitter takes brightness, contrast, saturation >= 0 and hue in [0, 0.5], got {self.jitter}"
-            )
-        if self.interpolation not in KERNELS:
-            raise unknown("interpolation", self.interpolation, KERNELS)
+_TRIES = 10  # crops to try before the central one is taken, as in torchvision
+_BLOCK = 2**19  # values to process at once on a CPU
 
 
 class Parameters(NamedTuple):
-    """What is drawn for V views of B images; all (V, B). Crops are in pixels of the original images.
+    """The random numbers of V views of B images; all are (V, B). Crops are in pixels of the original images.
 
-    Where an image is not jittered its three factors are 1 and its hue shift, in turns, is 0.
+    For an image that is not jittered, the three factors are 1 and the hue shift, in turns, is 0.
     """
 
     top: Tensor
@@ -97,7 +48,7 @@ class Parameters(NamedTuple):
 
 
 def _ranges(config: ViewConfig) -> list[tuple[float, float]]:
-    """Least and greatest of each uniform number drawn: areas, log ratios, factors, hue, sigma, position."""
+    """The bounds of each uniform number to draw: areas, log ratios, factors, hue, sigma, position."""
     least, greatest = config.ratio
     return [
         *[config.scale] * _TRIES,
@@ -117,21 +68,21 @@ def _chances(config: ViewConfig) -> list[float]:
 def _first_that_fits(
     areas: Tensor, ratios: Tensor, ratio: Tensor, height: Tensor, width: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The size of each crop: the first of the tries that fits, else the largest central one of a ratio allowed.
+    """The size of each crop: that of the first try that fits, else the largest central one with an allowed ratio.
 
     Args:
-        areas: (V, 10, B) tried, in pixels.
-        ratios: (V, 10, B) tried, width / height.
-        ratio: (V, 2, 1) least and greatest.
-        height: (B,) of the images.
-        width: (B,) of the images.
+        areas: (V, 10, B), of the tries, in pixels.
+        ratios: (V, 10, B), of the tries, width / height.
+        ratio: (V, 2, 1), the smallest and the largest allowed.
+        height: (B,), of the images.
+        width: (B,), of the images.
 
     Returns:
-        height and width (V, B) of the crops, bool (V, B) whether a try fitted.
+        Height and width (V, B) of the crops, and whether a try fitted, bool (V, B).
     """
     widths, heights = (areas * ratios).sqrt_().round_(), (areas / ratios).sqrt_().round_()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    found, first = fits.byte().max(1, keepdim=True)  # of equal maxima, the first
+    found, first = fits.byte().max(1, keepdim=True)  # the first of equal maxima
     least, greatest = ratio.unbind(1)  # (V, 1)
     central_height = torch.where(width < height * least, (width / least).round_(), height)
     central_width = torch.where(width > height * greatest, (height * greatest).round_(), width)
@@ -144,13 +95,16 @@ def _first_that_fits(
 def _blur(views: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of (B, S, S, C) with sigma (B,) pixels."""
     kernel = blur_matrix(sigma, views.shape[1])
-    for _ in range(2):  # along the rows' axis, then with the axes swapped along the other, and back
+    for _ in range(2):  # along one axis, and with the axes swapped along the other
         views = torch.bmm(kernel, views.flatten(2)).view_as(views).transpose(1, 2)
     return views
 
 
-def _change_drawn(views: Tensor, drawn: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
-    """The operation on the views drawn, in place. Off the CPU all are computed: picking some would wait for it."""
+def _apply_(views: Tensor, drawn: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
+    """Apply an operation in place to the views drawn for it.
+
+    An accelerator computes it for all views, because selecting some would wait for the device.
+    """
     if views.device.type == "cpu":
         chosen = drawn.nonzero().squeeze(1)
         changed = operation(views[chosen], *(p[chosen] for p in parameters))
@@ -163,24 +117,24 @@ class Views(nn.Module):
     """Several random views of each image of a batch, normalised.
 
     A view is cropped, flipped and resized, jittered in colour, made grey, blurred and solarised, in this order and
-    with probabilities and parameters as in torchvision (`ViewConfig`). Where the pixels differ from
-    torchvision's on PIL images (tests bound the mean difference):
+    with torchvision's probabilities and parameters (`ViewConfig`). The pixels differ from those of torchvision on
+    PIL images in three ways (tests bound the mean difference):
 
     * the four jitters come in the order brightness, contrast, saturation, hue, which torchvision shuffles;
-    * hue is a rotation of RGB about the grey axis, where torchvision shifts it in HSV (see `colour`);
+    * hue is a rotation of RGB about the grey axis, while torchvision shifts it in HSV (see `colour`);
     * values are clamped to [0, 1] once, after the last colour operation, and never rounded to integers.
 
-    Images of other than three channels have no hue, saturation or grey: those three change nothing, and the mean
-    that contrast keeps is taken over all channels.
+    Images that do not have three channels have no hue, saturation or grey. Those three then change nothing, and
+    the mean that contrast keeps is taken over all channels.
 
     Args:
         configs: one for each of the V views.
         size: side S of a view, in pixels.
-        mean: of each channel in [0, 1], to normalise with.
-        std: standard deviation of each channel, likewise.
+        mean: per-channel mean in [0, 1] to normalise with.
+        std: per-channel standard deviation of values in [0, 1] to normalise with.
 
     Raises:
-        UserError: mean and std differ in length, or a number is out of its range.
+        UserError: mean and std differ in length, or a number is outside its range.
 
     Example:
         >>> views = Views([ViewConfig(), ViewConfig(blur_p=0.5)], size=32, mean=[0.5] * 3, std=[0.25] * 3)
@@ -214,7 +168,7 @@ class Views(nn.Module):
             "basis": colour_basis(len(mean)),  # (4, C*C)
             "gain": 1 / (255 * scale)[:, None],  # (C, 1), from [0, 255] to normalised values
             "black": black[:, None],  # (C, 1)
-            # Bounds of a row of pixels: a CPU clamps ten times slower where bounds repeat within a row.
+            # One bound for each value of a row: a CPU clamps ten times slower if bounds repeat within a row.
             "low": black.repeat(size),  # (S*C,)
             "high": (black + 1 / scale).repeat(size),
         }
@@ -222,15 +176,15 @@ class Views(nn.Module):
             self.register_buffer(name, constant.float(), persistent=False)
 
     def draw(self, height: Tensor, width: Tensor, generator: torch.Generator | None = None) -> Parameters:
-        """Parameters of all views, distributed as torchvision's transforms draw them one image at a time.
+        """Draw the parameters of all views, with the distribution of torchvision's transforms on single images.
 
-        `RandomResizedCrop` tries ten crops and takes the first that fits; here the ten of all images and views are
-        drawn at once.
+        `RandomResizedCrop` tries ten crops and takes the first that fits. Here the ten crops of all images and
+        views are drawn at once.
 
         Args:
             height: float32 (B,), of the original images in pixels.
-            width: likewise.
-            generator: on the device of `height`; the default generator otherwise.
+            width: float32 (B,), of the original images in pixels.
+            generator: a generator on the device of `height`; the default generator if None.
         """
         low, high = self.ranges.unbind(1)
         numbers = low.shape[1]
@@ -261,35 +215,35 @@ class Views(nn.Module):
 
         Args:
             images: uint8 (B, C, H, W).
-            sizes: (B, 2) height and width of each image before it was squashed to (H, W): crops are drawn in those
-                pixels, so that their aspect ratio is right. None where the stored size is the original one.
-            generator: the only source of randomness, on the device of the images; the default one otherwise.
+            sizes: (B, 2) height and width of each image before it was squashed to (H, W). Crops are drawn in those
+                pixels, so that their aspect ratio is right. None if the stored size is the original one.
+            generator: the only source of randomness, on the device of the images; the default generator if None.
 
         Returns:
             float32 (V, B, C, S, S), each view channels-last in memory.
 
         Raises:
-            UserError: images or sizes of another dtype or shape.
+            UserError: the images or sizes have another dtype or shape.
         """
         _check_images(images, sizes, len(self.luma))
         b, c, h, w = images.shape
         height, width = _original_sizes(images, sizes)
         out = images.new_empty(len(self.configs), b, self.size, self.size, c, dtype=torch.float32)
-        # Small blocks stay in a CPU's caches, and its allocator keeps them; an accelerator wants the whole batch.
+        # Small blocks stay in a CPU's caches and its allocator reuses them; an accelerator takes the whole batch.
         block = b if images.device.type != "cpu" else max(1, _BLOCK // max(c * h * w, out[0, 0].numel()))
         with torch.autocast(images.device.type, enabled=False):  # half precision would band the colours
             p = self.draw(height, width, generator)
-            scale = torch.stack([h / height, w / width])[:, None]  # (2, 1, B), stored pixels of an original one
+            scale = torch.stack([h / height, w / width])[:, None]  # (2, 1, B), stored pixels per original pixel
             corner, extent = torch.stack([p.top, p.left]) * scale, torch.stack([p.height, p.width]) * scale
             rows, columns = crop_taps(corner, extent, (h, w), self.size, self._kernel, p.flip)
             gain = p.brightness * p.contrast
             colours = colour_matrices(self.basis, self.luma, gain, p.saturation, p.hue, p.grey) * self.gain
-            lift = p.brightness - gain  # (V, B), share of the mean grey that contrast adds
+            lift = p.brightness - gain  # (V, B), the share of the mean grey that contrast adds
             for part in (slice(start, start + block) for start in range(0, b, block)):
                 pixels = images[part].to(torch.float32, memory_format=torch.contiguous_format)
                 for v, config in enumerate(self.configs):
                     at = v, part
-                    self._render(
+                    self._render_(
                         out[at],
                         pixels,
                         Taps(rows.weights[at], rows.pixels[at]).matrices(h),
@@ -298,35 +252,35 @@ class Views(nn.Module):
                         lift[at],
                     )
                     if config.blur_p > 0:
-                        _change_drawn(out[at], p.blur[at], _blur, p.sigma[at])
+                        _apply_(out[at], p.blur[at], _blur, p.sigma[at])
                     if config.solarize_p > 0:
-                        _change_drawn(out[at], p.solarize[at], self._solarize)
+                        _apply_(out[at], p.solarize[at], self._solarize)
         return out.permute(0, 1, 4, 2, 3)
 
     def _kernel(self, distances: Tensor) -> Tensor:
-        """Each view's kernel on distances (2, V, ...)."""
+        """The kernel of each view on distances (2, V, ...)."""
         kinds = {config.interpolation for config in self.configs}
         if len(kinds) == 1:
             return KERNELS[kinds.pop()](distances)
         each = zip(self.configs, distances.unbind(1), strict=True)
         return torch.stack([KERNELS[config.interpolation](d) for config, d in each], 1)
 
-    def _render(
+    def _render_(
         self, view: Tensor, pixels: Tensor, rows: Tensor, columns: Tensor, colours: Tensor, lift: Tensor
     ) -> None:
-        """Write rows^T @ colours(pixels @ columns), clamped, into the view (B, S, S, C)."""
+        """Write rows^T @ colours(pixels @ columns), clamped, into `view` (B, S, S, C)."""
         b, c, h, w = pixels.shape
         across = torch.bmm(pixels.view(b, c * h, w), columns).view(b, c, h, -1)
-        mean = torch.bmm(across.mean(-1), rows.mean(2, keepdim=True))  # (B, C, 1), of the crop before its colours
+        mean = torch.bmm(across.mean(-1), rows.mean(2, keepdim=True))  # (B, C, 1), of the crop before the jitter
         shift = torch.addcmul(self.black, self.gain, (lift * (self.luma @ mean).squeeze(1))[:, None, None])
         coloured = torch.baddbmm(shift, colours, across.flatten(2))  # (B, C, H*S)
         view = view.flatten(2)
-        # Rows come last, since they take the channels along in any layout.
+        # The product with `rows` comes last, because it works with the channels in any layout.
         torch.bmm(rows.mT, coloured.mT.reshape(b, h, -1), out=view)
         view.clamp_(self.low, self.high)
 
     def _solarize(self, views: Tensor) -> Tensor:
-        """Normalised (B, S, S, C), with what is 0.5 or more inverted."""
+        """Invert the values of 0.5 or more in normalised views (B, S, S, C)."""
         middle = ((self.low + self.high) / 2).view(self.size, -1)
         return middle - (views - middle).abs_()
 
@@ -334,22 +288,23 @@ class Views(nn.Module):
 def eval_view(
     images: Tensor, sizes: Tensor | None, size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """The one view that features are read from: the largest central square, resized and normalised.
+    """The one view from which features are read: the largest central square, resized and normalised.
 
-    Bicubic, antialiased where it shrinks (Keys's kernel, as PIL); at H = W = S the pixels are the image's.
+    The resize is bicubic, and antialiased where it shrinks (Keys's kernel, as in PIL). At H = W = S the pixels are
+    those of the image.
 
     Args:
         images: uint8 (B, C, H, W).
         sizes: (B, 2) original height and width, or None (see `Views.forward`).
         size: side S of the view, in pixels.
-        mean: of each channel in [0, 1].
-        std: of each channel, likewise.
+        mean: per-channel mean in [0, 1] to normalise with.
+        std: per-channel standard deviation of values in [0, 1] to normalise with.
 
     Returns:
         float32 (B, C, S, S)
 
     Raises:
-        UserError: images or sizes of another dtype or shape, or numbers out of their range.
+        UserError: the images or sizes have another dtype or shape, or a number is outside its range.
     """
     _check_normalisation(size, mean, std)
     _check_images(images, sizes, len(mean))
@@ -366,7 +321,7 @@ def eval_view(
 
 
 def _original_sizes(images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Height and width (B,) float32 on the images' device."""
+    """Original height and width, (B,) float32, on the images' device."""
     if sizes is None:
         b, _, h, w = images.shape
         return torch.full((b,), float(h), device=images.device), torch.full((b,), float(w), device=images.device)
@@ -376,13 +331,17 @@ def _original_sizes(images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tenso
 
 def _check_normalisation(size: int, mean: Sequence[float], std: Sequence[float]) -> None:
     if size < 1:
-        raise UserError(f"a view's size is 1 pixel or more, got {size}")
+        raise UserError(f"expected a view size of 1 pixel or more, got {size}")
     if len(mean) != len(std) or not mean or not all(s > 0 for s in std):
-        raise UserError(f"mean and std take one number a channel, std above 0, got {list(mean)} and {list(std)}")
+        raise UserError(
+            f"expected mean and std with one number per channel, std above 0, got {list(mean)} and {list(std)}"
+        )
 
 
 def _check_images(images: Tensor, sizes: Tensor | None, channels: int) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
-        raise UserError(f"views take uint8 images (B, {channels}, H, W), got {images.dtype} {tuple(images.shape)}")
+        raise UserError(f"expected uint8 images (B, {channels}, H, W), got {images.dtype} {tuple(images.shape)}")
     if sizes is not None and tuple(sizes.shape) != (len(images), 2):
-        raise UserError(f"sizes takes height and width of {len(images)} images, got {tuple(sizes.shape)}")
+        raise UserError(
+            f"expected sizes ({len(images)}, 2), height and width of each image, got {tuple(sizes.shape)}"
+        )

@@ -1,7 +1,19 @@
 """Watch any two-branch model: readings of both branches, their diagnosis, and a monitor for any loop."""
 
-from rankgap.watch.doctor import Diagnosis, Doctor, Kind, alarms
+from rankgap.watch.doctor import Diagnosis, Doctor, Kind, Thresholds, alarms
 from rankgap.watch.monitor import RankMonitor
+from rankgap.watch.pairing import opposite_views
 from rankgap.watch.reading import Reading, read, readings
 
-__all__ = ["Diagnosis", "Doctor", "Kind", "RankMonitor", "Reading", "alarms", "read", "readings"]
+__all__ = [
+    "Diagnosis",
+    "Doctor",
+    "Kind",
+    "RankMonitor",
+    "Reading",
+    "Thresholds",
+    "alarms",
+    "opposite_views",
+    "read",
+    "readings",
+]

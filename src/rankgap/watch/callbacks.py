@@ -1,4 +1,4 @@
-"""What a callback of any trainer does with a monitor."""
+"""The part that the callbacks of all trainers share."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Literal, get_args
 from torch import nn
 
 from rankgap.errors import unknown
-from rankgap.watch.doctor import Diagnosis, Doctor
+from rankgap.watch.doctor import Diagnosis, Thresholds
 from rankgap.watch.monitor import RankMonitor
 
 Action = Literal["warn", "stop"]
 
-RANKS = ("erank_online", "erank_target", "rank_difference")  # of a reading, those that loggers get
+RANKS = ("erank_online", "erank_target", "rank_difference")  # the numbers of a reading that loggers get
 
 
 class Watcher:
-    """What a callback of any trainer does: hook the modules, hand out new readings, act on a new diagnosis.
+    """Hooks the modules, hands out new readings and acts on a new diagnosis, for a callback of any trainer.
 
     Args:
         online: dotted name of the module whose output is P.
         target: dotted name of the module whose output is T.
         every: steps between two readings; a step is one backward pass.
         stacked: views that one output holds.
-        doctor: thresholds of the diagnosis.
+        thresholds: of the diagnosis.
         on_alarm: what to do when a new diagnosis is not healthy: "warn", "stop" (warn and end training), or a
             function that is called with it.
 
@@ -40,19 +40,19 @@ class Watcher:
         *,
         every: int = 10,
         stacked: int = 1,
-        doctor: Doctor | None = None,
+        thresholds: Thresholds | None = None,
         on_alarm: Action | Callable[[Diagnosis], None] = "warn",
     ) -> None:
         if not callable(on_alarm) and on_alarm not in get_args(Action):
             raise unknown("action", on_alarm, get_args(Action))
         self.online, self.target, self.every, self.stacked = online, target, every, stacked
-        self.doctor, self.on_alarm = doctor, on_alarm
+        self.thresholds, self.on_alarm = thresholds, on_alarm
         self.monitor: RankMonitor | None = None
 
     def attach(self, model: nn.Module) -> None:
         """Hook the modules."""
         self.monitor = RankMonitor(
-            model, self.online, self.target, every=self.every, stacked=self.stacked, doctor=self.doctor
+            model, self.online, self.target, every=self.every, stacked=self.stacked, thresholds=self.thresholds
         ).__enter__()
 
     def detach(self) -> None:
@@ -61,7 +61,7 @@ class Watcher:
             self.monitor.__exit__(None, None, None)
 
     def look(self) -> tuple[dict[str, float], bool]:
-        """After a step: the ranks, where they were read anew, and whether training is to end."""
+        """Called after a step: the ranks if they were read anew, and whether training should end."""
         assert self.monitor is not None
         reading, alarm = self.monitor.news()
         ranks = {} if reading is None else {name: getattr(reading, name) for name in RANKS}

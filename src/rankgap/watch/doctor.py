@@ -1,11 +1,11 @@
-"""Has it collapsed, and why? From readings of both branches along training to a kind, a cause and a first knob."""
+"""The diagnosis of a run: whether it has collapsed, the likely cause, and the first thing to change."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from rankgap.watch.reading import Reading
@@ -23,14 +23,14 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What a run suffers from.
+    """What is wrong with a run, and what to do about it.
 
     Args:
-        kind: its name; "healthy" where nothing was found.
-        step: at which it was seen.
-        saw: the numbers, in a sentence.
-        cause: what most often causes it.
-        knob: what to turn first.
+        kind: the name of the fault; "healthy" if there is none.
+        step: the training step at which it was seen.
+        saw: the numbers that show it.
+        cause: the most frequent cause.
+        knob: the first thing to change.
     """
 
     kind: Kind
@@ -49,20 +49,21 @@ class Diagnosis:
         return f"{self.kind} at step {self.step}: {self.saw}. Likely {self.cause}; first {self.knob}."
 
 
-@dataclass(kw_only=True, slots=True)
-class Doctor:
-    """Reads a run's history and names what is wrong with it.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thresholds:
+    """Where the doctor draws its lines.
 
     Args:
         patience: readings in a row that must agree before anything but non-finite values is named.
         constant: `Reading.spread` at or below which features count as constant.
-        share: of the target's early peak below which its effective rank counts as collapsed. Ranks of a random
-            network are high and fall in healthy runs too, to a tenth in short ones.
+        share: share of the target's early peak below which its effective rank counts as collapsed. Effective ranks
+            of a random network are high, and fall in healthy runs too, to a tenth in short ones.
         floor: effective rank at or below which it counts as collapsed in any case.
         early: readings in which that peak is sought.
-        margin: share of the online rank that the target's must lie below it to count as a negative difference: the
-            two views of a symmetric model differ by noise, and while SimSiam's predictor is learning it passes the
-            target by up to a sixth in runs that end well. A filter on the wrong branch makes it several times.
+        margin: share of the online rank by which the target's must lie below it to count as a negative difference.
+            The two views of a symmetric model differ by noise, and while SimSiam's predictor is learning, the
+            online rank exceeds the target's by up to a sixth in runs that end well. A filter on the wrong branch
+            makes the online rank several times as high.
         uniform: share of ln K above which an assignment counts as uniform.
         single: share of ln K below which one prototype counts as having it all.
     """
@@ -75,12 +76,28 @@ class Doctor:
     margin: float = 0.25
     uniform: float = 0.99
     single: float = 0.05
-    peak: float = 0.0
-    seen: int = 0
-    recent: deque[Reading] = field(default_factory=deque)
+
+
+class Doctor:
+    """Takes in a run's readings one by one, and names what is wrong with the run.
+
+    Args:
+        thresholds: where to draw the lines; the defaults of `Thresholds` if None.
+
+    Attributes:
+        peak: the highest effective rank among the target's early readings.
+        seen: how many finite readings were taken in.
+        recent: the newest of them, at most `Thresholds.patience`.
+    """
+
+    def __init__(self, thresholds: Thresholds | None = None) -> None:
+        self.thresholds = thresholds or Thresholds()
+        self.peak = 0.0
+        self.seen = 0
+        self.recent: deque[Reading] = deque(maxlen=self.thresholds.patience)
 
     def __call__(self, reading: Reading) -> Diagnosis:
-        """Take a reading in and say how the run stands."""
+        """Take in a reading, and say how the run stands."""
         if not reading.finite:
             return Diagnosis(
                 "non-finite",
@@ -89,19 +106,18 @@ class Doctor:
                 "a learning rate that is too high, or half precision that overflows",
                 "lower the learning rate, or train in float32",
             )
-        if self.seen < self.early and math.isfinite(reading.erank_target):
+        limits = self.thresholds
+        if self.seen < limits.early and math.isfinite(reading.erank_target):
             self.peak = max(self.peak, reading.erank_target)
         self.seen += 1
         self.recent.append(reading)
-        while len(self.recent) > self.patience:
-            self.recent.popleft()
-        if len(self.recent) < self.patience:
+        if len(self.recent) < limits.patience:
             return Diagnosis("healthy", reading.step)
         return self._judge(reading)
 
     def _judge(self, now: Reading) -> Diagnosis:
-        recent, step = list(self.recent), now.step
-        if all(r.usage is not None and r.usage < self.single for r in recent):
+        recent, step, limits = self.recent, now.step, self.thresholds
+        if all(r.usage is not None and r.usage < limits.single for r in recent):
             return Diagnosis(
                 "one prototype",
                 step,
@@ -109,7 +125,7 @@ class Doctor:
                 "centring that is too slow, or targets that are too sharp",
                 "lower the centre's momentum, or raise the teacher's temperature",
             )
-        if all(r.assignment is not None and r.assignment > self.uniform for r in recent):
+        if all(r.assignment is not None and r.assignment > limits.uniform for r in recent):
             return Diagnosis(
                 "uniform assignment",
                 step,
@@ -118,7 +134,7 @@ class Doctor:
                 "lower the teacher's temperature (or Sinkhorn's eps), or soften the colour jitter",
             )
         distributions = now.assignment is not None
-        if not distributions and all(r.spread <= self.constant for r in recent):
+        if not distributions and all(r.spread <= limits.constant for r in recent):
             return Diagnosis(
                 "complete",
                 step,
@@ -126,7 +142,7 @@ class Doctor:
                 "a missing stop-gradient, predictor or filter: both branches are the same",
                 "detach the target, and give one branch a filter (target power:-0.5)",
             )
-        if all(not r.erank_target > max(self.share * self.peak, self.floor) for r in recent):
+        if all(not r.erank_target > max(limits.share * self.peak, limits.floor) for r in recent):
             return Diagnosis(
                 "dimensional",
                 step,
@@ -134,7 +150,7 @@ class Doctor:
                 "no rank difference between the branches, so that dimensions die",
                 "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
             )
-        if all(r.rank_difference < -self.margin * r.erank_online for r in recent):
+        if all(r.rank_difference < -limits.margin * r.erank_online for r in recent):
             return Diagnosis(
                 "negative rank difference",
                 step,
@@ -146,9 +162,9 @@ class Doctor:
         return Diagnosis("healthy", step)
 
 
-def alarms(history: Iterable[Reading], doctor: Doctor | None = None) -> list[Diagnosis]:
+def alarms(history: Iterable[Reading], thresholds: Thresholds | None = None) -> list[Diagnosis]:
     """Every diagnosis of a history that is not healthy, once for each time that it begins."""
-    doctor, found, last = doctor or Doctor(), [], "healthy"
+    doctor, found, last = Doctor(thresholds), [], "healthy"
     for reading in history:
         diagnosis = doctor(reading)
         if diagnosis and diagnosis.kind != last:

@@ -13,8 +13,8 @@ from rankgap.watch.callbacks import Watcher
 class RankTrainerCallback(Watcher, TrainerCallback):  # type: ignore[misc]
     """Watches two modules of a model, logs their ranks, and acts on a collapse.
 
-    Its arguments are `Watcher`'s. Every `every` steps `erank_online`, `erank_target` and `rank_difference` are
-    added to the trainer's `state.log_history`, which is saved with its checkpoints.
+    It takes the arguments of `Watcher`. Every `every` steps `erank_online`, `erank_target` and `rank_difference`
+    are added to the trainer's `state.log_history`, which is saved with its checkpoints.
     """
 
     def on_train_begin(

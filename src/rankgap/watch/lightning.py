@@ -12,7 +12,8 @@ from rankgap.watch.callbacks import Watcher
 class RankCallback(Watcher, L.Callback):
     """Watches two modules of a `LightningModule`, logs their ranks, and acts on a collapse.
 
-    Its arguments are `Watcher`'s. Logged every `every` steps: `erank_online`, `erank_target`, `rank_difference`.
+    It takes the arguments of `Watcher`. Every `every` steps it logs `erank_online`, `erank_target` and
+    `rank_difference`.
 
     Example:
         >>> callback = RankCallback(online="predictor", target="projector", on_alarm="stop")

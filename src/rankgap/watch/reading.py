@@ -20,7 +20,7 @@ class Reading(NamedTuple):
     """One look at both branches; numbers are NaN where a branch is all zero or not finite.
 
     Attributes:
-        step: of training.
+        step: the training step.
         erank_online: effective rank of P's uncentred correlation (RDM's).
         erank_target: of T's.
         rank_difference: erank_target - erank_online.
@@ -29,8 +29,9 @@ class Reading(NamedTuple):
         mean_energy_online: the share of P's energy in its mean row.
         mean_energy_target: of T's.
         spread: 1 - |mean of the online rows scaled to length 1|^2, in [0, 1]; 0: all point the same way.
-        assignment: mean entropy of the target rows over ln K, in [0, 1]; None where they are no distributions.
-        usage: entropy of the mean target row over ln K, likewise: 0 where one prototype has it all.
+        assignment: mean entropy of the target rows over ln K, in [0, 1]; None if the rows are not distributions.
+        usage: entropy of the mean target row over ln K, 0 where one prototype has it all; None as above.
+        exponent: the exponent that an `auto` filter chose for this step; None without such a filter.
         finite: whether both branches' outputs are finite numbers.
     """
 
@@ -45,10 +46,11 @@ class Reading(NamedTuple):
     spread: float = math.nan
     assignment: float | None = None
     usage: float | None = None
+    exponent: float | None = None
     finite: bool = True
 
     def numbers(self) -> dict[str, float]:
-        """All that was measured, by name."""
+        """The measured numbers by name."""
         fields = self._asdict()
         return {
             name: value for name, value in fields.items() if name not in ("step", "finite") and value is not None
@@ -57,7 +59,7 @@ class Reading(NamedTuple):
 
 @torch.no_grad()
 def read(online: Tensor, target: Tensor, step: int) -> Reading:
-    """Take a reading of P (N, D) and T (N, D); on a GPU it waits for it."""
+    """Take a reading of P (N, D) and T (N, D); it waits for a GPU."""
     if not (online.isfinite().all() and target.isfinite().all()):
         return Reading(step, finite=False)
     p, t = online.detach().float(), target.detach().float()
@@ -87,7 +89,7 @@ def is_distribution(z: Tensor) -> bool:
 
 
 def readings(metrics: Mapping[str, Sequence[float]]) -> list[Reading]:
-    """The readings that the columns of a run's `metrics.csv` hold."""
+    """The readings in the columns of a run's `metrics.csv`; other columns are left out."""
     known = [name for name in Reading._fields if name in metrics]
     rows = zip(*(metrics[name] for name in known), strict=True)
     return [Reading(**dict(zip(known, row, strict=True)))._replace(step=int(row[0])) for row in rows]

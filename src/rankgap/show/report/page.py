@@ -1,7 +1,7 @@
-"""The report: one HTML page of one run, or of many side by side, that opens from disk without a network.
+"""The report: one HTML page about one run, or many side by side, that opens from disk without a network.
 
-Plotly draws in the browser; its script is part of the page. Each figure comes with a sentence that says how to
-read it, its data as CSV, and, where it changes along training, a slider.
+Plotly draws in the browser, and its script is part of the page. Each figure comes with a sentence that says how to
+read it, with its data as CSV and, where it changes during training, with a slider.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import html
 import json
 import math
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,10 @@ from plotly.offline import get_plotlyjs
 
 import rankgap
 from rankgap.errors import UserError
-from rankgap.run.folder import RESULT_COLUMNS, RunFolder, labels, replace_file
+from rankgap.run.folder import RunFolder, labels, replace_file
+from rankgap.run.reader import plain
+from rankgap.show.colours import DARK, LIGHT
+from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS, SPEED
 from rankgap.show.report.panels import (
     Panel,
     Run,
@@ -32,25 +35,26 @@ from rankgap.show.report.panels import (
 )
 
 RANKS = (
-    '<b class="target">Target</b> above <b class="online">online</b> (blue area): dimensions grow. Below (purple, '
-    "hatched): they collapse. All panels share the vertical axis."
+    'Where the <b class="target">target</b> is above the <b class="online">online</b> branch (blue area), '
+    "dimensions grow; where it is below (purple, hatched), they collapse. All panels share the vertical axis."
 )
 SPECTRA = (
-    "Of one batch, all views. A curve that falls steeply keeps few dimensions; the branch whose curve lies higher "
-    "has the higher rank. Where a curve ends, the null space begins. Move the slider along training."
+    "Singular values of one batch, all views together. A curve that falls steeply keeps few dimensions; the "
+    "branch whose curve lies higher has the higher rank. A curve ends where the null space begins. Move the "
+    "slider to follow training."
 )
 FILTERS = (
     "Each point is an eigen-direction of the target. The transfer is what the online branch passes on along that "
-    "direction itself; the measured gain adds what leaks into it from stronger ones. Rising to the right is a "
-    "low-pass filter (it keeps the strong directions), falling is a high-pass; the score, from +1 to -1, says how "
-    "clearly, counting each pair of directions by its energy. Axes are shares of the largest singular value and "
-    "the largest transfer."
+    "direction itself; the measured gain adds what leaks into it from stronger directions. Points that rise to "
+    "the right are a low-pass filter, which keeps the strong directions; points that fall are a high-pass filter. "
+    "The score, from +1 to -1, says how clearly, with each pair of directions weighted by its energy. The axes "
+    "are shares of the largest singular value and of the largest transfer."
 )
 ALIGNMENT = (
-    "1: this eigenvector of the target is one of the online branch too, so that the two differ by a filter alone. "
-    "The theory assumes this of the strong directions, on the left."
+    "At 1, this eigenvector of the target is also an eigenvector of the online branch, so that the branches "
+    "differ by a filter alone. The theory assumes this of the strong directions, on the left."
 )
-BARS = "Longer is better. Speeds compare only where machine and model are the same."
+BARS = "Longer is better. Compare speeds only between runs of the same model on the same machine."
 SLIDER = (
     '<label class="slider">training <input type="range" min="0" max="1000" value="1000"> <output></output></label>'
 )
@@ -69,7 +73,7 @@ def _draw(panel: Panel) -> str:
 
 def _section(title: str, reading: str, panels: Sequence[Panel], *, wide: bool = False) -> str:
     slider = SLIDER if any(panel.frames for panel in panels) else ""
-    grid = f'<div class="panels{" wide" * wide}">{"".join(map(_draw, panels))}</div>'
+    grid = f'<div class="{"panels wide" if wide else "panels"}">{"".join(map(_draw, panels))}</div>'
     return f"<section><h2>{title}</h2><p>{reading}</p>{slider}{grid}</section>"
 
 
@@ -83,23 +87,14 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _results(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
-        about = run.config["run"]
-        rows.append(
-            [
-                run.label,
-                run.state,
-                *(show(run.results.get(key)) for key, show in RESULT_COLUMNS.values()),
-                str(about["seed"]),
-                str(about["data"]),
-            ]
-        )
+        cells = (column.cell(run.results) for column in RESULTS)
+        asked = run.saved.run
+        rows.append([run.label, run.state, *cells, str(asked.seed), asked.data])
     protocols = dict.fromkeys(said for run in runs for said in dict(run.results.get("protocol", {})).values())
     notes = "".join(f"<li>{html.escape(said)}</li>" for said in protocols)
+    headings = ["run", "state", *(column.heading for column in RESULTS), "seed", "data"]
     return (
-        "<section><h2>Results</h2><p>Effective ranks are of the last batch read: exp of the entropy of the "
-        'eigenvalues of its uncentred correlation, <b class="online">online</b> view 1 and '
-        '<b class="target">target</b> view 2.</p>'
-        f"{_table(['run', 'state', *RESULT_COLUMNS, 'seed', 'data'], rows)}"
+        f"<section><h2>Results</h2><p>{html.escape(CONVENTION)}</p>{_table(headings, rows)}"
         + (f"<details><summary>How this was measured</summary><ul>{notes}</ul></details>" if notes else "")
         + "</section>"
     )
@@ -110,7 +105,8 @@ def _alarms(runs: Sequence[Run]) -> str:
     items = "".join(
         f'<li><b class="alarm">{html.escape(label)}</b>: {html.escape(str(alarm))}</li>' for label, alarm in found
     )
-    return f"<section><h2>Alarms</h2>{f'<ul>{items}</ul>' if items else '<p>No run raised one.</p>'}</section>"
+    said = f"<ul>{items}</ul>" if items else "<p>No run raised an alarm.</p>"
+    return f"<section><h2>Alarms</h2>{said}</section>"
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, str]:
@@ -122,45 +118,55 @@ def _flat(values: Any, prefix: str = "") -> dict[str, str]:
 
 
 def _configurations(runs: Sequence[Run]) -> str:
-    flat = [_flat({key: run.config.get(key) for key in ("run", "model", "recipe", "versions")}) for run in runs]
+    saved = [plain(run.saved) for run in runs]
+    flat = [_flat({key: each[key] for key in ("run", "model", "recipe", "versions")}) for each in saved]
     keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({f.get(key, "") for f in flat}) > 1]
     differ = (
-        "<p>What differs between the runs:</p>"
+        "<p>Settings in which the runs differ:</p>"
         + _table(["", *(run.label for run in runs)], [[key, *(f.get(key, "") for f in flat)] for key in keys])
         if len(runs) > 1
         else ""
     )
     whole = "".join(
         f"<details><summary>{html.escape(run.label)} ({html.escape(str(run.folder.path))})</summary><pre>"
-        f"{html.escape(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True))}</pre></details>"
-        for run in runs
+        f"{html.escape(yaml.safe_dump(each, sort_keys=False, allow_unicode=True))}</pre></details>"
+        for run, each in zip(runs, saved, strict=True)
     )
     return f'<section id="configuration"><h2>Configuration</h2>{differ}{whole}</section>'
+
+
+def _variables(colours: Mapping[str, str]) -> str:
+    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
 
 
 def report_page(folders: Sequence[RunFolder]) -> str:
     """The report of some runs as a page of HTML.
 
     Args:
-        folders: one run or more; what a run lacks (readings, spectra, results) is said in its place.
+        folders: one run or more. Where a run lacks readings, spectra or results, the page says so.
 
     Raises:
-        UserError: a folder without a run, or with files that are not ours.
+        UserError: a folder holds no run, or files that cannot be read as ours.
     """
     runs = [Run(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
     ranks = [v for run in runs for name in ("erank_online", "erank_target") for v in run.metrics.get(name, [])]
     ceiling = max([v for v in ranks if math.isfinite(v)], default=10.0)
     each = list(enumerate(runs))
     sections: list[tuple[str, str, list[Panel]]] = [
-        ("Rank of both branches along training", RANKS, [ranks_panel(run, i, ceiling) for i, run in each]),
+        (
+            "Effective rank of both branches during training",
+            RANKS,
+            [ranks_panel(run, i, ceiling) for i, run in each],
+        ),
         ("Singular values", SPECTRA, [spectra_panel(run, i) for i, run in each]),
         ("Measured filter", FILTERS, [filter_panel(run, i) for i, run in each]),
         ("Eigenspace alignment", ALIGNMENT, [alignment_panel(run, i) for i, run in each]),
     ]
-    accuracy = {"kNN": ("knn", "knn", 100.0), "linear": ("linear", "muted", 100.0)}
+    accuracy = {"kNN": (KNN.key, "knn", KNN.factor), "linear": (LINEAR.key, "muted", LINEAR.factor)}
+    speed = {SPEED.heading: (SPEED.key, "target", SPEED.factor)}
     bars = [
         bars_panel(runs, "accuracy", "accuracy, %", accuracy),
-        bars_panel(runs, "speed", "training speed, images/s", {"images/s": ("images_per_second", "target", 1.0)}),
+        bars_panel(runs, "speed", f"training speed, {SPEED.heading}", speed),
     ]
     panels = [panel for _, _, drawn in sections for panel in drawn] + bars
     figures = {
@@ -179,8 +185,10 @@ def report_page(folders: Sequence[RunFolder]) -> str:
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side"
     return string.Template((here / "page.html").read_text()).substitute(
         title=html.escape(f"rankgap: {title}"),
-        about=f"rankgap {rankgap.__version__}. Everything here was read from the run folders; nothing is sent.",
-        style=(here / "page.css").read_text(),
+        about=f"rankgap {rankgap.__version__}. This page was made from the run folders alone. It sends nothing.",
+        style=string.Template((here / "page.css").read_text()).substitute(
+            light=_variables(LIGHT), dark=_variables(DARK)
+        ),
         body="\n".join(body),
         figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
         plotly=get_plotlyjs(),
@@ -192,7 +200,7 @@ def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
     """Write `report_page` to a file; its folder is made.
 
     Raises:
-        UserError: as `report_page`; or no such file can be written.
+        UserError: as `report_page`, or the file cannot be written.
     """
     path = Path(out)
     if path.is_dir():

@@ -1,6 +1,6 @@
-"""The figures of the report, one function each: from a run's files to Plotly's traces and what its slider shows.
+"""The figures of the report, one function each: from a run's files to Plotly's traces and its slider's frames.
 
-Numbers are plain lists, not arrays: Plotly would pack those in base64, and the page is to be read by others too.
+Numbers are plain lists, not arrays: Plotly would pack arrays in base64, and other programs read the page too.
 """
 
 from __future__ import annotations
@@ -13,37 +13,35 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import torch
 from numpy.typing import NDArray
 
-from rankgap.run.folder import RunFolder, Snapshot
-from rankgap.run.presets import Work
+from rankgap.run.folder import RunFolder
+from rankgap.run.saved import SavedRun
 from rankgap.show.colours import COLLAPSES, GROWS
 from rankgap.show.figures import largest_passed
-from rankgap.spectra.effective_rank import effective_rank_of
-from rankgap.spectra.pair import low_pass_score
+from rankgap.spectra.pair import PairSpectrum
 from rankgap.watch.doctor import Diagnosis, alarms
 from rankgap.watch.reading import readings
 
-READINGS, FRAMES, POINTS = 400, 24, 60  # at most, a figure: ten runs then fit beside Plotly in 6 MB
+READINGS, FRAMES, POINTS = 400, 24, 60  # at most in a figure: ten runs and Plotly then fit in 6 MB
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a report says of a run; each part is read once, and may be missing.
+    """The parts of a run that a report shows; each is read once, and may be missing.
 
     Args:
-        folder: the run's.
-        label: what to call it, unlike any other on the page.
+        folder: the run folder.
+        label: a name that no other run on the page has.
     """
 
     folder: RunFolder
     label: str
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def saved(self) -> SavedRun:
         """`config.yaml`."""
-        return self.folder.config()
+        return self.folder.saved()
 
     @cached_property
     def metrics(self) -> dict[str, list[float]]:
@@ -51,29 +49,29 @@ class Run:
         return self.folder.metrics()
 
     @cached_property
-    def snapshots(self) -> list[Snapshot]:
-        """Spectra along training, thinned."""
+    def spectra(self) -> list[PairSpectrum]:
+        """The records along training, thinned."""
         found = self.folder.spectra()
         return [found[i] for i in thin(len(found), FRAMES)]
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        """`results.json`; for a run without, its newest reading."""
+        """`results.json`, or the newest reading of a run that has no results yet."""
         return self.folder.results() or self.folder.last_reading()
 
     @cached_property
     def alarms(self) -> list[Diagnosis]:
-        """What its readings say."""
+        """The alarms that its readings raise."""
         return alarms(readings(self.metrics))
 
     @property
     def steps(self) -> int:
-        """Of the whole run."""
-        return Work(**self.config["work"]).steps
+        """Training steps of the whole run."""
+        return self.saved.work.steps
 
     @property
     def state(self) -> str:
-        """How far it is."""
+        """How far the run has come."""
         if self.folder.results():
             return "done"
         done = int(self.metrics["step"][-1]) + 1 if self.metrics.get("step") else 0
@@ -87,10 +85,11 @@ class Panel:
     Args:
         name: of its element and its CSV.
         title: above it.
-        figure: None where the run has nothing to draw.
-        frames: what its traces show along training: `at` (share of it), `note`, `y`, and `x` where it changes.
-        note: under the title, or in the figure's place.
-        rows: of bars, for its height; 0 where it has a panel's own.
+        figure: None if the run has nothing to draw.
+        frames: the contents of its traces along training: `at` (share of the run), `note`, `y`, and `x` if it
+            changes.
+        note: under the title, or in place of the figure.
+        rows: of bars, which set its height; 0 for the height of an ordinary panel.
     """
 
     name: str
@@ -112,14 +111,14 @@ def thin(count: int, most: int) -> list[int]:
 
 
 def _thin_log(count: int) -> list[int]:
-    """Indices of a spectrum, evenly spaced by the logarithm of their rank."""
+    """Indices of a spectrum, evenly spaced by the logarithm of their number."""
     if not count:
         return []
     return sorted({round(i) - 1 for i in np.geomspace(1, count, min(count, POINTS)).tolist()})
 
 
 def _numbers(values: Iterable[float]) -> list[float | None]:
-    """For JSON: four digits, None for what is not finite."""
+    """Numbers for JSON: four digits, and None in place of those that are not finite."""
     return [float(f"{v:.4g}") if math.isfinite(v) else None for v in values]
 
 
@@ -148,7 +147,7 @@ def _series(
 def _with_crossings(
     x: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Two curves with a point where each pair of segments crosses, so that areas between them end there."""
+    """Two curves with a point added where they cross, so that the areas between them end there."""
     d = a - b
     cut = np.flatnonzero(d[:-1] * d[1:] < 0)
     share = d[cut] / (d[cut] - d[cut + 1])
@@ -165,7 +164,7 @@ def ranks_panel(run: Run, index: int, ceiling: float) -> Panel:
     Args:
         run: the run.
         index: of the run on the page.
-        ceiling: greatest rank on the page; the panels share their axis.
+        ceiling: greatest effective rank on the page; the panels share their axis.
     """
     metrics, title = run.metrics, run.label
     if not metrics.get("step"):
@@ -206,16 +205,10 @@ def ranks_panel(run: Run, index: int, ceiling: float) -> Panel:
     return Panel(name=f"ranks-{index}", title=title, figure=figure, note=note)
 
 
-def _frame(run: Run, snapshot: Snapshot, note: str, y: list[Any], x: list[Any] | None = None) -> dict[str, Any]:
-    at = (snapshot.step + 1) / run.steps
-    return {"at": round(at, 4), "note": f"epoch {snapshot.epoch:.1f}: {note}", "y": y} | ({"x": x} if x else {})
-
-
-def _ranks(snapshot: Snapshot) -> tuple[float, float]:
-    online, target = (
-        float(effective_rank_of(torch.tensor(s, dtype=torch.float64))) for s in (snapshot.online, snapshot.target)
-    )
-    return online, target
+def _frame(run: Run, pair: PairSpectrum, note: str, y: list[Any], x: list[Any] | None = None) -> dict[str, Any]:
+    step = pair.step or 0
+    epoch, at = step / run.saved.work.steps_per_epoch, (step + 1) / run.steps
+    return {"at": round(at, 4), "note": f"epoch {epoch:.1f}: {note}", "y": y} | ({"x": x} if x else {})
 
 
 def _no_spectra(name: str, run: Run) -> Panel:
@@ -225,27 +218,27 @@ def _no_spectra(name: str, run: Run) -> Panel:
 def spectra_panel(run: Run, index: int) -> Panel:
     """Both branches' singular values along training, each scaled to its largest."""
     name = f"spectra-{index}"
-    if not run.snapshots:
+    if not run.spectra:
         return _no_spectra(name, run)
-    keep = _thin_log(len(run.snapshots[0].target))
-    figure = _figure("rank of the singular value", "share of the largest", log_x=True, log_y=True)
+    keep = _thin_log(len(run.spectra[0].spectrum_target))
+    figure = _figure("number of the singular value", "share of the largest", log_x=True, log_y=True)
     figure.update_yaxes(range=[-4, 0.1], exponentformat="power", dtick=1)
     for branch in ("target", "online"):
         figure.add_trace(_series(branch, [i + 1 for i in keep], [None] * len(keep), branch))
     frames = []
-    for snapshot in run.snapshots:
+    for pair in run.spectra:
         scaled = []
-        for s in (snapshot.target, snapshot.online):
+        for s in (pair.spectrum_target.tolist(), pair.spectrum_online.tolist()):
             scaled.append(_numbers(s[i] / s[0] if i < len(s) and s[0] and s[i] else math.nan for i in keep))
-        online, target = _ranks(snapshot)
-        frames.append(_frame(run, snapshot, f"effective rank {online:.2f} online, {target:.2f} target", scaled))
+        ranks = f"effective rank {pair.erank_online:.2f} online, {pair.erank_target:.2f} target"
+        frames.append(_frame(run, pair, ranks, scaled))
     return Panel(name=name, title=run.label, figure=figure, frames=frames)
 
 
 def filter_panel(run: Run, index: int) -> Panel:
     """Measured filter and transfer against the target's singular values, as shares of `largest_passed`."""
     name = f"filter-{index}"
-    if not run.snapshots:
+    if not run.spectra:
         return _no_spectra(name, run)
     figure = _figure("singular value of the target", "share passed on", log_x=True, log_y=True)
     figure.update_xaxes(exponentformat="power", dtick=1, range=[-3, 0.15])
@@ -254,35 +247,31 @@ def filter_panel(run: Run, index: int) -> Panel:
     figure.add_trace(_series("measured gain", [], [], "muted", mode="markers", marker=hollow))
     figure.add_trace(_series("transfer", [], [], "online", mode="markers", marker={"size": 5}))
     frames = []
-    for snapshot in run.snapshots:
-        s = snapshot.target[: len(snapshot.filter)]
-        top = largest_passed(snapshot.filter, snapshot.transfer)
-        keep, points, scores = _thin_log(len(s)), [], []
-        for gains in (snapshot.filter, snapshot.transfer):
-            # What does not pass at all has no place on a logarithmic axis.
-            points.append(_numbers(gains[i] / top if gains[i] > 0 else math.nan for i in keep) if gains else [])
-            if gains:
-                scores.append(f"{low_pass_score(*torch.tensor([s, gains], dtype=torch.float64)):+.2f}")
+    for pair in run.spectra:
+        s, measured, transfer = (v.tolist() for v in (pair.spectrum_target, pair.measured_filter, pair.transfer))
+        top, keep = largest_passed(measured, transfer), _thin_log(len(transfer))
+        # A logarithmic axis has no place for a direction that does not pass at all.
+        points = [_numbers(g[i] / top if g[i] > 0 else math.nan for i in keep) for g in (measured, transfer)]
         x = _numbers(s[i] / s[0] for i in keep)
-        said = f"low-pass score {', of the transfer '.join(scores)}" if scores else "the target is zero"
-        frames.append(_frame(run, snapshot, said, points, [x, x if snapshot.transfer else []]))
+        scores = f"low-pass score {pair.low_pass_score:+.2f}, of the transfer {pair.transfer_score:+.2f}"
+        frames.append(_frame(run, pair, scores if transfer else "the target is zero", points, [x, x]))
     return Panel(name=name, title=run.label, figure=figure, frames=frames)
 
 
 def alignment_panel(run: Run, index: int) -> Panel:
-    """How far each of the target's eigenvectors is one of the online branch's too."""
+    """How far each of the target's eigenvectors is an eigenvector of the online branch too."""
     name = f"alignment-{index}"
-    if not run.snapshots:
+    if not run.spectra:
         return _no_spectra(name, run)
-    figure = _figure("rank of the eigenvector", "alignment", log_x=True)
+    figure = _figure("number of the eigenvector", "eigenspace alignment", log_x=True)
     figure.update_yaxes(range=[0, 1.03])
     figure.add_trace(_series("alignment", [], [], "target", mode="lines+markers", marker={"size": 4}))
     frames = []
-    for snapshot in run.snapshots:
-        values = snapshot.alignment
+    for pair in run.spectra:
+        values = pair.eigenspace_alignment.tolist()
         keep = _thin_log(len(values))
         mean = f"mean {sum(values[:512]) / len(values[:512]):.2f}" if values else "the target is zero"
-        frames.append(_frame(run, snapshot, mean, [_numbers(values[i] for i in keep)], [[i + 1 for i in keep]]))
+        frames.append(_frame(run, pair, mean, [_numbers(values[i] for i in keep)], [[i + 1 for i in keep]]))
     return Panel(name=name, title=run.label, figure=figure, frames=frames)
 
 

@@ -1,4 +1,4 @@
-"""A data set before it is decoded: where its images lie, their labels, and how they were read."""
+"""A data set before it is decoded: its splits, and how they were read."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 from rankgap.data.encoded import Encoded
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The images of one split.
+    """The N images of one split.
 
     Args:
-        images: where they lie.
+        images: the images, encoded.
         labels: (N,) int64, or None.
-        classes: names of the labels, or None.
+        classes: the names of the labels, or None.
     """
 
     images: Encoded
@@ -31,11 +31,11 @@ class Source:
     """A data set before it is decoded.
 
     Args:
-        name: the spec.
+        name: the spec that named it.
         train: the training images.
         test: the test images, if there are any.
-        notes: how it was read, a sentence each.
-        statistics: known per-channel mean and deviation.
+        notes: how it was read, one sentence each.
+        statistics: the published per-channel mean and standard deviation, if there are any.
     """
 
     name: str

@@ -1,0 +1,59 @@
+"""From a row, an encoder and options to a model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from rankgap.model.alignments import ALIGNMENTS
+from rankgap.model.branches import Branch, DualBranch
+from rankgap.model.heads import Heads
+from rankgap.model.maps import Place
+from rankgap.model.methods import Method
+from rankgap.model.mlp import mlp
+from rankgap.model.prototypes import Prototypes
+from rankgap.spectra.pair import Side
+
+
+def assemble(row: Method, encoder: nn.Module, heads: Heads, *, features: int, views: int = 2) -> DualBranch:
+    """A branch model: a plain `nn.Module` whose forward takes views and gives `Outputs`.
+
+    Args:
+        row: the method, filters included.
+        encoder: images (B, C, H, W) -> (B, F).
+        heads: the options of everything behind the encoder; a recipe is one too.
+        features: F.
+        views: number of views V a step.
+
+    Raises:
+        UserError: a map is unknown, stands on the wrong branch, or its options do not fit it.
+    """
+    options = heads.projector
+    width = options.widths[-1]
+    projector = mlp(
+        (features, *options.widths),
+        norm=options.norm,
+        output_norm=options.output_norm,
+        activation=options.activation,
+    )
+    prototypes = Prototypes(width, heads.prototypes) if row.assigns else None
+
+    def maps(side: Side, branch: Branch) -> nn.Sequential:
+        return nn.Sequential(
+            *(
+                kind.build(
+                    Place(side=side, dim=width, views=views, prototypes=branch.prototypes, argument=argument),
+                    heads.options(side, kind, argument),
+                )
+                for kind, argument in row.maps(side)
+            )
+        )
+
+    online = Branch(encoder, projector, prototypes)
+    return DualBranch(
+        online,
+        maps("online", online),
+        lambda target: maps("target", target),
+        ALIGNMENTS[row.alignment],
+        momentum=heads.teacher.momentum if row.ema else None,
+        stop_gradient=row.stop_gradient,
+    )

@@ -1,0 +1,179 @@
+"""Assignment to prototypes: SwAV's and DINO's online map, and their target maps.
+
+Shapes: V views, B images a view, N rows of a view over all processes, D embedding width, K prototypes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rankgap.model.maps import Place, register_map
+from rankgap.model.prototypes import Prototypes
+from rankgap.model.schedule import Clock, Scheduled, ramp
+from rankgap.spectra.processes import world_sum
+
+
+def _prototypes(place: Place) -> Prototypes:
+    assert place.prototypes is not None, "a map that assigns is only built on a branch with prototypes"
+    return place.prototypes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssignmentOptions:
+    """How sharp the online assignment is.
+
+    Args:
+        temperature: t; smaller is sharper.
+    """
+
+    temperature: float = 0.1
+
+
+@register_map("assignment", "online", options=AssignmentOptions(), assigns=True)
+class Assignment(nn.Module):
+    """Soft assignment to prototypes, softmax(scores / t): the online map of SwAV and DINO.
+
+    Args:
+        place: where it stands; the prototypes are shared with the target map, or averaged into it.
+        options: its temperature.
+    """
+
+    def __init__(self, place: Place, options: AssignmentOptions) -> None:
+        super().__init__()
+        self.prototypes = _prototypes(place)
+        self.temperature = options.temperature
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(V, B, D) -> probabilities (V, B, K), float32."""
+        probabilities: Tensor = (self.prototypes(z).float() / self.temperature).softmax(dim=-1)
+        return probabilities
+
+
+def sinkhorn(scores: Tensor, *, eps: float = 0.05, iterations: int = 3) -> Tensor:
+    """Codes that use every prototype equally: Sinkhorn-Knopp on exp(scores / eps) (SwAV, eq. 3 to 5).
+
+    Args:
+        scores: (..., N, K); the N rows of a view are balanced together, over all processes.
+        eps: entropy of the transport; smaller gives harder codes.
+        iterations: row and column normalisations; the last one makes the rows sum to 1.
+
+    Returns:
+        (..., N, K) float32, each row a distribution; column sums tend to N / K.
+    """
+    with torch.autocast(scores.device.type, enabled=False):
+        logits = scores.float() / eps
+        codes = (logits - logits.amax(dim=(-2, -1), keepdim=True)).exp()
+        for _ in range(iterations):
+            codes = codes / world_sum(codes.sum(dim=-2, keepdim=True))  # prototypes share the mass
+            codes = codes / codes.sum(dim=-1, keepdim=True)  # each image has mass 1
+        return codes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SinkhornOptions:
+    """SwAV's transport and queue.
+
+    Args:
+        eps: entropy of the transport; smaller gives harder codes.
+        iterations: Sinkhorn iterations.
+        queue: length of each view's queue in embeddings, of each process; 0 for no queue.
+        queue_epochs: epochs before the queue is used; it is also left alone until it is full.
+    """
+
+    eps: float = 0.05
+    iterations: int = 3
+    queue: int = 0
+    queue_epochs: float = 0
+
+
+@register_map("sinkhorn", "target", options=SinkhornOptions(), assigns=True)
+class SinkhornCodes(Scheduled):
+    """SwAV's target map: balanced codes of a batch, helped by a queue of earlier embeddings.
+
+    Each view has a queue of its own, since a view and its twin must not compete.
+
+    Args:
+        place: where it stands; the prototypes are the online branch's own.
+        options: transport and queue.
+    """
+
+    queue: Tensor
+
+    def __init__(self, place: Place, options: SinkhornOptions) -> None:
+        super().__init__()
+        self.prototypes = _prototypes(place)
+        self.eps, self.iterations, self.queue_epochs = options.eps, options.iterations, options.queue_epochs
+        self.register_buffer("queue", torch.zeros(place.views, options.queue, place.dim))
+        self.steps, self.due = 0, False
+
+    def prepare(self, clock: Clock) -> None:
+        """Note the time: the queue is used from its epoch on, once it is full."""
+        self.steps, self.due = clock.step, clock.epoch >= self.queue_epochs
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(V, B, D) -> codes (V, B, K), float32."""
+        batch, length = z.shape[1], self.queue.shape[1]
+        if length == 0:
+            return sinkhorn(self.prototypes(z), eps=self.eps, iterations=self.iterations)
+        full = self.steps * batch >= length
+        rows = torch.cat([z, self.queue.to(z)], dim=1) if self.due and full else z
+        codes = sinkhorn(self.prototypes(rows), eps=self.eps, iterations=self.iterations)[:, :batch]
+        if self.training:
+            newest = torch.cat([z.detach().to(self.queue), self.queue], dim=1)
+            self.queue.copy_(newest[:, :length])
+        return codes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CentredAssignmentOptions:
+    """How DINO's target is sharpened and centred.
+
+    Args:
+        temperature: t after the warm-up.
+        warmup_temperature: t at the start.
+        warmup_epochs: epochs in which t goes from one to the other, linearly.
+        momentum: of the centre.
+    """
+
+    temperature: float = 0.07
+    warmup_temperature: float = 0.04
+    warmup_epochs: float = 50
+    momentum: float = 0.9
+
+
+@register_map("centred_assignment", "target", options=CentredAssignmentOptions(), assigns=True)
+class CentredAssignment(Scheduled):
+    """DINO's target map: softmax((scores - centre) / t), centred and sharpened (DINO section 3.1, eq. 4).
+
+    The centre is an exponential mean of the teacher's scores over all views and processes; a batch is centred by
+    what came before it, then added.
+
+    Args:
+        place: where it stands; the prototypes are the teacher's.
+        options: temperatures and momentum.
+    """
+
+    centre: Tensor
+
+    def __init__(self, place: Place, options: CentredAssignmentOptions) -> None:
+        super().__init__()
+        self.prototypes = _prototypes(place)
+        self.options, self.temperature = options, options.warmup_temperature
+        self.register_buffer("centre", torch.zeros(self.prototypes.weight.shape[0]))
+
+    def prepare(self, clock: Clock) -> None:
+        """Warm the temperature up."""
+        o = self.options
+        self.temperature = ramp(clock, o.warmup_temperature, o.temperature, o.warmup_epochs)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(V, B, D) -> probabilities (V, B, K), float32."""
+        scores = self.prototypes(z).float()
+        probabilities: Tensor = ((scores - self.centre) / self.temperature).softmax(dim=-1)
+        if self.training:
+            total = world_sum(torch.cat([scores.sum(dim=(0, 1)), scores.new_tensor([scores[..., 0].numel()])]))
+            self.centre.lerp_(total[:-1] / total[-1], 1 - self.options.momentum)
+        return probabilities

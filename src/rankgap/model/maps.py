@@ -1,0 +1,155 @@
+"""What stands on a branch: every map of the zoo registers its name, its sides and its options here.
+
+A map takes the embeddings (V, B, D) of all views at once, because it may look at a batch as a whole (Sinkhorn,
+centring), and treats each view as a batch of its own. To add one, write a module that takes a `Place` and its
+options, and register it; the command line, the recipes and the tests that walk the registry then know it:
+
+    @dataclass(frozen=True, kw_only=True, slots=True)
+    class ScaleOptions:
+        factor: float = 2.0
+
+    @register_map("scale", "online", options=ScaleOptions())
+    class Scale(nn.Module):
+        def __init__(self, place: Place, options: ScaleOptions) -> None: ...
+
+    rankgap train --online scale --settings online.scale.factor=3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from rankgap.errors import UserError
+from rankgap.filters.gains import parse_gain
+from rankgap.model.prototypes import Prototypes
+from rankgap.spectra.pair import Side
+
+Builder = Callable[["Place", Any], nn.Module]
+_B = TypeVar("_B", bound=Builder)
+FILTER = "filter"  # the map that a gain stands for: it is written as its gain, such as power:0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a map stands.
+
+    Args:
+        side: its branch.
+        dim: width D of the embeddings.
+        views: number of views V.
+        prototypes: those of the branch, where the method has any.
+        argument: what the user wrote behind the map's name (directset:2), or the gain of a filter.
+    """
+
+    side: Side = "online"
+    dim: int
+    views: int = 2
+    prototypes: Prototypes | None = None
+    argument: str = ""
+
+
+def _as_they_are(options: Any, argument: str) -> Any:
+    return options
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MapKind:
+    """A kind of map.
+
+    Args:
+        name: how users write it.
+        sides: the branches that it may stand on.
+        build: from a place and options to the module.
+        options: the defaults, an instance of the map's own dataclass.
+        predicts: it takes the predictor's place.
+        assigns: it assigns to prototypes, which the branch must have; a filter or predictor stands before it.
+        argument: what follows the name behind a colon, in one word; empty where the name stands alone.
+        configure: options and argument -> the options meant; raises `UserError` where the argument is not one.
+    """
+
+    name: str
+    sides: tuple[Side, ...]
+    build: Builder
+    options: Any
+    predicts: bool = False
+    assigns: bool = False
+    argument: str = ""
+    configure: Callable[[Any, str], Any] = _as_they_are
+
+    @property
+    def label(self) -> str:
+        """The name with its argument, as help shows it."""
+        return f"{self.name}:{self.argument}" if self.argument else self.name
+
+
+MAPS: dict[str, MapKind] = {}
+
+
+def register_map(
+    name: str,
+    *sides: Side,
+    options: Any,
+    predicts: bool = False,
+    assigns: bool = False,
+    argument: str = "",
+    configure: Callable[[Any, str], Any] = _as_they_are,
+) -> Callable[[_B], _B]:
+    """Register a map under a name; decorates its class, or a function that builds it. See `MapKind`.
+
+    Raises:
+        UserError: another map has the name.
+    """
+
+    def register(build: _B) -> _B:
+        if name in MAPS:
+            raise UserError(f"there is a map called {name!r} already: register this one under another name")
+        MAPS[name] = MapKind(
+            name=name,
+            sides=sides,
+            build=build,
+            options=options,
+            predicts=predicts,
+            assigns=assigns,
+            argument=argument,
+            configure=configure,
+        )
+        return build
+
+    return register
+
+
+def kinds_on(side: Side) -> dict[str, MapKind]:
+    """The registered maps that may stand on a side, by name."""
+    return {name: kind for name, kind in MAPS.items() if side in kind.sides}
+
+
+def find_map(text: str, side: Side) -> tuple[MapKind, str]:
+    """The kind of map that a text names, and its argument: any registered name, or the gain of a filter.
+
+    Raises:
+        UserError: a map of the other side, a name without its argument, or a text that is neither a map nor a gain.
+
+    Example:
+        >>> kind, argument = find_map("power:0.5", "online")
+        >>> kind.name, argument
+        ('filter', 'power:0.5')
+    """
+    name, colon, argument = text.partition(":")
+    kind = MAPS.get(name)
+    if kind is None or kind.name == FILTER or (colon and not kind.argument):
+        others = [k.label for k in kinds_on(side).values() if k.name != FILTER and not k.assigns]
+        parse_gain(text, beside=("identity", *others))
+        return MAPS[FILTER], text
+    if side not in kind.sides:
+        raise UserError(
+            f"{text} stands on the {' or '.join(kind.sides)} branch; the {side} takes identity or a gain"
+        )
+    try:
+        kind.configure(kind.options, argument)
+    except UserError as error:
+        raise UserError(f"{text!r}: {error}") from None
+    return kind, argument

@@ -1,0 +1,46 @@
+"""The MLP predictor of BYOL and SimSiam.
+
+Shapes: V views, B images a view, D embedding width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rankgap.errors import UserError
+from rankgap.model.maps import Place, register_map
+from rankgap.model.mlp import Activation, PerView, mlp
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictorOptions:
+    """The predictor's layers.
+
+    Args:
+        widths: of the hidden layers; the output is as wide as the input.
+        activation: between the layers.
+    """
+
+    widths: tuple[int, ...] = ()
+    activation: Activation = "relu"
+
+
+@register_map("predictor", "online", options=PredictorOptions(), predicts=True)
+class Predictor(PerView):
+    """A multi-layer perceptron from embeddings (V, B, D) to predictions (V, B, D), each view by itself.
+
+    Args:
+        place: where it stands.
+        options: its layers.
+
+    Raises:
+        UserError: no hidden layer has a width.
+    """
+
+    def __init__(self, place: Place, options: PredictorOptions) -> None:
+        if not options.widths:
+            raise UserError(
+                "the predictor needs the width of a hidden layer, and the recipe gives none: set "
+                "online.predictor.widths"
+            )
+        super().__init__(mlp((place.dim, *options.widths, place.dim), activation=options.activation))

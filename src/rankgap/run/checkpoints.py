@@ -1,0 +1,119 @@
+"""What a run leaves in its folder while it trains: checkpoints and spectra."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from rankgap.evaluate import extract_features
+from rankgap.run.folder import RunFolder
+from rankgap.run.module import SelfSupervised
+from rankgap.run.plan import Plan
+from rankgap.run.processes import is_main_process
+from rankgap.run.saved import library_versions
+from rankgap.spectra.effective_rank import rankme
+
+SNAPSHOTS = 40  # of the spectra in a run, about
+BEST_OF = 2048  # images whose features rate an epoch
+
+
+class Checkpoints(L.Callback):
+    """Writes `last.ckpt` after each epoch, keeps those that were asked for, and measures the time that training takes.
+
+    Args:
+        plan: the run; its configuration says which checkpoints to keep.
+        folder: where they go.
+        state: of the checkpoint to go on from.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder, state: dict[str, Any] | None) -> None:
+        config = plan.config
+        self.folder, self.keep_every, self.size = folder, config.keep_every, plan.size
+        # RankMe of these images' features says which epoch is the best.
+        self.sample = plan.train.sample(BEST_OF) if config.save_best else None
+        self.seconds: float = state["seconds"] if state else 0.0
+        self.best: float = state.get("best", 0.0) if state else 0.0
+        self.version = library_versions()["rankgap"]
+        self._started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """At the end of an epoch, write `last.ckpt` and what else was asked for."""
+        assert isinstance(pl_module, SelfSupervised)
+        epoch, rest = divmod(pl_module.step, pl_module.work.steps_per_epoch)
+        if rest:
+            return
+        names = []
+        if self.keep_every and epoch % self.keep_every == 0:
+            names.append(f"epoch-{epoch:04d}")
+        # An encoder that has hardly trained has the high rank of its random weights.
+        late = 2 * pl_module.step >= pl_module.work.steps
+        if self.sample is not None and late and self._is_best(pl_module):
+            names.append("best")
+        self.save(trainer, pl_module, *names)
+
+    def _is_best(self, module: SelfSupervised) -> bool:
+        assert self.sample is not None
+        features, _ = extract_features(module.model.encoder(), self.sample, size=self.size)
+        rank = float(rankme(features)) if features.isfinite().all() and features.any() else 0.0
+        better = rank > self.best
+        self.best = max(rank, self.best)
+        return better
+
+    def elapsed(self) -> float:
+        """Seconds of training, earlier parts of the run counted in."""
+        return self.seconds + time.perf_counter() - self._started
+
+    def save(self, trainer: L.Trainer, module: SelfSupervised, *names: str) -> None:
+        """Write a checkpoint, under further names too, unless the weights are spoilt."""
+        module.check_finite(weights=True)
+        if is_main_process():
+            cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+            self.folder.save_checkpoint(
+                {
+                    "rankgap": self.version,
+                    "step": module.step,
+                    "seconds": self.elapsed(),
+                    "best": self.best,
+                    "model": module.model.state_dict(),
+                    "optimizer": trainer.optimizers[0].state_dict(),
+                    "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+                },
+                *names,
+            )
+
+
+class SpectraFile(L.Callback):
+    """Writes both branches' spectra at some of the steps that are read: some forty times in a run."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Write those of the step that ended, where they are due."""
+        assert isinstance(pl_module, SelfSupervised)
+        monitor, work, step = pl_module.monitor, pl_module.work, pl_module.step - 1
+        every = monitor.every * max(work.steps // (SNAPSHOTS * monitor.every), 1)
+        due = step % every == 0 or step == work.steps - 1
+        if due and is_main_process() and monitor.history and monitor.history[-1].step == step:
+            self.folder.add_spectra(monitor.batch_spectrum())
+
+
+class Restore(L.Callback):
+    """Puts a checkpoint's optimiser and random state back once the trainer has made the optimiser."""
+
+    def __init__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put them back."""
+        trainer.optimizers[0].load_state_dict(self.state["optimizer"])
+        torch.set_rng_state(self.state["random"]["cpu"])
+        if torch.cuda.is_available() and self.state["random"]["cuda"]:
+            torch.cuda.set_rng_state_all(self.state["random"]["cuda"])

@@ -1,0 +1,116 @@
+"""Flags of the command line, made of types and docstrings, and what their texts say as plain values."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+import typing
+from argparse import SUPPRESS
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import docstring_parser
+from jsonargparse import ArgumentParser
+
+from rankgap.errors import UserError
+
+
+def _present(kind: Any) -> Any:
+    """A type without the None that may stand in its place."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(part for part in typing.get_args(kind) if part is not type(None))
+    return kind
+
+
+def add_flags(
+    parser: ArgumentParser,
+    target: Callable[..., Any],
+    positional: Sequence[str] = (),
+    headings: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
+    """One flag for each parameter of a function or field of a dataclass; its help is the docstring's.
+
+    What is not given stays out of the result, so that a flag that repeats its default counts as given.
+    """
+    docs = {p.arg_name: p.description for p in docstring_parser.parse(inspect.getdoc(target) or "").params}
+    place: Any = parser
+    for name, (kind, default) in parameters(target).items():
+        if name in headings:
+            place = parser.add_argument_group(headings[name])
+        options: dict[str, Any] = {"help": (docs[name] or "") + _said_of(default)}
+        if kind is bool:
+            options["action"] = "store_true"
+        elif typing.get_origin(kind) is list or _is_mapping(kind):
+            options["nargs"] = "+"
+        if name in positional:
+            place.add_argument(name, **options)
+        else:
+            if kind is not bool:
+                options["metavar"] = _metavar(kind)
+            place.add_argument(flag(name), default=SUPPRESS, **options)
+
+
+def _said_of(default: Any) -> str:
+    """The end of a flag's help: its default, where it has one that says something."""
+    shown = ",".join(default) if isinstance(default, tuple) else default
+    is_worth_it = isinstance(shown, str | int | float) and not isinstance(shown, bool) and shown != ""
+    return f" (default: {shown})" if is_worth_it else ""
+
+
+def _metavar(kind: Any) -> str:
+    """What stands for a flag's value in help."""
+    kind = _present(kind)
+    if typing.get_origin(kind) is Literal:
+        return f"{{{','.join(map(str, typing.get_args(kind)))}}}"
+    if typing.get_origin(kind) is tuple:
+        return "A,B"
+    return "KEY=VALUE" if _is_mapping(kind) else {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _is_mapping(kind: Any) -> bool:
+    origin = typing.get_origin(_present(kind))
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """The parameters of a function, or fields of a dataclass: name -> type, default."""
+    hints = typing.get_type_hints(target, localns=_Types())
+    return {name: (hints[name], p.default) for name, p in inspect.signature(target).parameters.items()}
+
+
+class _Types(dict[str, Any]):
+    """The types that are imported for the type checker alone, loaded where a command has them."""
+
+    def __missing__(self, name: str) -> Any:
+        homes = {"Protocol": "rankgap.evaluate.evaluation", "Side": "rankgap.spectra.pair"}
+        if name not in homes:
+            raise KeyError(name)
+        return getattr(importlib.import_module(homes[name]), name)
+
+
+def flag(name: str) -> str:
+    """A parameter's flag on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def plain_value(name: str, kind: Any, given: Any) -> Any:
+    """What a flag's text says, as YAML would: 3 is a number, a,b a list, KEY=VALUE ... are keys and values."""
+    from rankgap.run.reader import parse_yaml
+
+    present = _present(kind)
+    if present in (int, float):
+        return parse_yaml(given, flag(name))
+    if typing.get_origin(present) is tuple:
+        return [part.strip() for part in given.split(",") if part.strip() not in ("", "none")]
+    if not _is_mapping(kind):
+        return given
+    values: dict[str, Any] = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not (key and equals and value):
+            raise UserError(f"{flag(name)} takes KEY=VALUE, got {item!r}")
+        if key in values:
+            raise UserError(f"{flag(name)} {item}: {key} is given twice")
+        values[key] = value if typing.get_args(kind)[1] is str else parse_yaml(value, f"{flag(name)} {item!r}")
+    return values

@@ -1,0 +1,36 @@
+"""Images and their views before any training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rankgap.data import Batch, Inspection, inspect
+from rankgap.model.methods import design
+from rankgap.run.config import TrainConfig
+from rankgap.run.plan import published_recipe, view_size
+from rankgap.views.random_views import Views
+
+
+def preview(config: TrainConfig, *, images: int = 24) -> tuple[Inspection, Batch, Tensor]:
+    """Look at every image of a run's data, and draw views of some as its method would.
+
+    Args:
+        config: data, method, size, channels and seed are used.
+        images: how many to draw views of.
+
+    Returns:
+        The inspection, B images, and their views (V, B, C, S, S) in [0, 1].
+
+    Raises:
+        UserError: an unknown method, no such data, or no image that can be read.
+    """
+    method = design(config.method)
+    found = inspect(config.data, size=config.size, channels=config.channels)
+    size, train = view_size(config.size, found.images), found.images
+    recipe, _ = published_recipe(config.data, method.body, size, train.channels)
+    batch = found.sample(images, config.seed)
+    # With mean 0 and deviation 1 the views stay in [0, 1], to be shown.
+    views = Views(recipe.views, size, [0.0] * train.channels, [1.0] * train.channels)
+    generator = torch.Generator().manual_seed(config.seed)
+    return found, batch, views(batch.images, batch.sizes, generator)

@@ -1,0 +1,242 @@
+"""The one reader of what people and files say: plain values, as YAML or JSON give them, become typed dataclasses.
+
+It is strict. A value of another type, an unknown key or a missing one is refused with its place, what was expected,
+what came, and the nearest key that exists. pydantic does the checking, in its strict JSON mode: a list may stand for a
+tuple and a whole number for a number, and nothing else is converted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from rankgap.errors import UserError, unknown
+
+T = TypeVar("T")
+
+_EXPECTED = {  # by pydantic's name of the error
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "keys and values",
+    "mapping_type": "keys and values",
+    "dataclass_type": "keys and values",
+    "dataclass_exact_type": "keys and values",
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people expect it: 1e-3 is a number, and a date is text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"([-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
+    list("-+.0123456789"),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Plain values of a text in YAML.
+
+    Args:
+        text: the text.
+        where: what an error calls it.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number that Python refuses
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def read(kind: type[T], values: object, where: str) -> T:
+    """Plain values as a dataclass, or as any other type.
+
+    Args:
+        kind: what they shall be.
+        values: as YAML gives them.
+        where: what an error calls their place; empty where the key alone is the place.
+
+    Raises:
+        UserError: they are not one; it names the place, what was expected and what came.
+    """
+    result: T = _read(kind, values, lambda path: ".".join([part for part in (where, *path) if part]))
+    return result
+
+
+def read_over(default: T, values: object, where: str) -> T:
+    """Plain values as a dataclass; what they leave out is as in another one.
+
+    Args:
+        default: the other one.
+        values: as YAML gives them.
+        where: what an error calls their place.
+
+    Raises:
+        UserError: as `read`.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} takes keys and values, got {_shown(values)}")
+    return read(type(default), plain(default) | dict(values), where)
+
+
+def read_fields(kind: type, values: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
+    """Some of a dataclass's fields, each read as its type.
+
+    Args:
+        kind: the dataclass.
+        values: by the names of fields.
+        place: what an error calls a field.
+
+    Raises:
+        UserError: as `read`.
+    """
+    hints = type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise unknown("key", place(name), [place(known) for known in hints])
+
+    def field(name: str, value: object) -> Any:
+        return _read(hints[name], value, lambda path: ".".join([place(name), *path]))
+
+    return {name: field(name, value) for name, value in values.items()}
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as plain values, fit for YAML and JSON: `read` gives it back."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@functools.cache
+def type_hints(kind: type) -> dict[str, Any]:
+    """The fields of a dataclass and their types."""
+    return typing.get_type_hints(kind)
+
+
+def _read(kind: Any, values: object, place: Callable[[Sequence[str]], str]) -> Any:
+    try:
+        text = json.dumps(values)
+    except (TypeError, ValueError, RecursionError) as error:  # a set, a value that holds itself
+        raise UserError(
+            f"{place(())} holds what is neither text, number, list nor keys and values: {error}"
+        ) from None
+    try:
+        return _adapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise UserError(_message(kind, error.errors(include_url=False), place)) from None
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    for found in _dataclasses(kind):
+        # pydantic asks the class itself whether unknown keys are allowed.
+        found.__pydantic_config__ = {"extra": "forbid"}
+    return TypeAdapter(kind)
+
+
+def _dataclasses(kind: Any) -> Iterator[Any]:
+    """A type's dataclasses, its own and those of its fields."""
+    if dataclasses.is_dataclass(kind):
+        yield kind
+        for hint in type_hints(typing.cast(type, kind)).values():
+            yield from _dataclasses(hint)
+    for part in typing.get_args(kind):
+        yield from _dataclasses(part)
+
+
+def _at(kind: Any, path: Sequence[str | int]) -> Any:
+    """The type at a place in another."""
+    for part in path:
+        kind = _present(kind)
+        if dataclasses.is_dataclass(kind):
+            kind = type_hints(typing.cast(type, kind))[str(part)]
+        else:  # of a list or of a mapping, whose last argument is what it holds
+            kind = next(hint for hint in reversed(typing.get_args(kind)) if hint is not Ellipsis)
+    return _present(kind)
+
+
+def _present(kind: Any) -> Any:
+    """A type without the None that may stand in its place."""
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return next(part for part in typing.get_args(kind) if part is not type(None))
+    return kind
+
+
+def _message(kind: Any, errors: Sequence[ErrorDetails], place: Callable[[Sequence[str]], str]) -> str:
+    # An unknown key says more than the missing one that it was meant to be.
+    first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
+    path = [str(part) for part in first["loc"]]
+    here = place(path)
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            keys = type_hints(_at(kind, first["loc"][:-1]))
+            return str(unknown(f"key of {place(path[:-1])}", path[-1], keys))
+        case "missing" if path and path[-1].isdigit():
+            wanted = len(typing.get_args(_at(kind, first["loc"][:-1])))
+            return f"{place(path[:-1])} takes {wanted} values, got {_shown(first['input'])}"
+        case "missing" | "missing_argument":
+            lacking = [
+                str(e["loc"][-1])
+                for e in errors
+                if e["type"] == first["type"] and e["loc"][:-1] == first["loc"][:-1]
+            ]
+            return f"{place(path[:-1])} lacks {', '.join(lacking)}"
+        case "literal_error":
+            choices = typing.get_args(_at(kind, first["loc"]))
+            return str(unknown(here, str(first["input"]), map(str, choices)))
+        case "value_error" if isinstance(error := first["ctx"]["error"], UserError):
+            return f"{here}: {error}" if here else str(error)
+        case "too_long" | "too_short":
+            wanted = len(typing.get_args(_at(kind, first["loc"])))
+            return f"{here} takes {wanted} values, got {_shown(first['input'])}"
+        case other:
+            expected = _EXPECTED.get(other, first["msg"])
+            return f"{here} takes {expected}, got {_shown(first['input'])}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

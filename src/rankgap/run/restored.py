@@ -1,0 +1,66 @@
+"""A trained run opened again, to be evaluated or scored."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankgap.errors import UserError
+from rankgap.evaluate import evaluate
+from rankgap.run.folder import RunFolder
+from rankgap.run.plan import Plan, resolve
+from rankgap.spectra.pair import Side
+
+
+def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) -> Plan:
+    """The plan of a run with its trained model, from a run folder.
+
+    The recipe is the one that the run was started with, whatever presets say now.
+
+    Args:
+        path: the run folder.
+        checkpoint: its file; the last one by default.
+        changes: fields of the configuration to replace.
+
+    Raises:
+        UserError: no run, no checkpoint, or a checkpoint of another model.
+    """
+    folder = RunFolder(Path(path))
+    saved = folder.saved()
+    state = folder.load_checkpoint(checkpoint)
+    plan = resolve(replace(saved.run, **{"out": str(path)} | changes), recipe=saved.recipe)
+    load_weights(plan.model, state["model"], checkpoint or folder.checkpoint)
+    return plan
+
+
+def load_weights(model: nn.Module, state: dict[str, Any], where: Path) -> None:
+    """Load a model's weights.
+
+    Raises:
+        UserError: they are another model's.
+    """
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(
+            f"{where} holds another model than {type(model).__name__} here: {lines[1][:200]}"
+        ) from error
+
+
+def evaluate_plan(plan: Plan, *, branch: Side = "online") -> dict[str, object]:
+    """Score the encoder of a branch on the run's evaluation sets, as `results.json` keeps it."""
+    return evaluate(
+        plan.model.encoder(branch),
+        plan.train,
+        plan.tests,
+        size=plan.size,
+        protocol=plan.config.protocol,
+        branch=branch,
+        device=plan.device,
+        workers=plan.workers,
+        seed=plan.config.seed,
+    )

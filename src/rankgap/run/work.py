@@ -1,0 +1,49 @@
+"""The size of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rankgap.model.schedule import Clock
+
+SMALL_IMAGES = 100_000
+SMALL_BATCH = 256
+LONG = 20_000  # optimiser steps; from here on the published schedules fit as they are
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """How much there is to do.
+
+    Args:
+        images: training images.
+        batch_size: images a step, over all devices.
+        epochs: passes over the images.
+        features: width of the encoder's output.
+        devices: processes that share a batch.
+    """
+
+    images: int
+    batch_size: int
+    epochs: int
+    features: int
+    devices: int = 1
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps an epoch; an incomplete last batch is left out."""
+        return max(self.images // self.batch_size, 1)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.steps_per_epoch * self.epochs
+
+    @property
+    def small(self) -> bool:
+        """Whether the preset for small work applies."""
+        return self.images <= SMALL_IMAGES and self.batch_size <= SMALL_BATCH and self.steps < LONG
+
+    def clock(self, step: int) -> Clock:
+        """The time at a step."""
+        return Clock(step=step, steps=self.steps, steps_per_epoch=self.steps_per_epoch)

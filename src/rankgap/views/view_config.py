@@ -1,0 +1,67 @@
+"""The distribution of one random view."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from rankgap.errors import UserError, unknown
+from rankgap.views.resampling import KERNELS
+
+Interpolation = Literal["bicubic", "bilinear"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewConfig:
+    """The distribution of one view; names and meanings are torchvision's.
+
+    Args:
+        scale: the smallest and largest area of the crop, as shares of the image's area in (0, 1].
+        ratio: the smallest and largest width / height of the crop, which is drawn uniformly in its logarithm.
+        flip: probability of a horizontal flip.
+        jitter: strengths s of brightness, contrast, saturation (factor in [max(0, 1 - s), 1 + s]) and hue (shift
+            in [-s, s] turns, s at most 0.5).
+        jitter_p: probability of the jitter; all four are jittered, or none.
+        grey_p: probability of greyscale.
+        blur_p: probability of a Gaussian blur.
+        blur_sigma: the smallest and largest standard deviation of the blur, in pixels of the view.
+        solarize_p: probability that values of 0.5 or more are inverted.
+        interpolation: "bicubic" or "bilinear", of the resized crop.
+
+    Raises:
+        UserError: a value is outside its range.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_p: float = 0.8
+    grey_p: float = 0.2
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_p: float = 0.0
+    interpolation: Interpolation = "bicubic"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise UserError(
+                f"expected scale=(smallest, largest) with 0 < smallest <= largest <= 1, got {self.scale}"
+            )
+        for name in ("ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < math.inf:
+                raise UserError(
+                    f"expected {name}=(smallest, largest) with 0 < smallest <= largest, got {(low, high)}"
+                )
+        for name in ("flip", "jitter_p", "grey_p", "blur_p", "solarize_p"):
+            if not 0 <= (p := getattr(self, name)) <= 1:
+                raise UserError(f"expected {name} to be a probability in [0, 1], got {p}")
+        if not (all(0 <= s < math.inf for s in self.jitter[:3]) and 0 <= self.jitter[3] <= 0.5):
+            raise UserError(
+                "expected jitter=(brightness, contrast, saturation, hue), hue in [0, 0.5] and the others finite "
+                f"and >= 0, got {self.jitter}"
+            )
+        if self.interpolation not in KERNELS:
+            raise unknown("interpolation", self.interpolation, KERNELS)

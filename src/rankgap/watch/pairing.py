@@ -1,0 +1,37 @@
+"""Which views of the two branches are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from rankgap.errors import UserError
+
+BranchOutput = Tensor | Sequence[Tensor]  # of one step: rows (N, D), or all views (V, B, D)
+
+
+def opposite_views(online: BranchOutput, target: BranchOutput) -> tuple[Tensor, Tensor]:
+    """Online view 1 and target view 2 of the same images; target view 1 if it is the only one.
+
+    Args:
+        online: rows (N, D), which are taken as they are, or all views of a step (V, B, D).
+        target: the same of the target branch; its number of views may differ.
+
+    Returns:
+        P (N, D) and T (N, D).
+
+    Raises:
+        UserError: the two are not (N, D) of one shape.
+    """
+    p, t = _views(online)[0], _views(target)[:2][-1]
+    if p.shape != t.shape or p.ndim != 2:
+        raise UserError(
+            f"the branches are compared row by row and column by column, (N, D) with (N, D): online is "
+            f"{tuple(p.shape)}, target {tuple(t.shape)}"
+        )
+    return p, t
+
+
+def _views(output: BranchOutput) -> BranchOutput:
+    return output[None] if isinstance(output, Tensor) and output.ndim == 2 else output
