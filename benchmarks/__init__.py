@@ -1,1 +1,1 @@
-"""Measured claims: each folder holds a script, its results and what they say."""
+"""Measured claims: each folder holds a script, its results, and a page about them."""

@@ -1,9 +1,10 @@
-"""Measure what the project claims of its speed, side by side in one run, and write the tables beside this file.
+"""Measure the project's claims about speed, side by side in one run, and write the tables beside this file.
 
 python -m benchmarks [--suite views,step,changes,filters,monitor,eval,report,run,scale] [--peers] [--data hf:DIR]
 
---peers also compares with kornia and lightly: pip install '.[bench]'. --data is CIFAR-10, for the suite that
-measures a whole run (`run`). The tables keep what other suites found before. The same command runs on a GPU.
+--peers also compares with kornia and lightly (pip install '.[bench]'). --data is CIFAR-10, for the suite `run`,
+which measures a whole run. The tables keep the earlier results of suites that do not run now. The same command
+works on a GPU.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from benchmarks.suites.scale import Growth
 from benchmarks.suites.timing import Row, Settings
 
 HERE = Path(__file__).parent
+_HOW = "Seconds are medians. A ratio is the median over repetitions, in which the two sides took turns."
 SUITES = ("views", "step", "changes", "filters", "monitor", "eval", "report", "run", "scale")
 
 
 def table(rows: list[Row]) -> str:
-    """The rows in Markdown."""
+    """The rows as a Markdown table."""
     lines = [
         "| what | against | seconds | ratio | least to greatest | bar | met |",
         "|---|---|--:|--:|--:|---|---|",
@@ -41,7 +43,7 @@ def table(rows: list[Row]) -> str:
 
 
 def growth_table(growths: list[Growth]) -> str:
-    """How time and memory grow, in Markdown."""
+    """The growth of time and memory as a Markdown table."""
     lines = [
         "| what | over | sizes | milliseconds | exponent | peak MiB | exponent |",
         "|---|---|---|---|--:|---|--:|",
@@ -57,7 +59,7 @@ def growth_table(growths: list[Growth]) -> str:
 
 
 def measured(name: str, settings: Settings) -> dict[str, Any]:
-    """A suite, run now: where, how, and what it found."""
+    """Run a suite: the machine, the settings, and the results."""
     found = importlib.import_module(f"benchmarks.suites.{name}").measure(settings)
     return {
         "machine": machine(),
@@ -68,14 +70,15 @@ def measured(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def tables(suites: dict[str, dict[str, Any]], names: Sequence[str] = SUITES) -> str:
-    """What is known of suites, a section each."""
-    parts = ["# Speed\n\nSeconds are medians; a ratio is the median over repetitions that took turns.\n"]
+    """The results of suites, one section each."""
+    parts = [f"# Speed\n\n{_HOW}\n"]
     for name in names:
         if name not in suites:
             parts.append(f"## {name}\n\nNot measured.\n")
             continue
         suite = suites[name]
-        flags = f"--suite {name} --repeats {suite['repeats']}" + " --peers" * suite["peers"]
+        peers = " --peers" if suite["peers"] else ""
+        flags = f"--suite {name} --repeats {suite['repeats']}{peers}"
         found = suite["found"]
         text = growth_table([Growth(**x) for x in found]) if name == "scale" else table([Row(**x) for x in found])
         parts.append(f"## {name}\n\n    python -m benchmarks {flags}\n\n{suite['machine']}\n\n{text}")
@@ -83,12 +86,14 @@ def tables(suites: dict[str, dict[str, Any]], names: Sequence[str] = SUITES) -> 
 
 
 def main() -> None:
-    """Run the suites that were asked for."""
+    """Run the suites that the flags ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", default=",".join(SUITES), help="joined by commas (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--peers", action="store_true", help="compare with the libraries of the bench extra too")
-    parser.add_argument("--data", help="CIFAR-10, such as hf:DIR_OR_NAME; without it no whole run is measured")
+    parser.add_argument("--peers", action="store_true", help="also compare with the libraries of the bench extra")
+    parser.add_argument(
+        "--data", help="CIFAR-10, such as hf:DIR_OR_NAME; if it is missing, no whole run is measured"
+    )
     parser.add_argument("--out", type=Path, default=HERE, help="folder of the tables (default: beside this file)")
     given = parser.parse_args()
     names = given.suite.split(",")

@@ -1,9 +1,10 @@
-"""What a GPU gives: the speed suites, training steps of ResNet-18 by method, and whole CIFAR-10 runs.
+"""Benchmarks on a GPU: the speed suites, training steps of ResNet-18 by method, and whole CIFAR-10 runs.
 
     python -m benchmarks.gpu --data hf:DIR_OR_NAME [--out runs/gpu] [--seconds 540]
 
-A call does what is not done yet until its seconds are over, and writes gpu.md beside this file; call it again to
-go on. A training run that time cuts short is resumed. --tiny does all of it in small, to try the script on a CPU.
+A call measures what is not measured yet until its seconds are over, and writes gpu.md beside this file. Call it
+again to continue; a training run that was cut short is resumed. --tiny does everything at a small size, to try the
+script on a CPU.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ NOT = "not measured"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """How large everything is.
+    """The size of everything that is measured.
 
     Args:
-        backbone: of steps and runs.
-        batches: images a step.
-        steps: of a measurement.
-        epochs: of a run.
-        runs: designs to train in full.
-        suites: of `python -m benchmarks`.
+        backbone: the encoder of steps and runs.
+        batches: the numbers of images per step.
+        steps: the number of steps in a measurement.
+        epochs: the number of epochs in a run.
+        runs: the designs to train in full.
+        suites: the suites of `python -m benchmarks`.
     """
 
     backbone: str = "resnet18"
@@ -67,7 +68,7 @@ TINY = Size(backbone="resnet_tiny", batches=(16,), steps=4, epochs=1, runs=("byo
 
 
 def step(design: str, size: Size, batch: int) -> dict[str, float]:
-    """Images a second of a training step, and its share of the machine's bf16 rate."""
+    """Images per second of a training step, and its share of the machine's bf16 rate."""
     method = rg.design(design if design in rg.METHODS else "simsiam", **DESIGNS[design])
     case = Case(size.backbone, batch, size.steps, 0, 0)
     module, data, _ = our_side(case, method, small=False)
@@ -86,7 +87,7 @@ def step(design: str, size: Size, batch: int) -> dict[str, float]:
 
 
 def run(design: str, size: Size, data: str, out: Path, deadline: float) -> dict[str, Any] | None:
-    """The results of a whole run, or None where time was over before it was."""
+    """The results of a whole run; None if the time was over before the run."""
     folder = RunFolder(out / design.replace(" ", "-").replace(":", ""))
     flags = [f"--{side}={gain}" for side, gain in DESIGNS[design].items()]
     method = design if design in rg.METHODS else "simsiam"
@@ -100,13 +101,13 @@ def run(design: str, size: Size, data: str, out: Path, deadline: float) -> dict[
     try:
         process.wait(max(deadline - time.monotonic(), 1))
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # it writes a checkpoint and ends
+        process.send_signal(signal.SIGINT)  # the run writes a checkpoint and ends
         process.wait(60)
     return folder.results() or None
 
 
 def units(size: Size, data: str, out: Path, deadline: float) -> dict[str, tuple[float, Callable[[], Any]]]:
-    """Everything there is to do: the seconds it should have, and the call."""
+    """Everything that can be measured, by name: the seconds that it needs, and the call."""
     steps = {
         f"step {design} {batch}": (30.0, partial(step, design, size, batch))
         for batch in size.batches
@@ -121,7 +122,7 @@ def units(size: Size, data: str, out: Path, deadline: float) -> dict[str, tuple[
 
 
 def report(done: dict[str, Any], size: Size) -> str:
-    """The tables, with what is missing said."""
+    """The tables, in which values that are missing are marked."""
     lines = ["| step | " + " | ".join(f"images/s, batch {b} | share of bf16 rate" for b in size.batches) + " |"]
     lines.append("|---|" + "--:|" * 2 * len(size.batches))
     for design in DESIGNS:
@@ -145,13 +146,15 @@ def report(done: dict[str, Any], size: Size) -> str:
 
 
 def main() -> None:
-    """Do what is left, as far as the seconds go."""
+    """Measure what is left, as far as the seconds allow."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="CIFAR-10, such as hf:DIR_OR_NAME")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="run folders and what is done")
-    parser.add_argument("--table", type=Path, default=HERE / "gpu.md", help="where the tables go")
-    parser.add_argument("--seconds", type=float, default=540, help="after which no more is begun")
-    parser.add_argument("--tiny", action="store_true", help="in small, to try the script")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/gpu"), help="run folders and the record of what is done"
+    )
+    parser.add_argument("--table", type=Path, default=HERE / "gpu.md", help="file of the tables")
+    parser.add_argument("--seconds", type=float, default=540, help="seconds after which nothing new is started")
+    parser.add_argument("--tiny", action="store_true", help="use small sizes, to try the script")
     given = parser.parse_args()
     size, deadline = TINY if given.tiny else Size(), time.monotonic() + given.seconds
     given.out.mkdir(parents=True, exist_ok=True)
@@ -164,7 +167,7 @@ def main() -> None:
                 done[name] = found
                 record.write_text(json.dumps(done, indent=2) + "\n")
                 print(f"{name}: done", flush=True)
-    where = machine() if done else "none with a GPU was at hand"
+    where = machine() if done else "no machine with a GPU was available"
     given.table.write_text(f"# On a GPU\n\nMachine: {where}\n\n{report(done, size)}")
     left = [name for name in units(size, given.data, given.out, deadline) if name not in done]
     print(f"{len(done)} done, left: {', '.join(left) or 'nothing'}")

@@ -1,4 +1,4 @@
-"""What a benchmark ran on, in words."""
+"""The machine that a benchmark runs on, in words, and its rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import rankgap
 
 
 def machine() -> str:
-    """Processor, cores or card, and versions."""
+    """The processor, its cores or the card, and the versions."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -26,7 +26,7 @@ def machine() -> str:
 
 
 def matrix_rate(repeats: int = 9) -> float:
-    """Operations a second of a large square bf16 product, the median of some; twice the multiplications."""
+    """Operations per second of a large square bf16 product, two for each multiplication; the median of repeats."""
     cuda = torch.cuda.is_available()
     size = 8192 if cuda else 2048
     a = torch.randn(size, size, device="cuda" if cuda else "cpu").bfloat16()

@@ -1,4 +1,4 @@
-"""Run the code of docs/mechanism.md from top to bottom; it draws the page's figures.
+"""Run the code of docs/mechanism.md from top to bottom, which draws the page's figures.
 
 python -m benchmarks.page
 """
@@ -15,7 +15,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "mechanism.md"
 
 
 def run(page: Path = PAGE) -> dict[str, Any]:
-    """Execute the page's blocks in one namespace, in the current folder; gives what they leave there."""
+    """Execute the page's blocks in one namespace, in the current folder, and return the namespace."""
     matplotlib.use("agg")
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):

@@ -1,10 +1,10 @@
-"""Where a training step's time goes, by kind of operation.
+"""The time of a training step by kind of operation.
 
     python -m benchmarks.profile [--backbone resnet_tiny] [--batch 256] [--compile]
 
-The table is torch's profiler over some steps of SimSiam, random images of 32 px in memory, our trainer's module in
-a plain loop. Below it are two floors: operations over the rate of a large product, and the bytes that operations
-read and write (as if nothing stayed in a cache) over the rate of a large copy.
+The table comes from torch's profiler over some steps of SimSiam on random images of 32 px in memory, with our
+trainer's module in a plain loop. Below it are two lower bounds: the operations over the rate of a large product,
+and the bytes that operations read and write (as if nothing stayed in a cache) over the rate of a large copy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from rankgap.run.optimizer import build_optimizer
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 STEPS = 5
-# The first kind whose word is in an operation's name.
+# An operation belongs to the first kind with a word that occurs in its name.
 KINDS = {
     "convolution, backward": ("convolution_backward",),
     "convolution": ("convolution", "mkldnn_conv"),
@@ -51,14 +51,14 @@ def kind_of(name: str) -> str:
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations take and give; views move none."""
+    """Counts the bytes of the tensors that operations take and return; views move none."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count one operation."""
+        """Count the bytes of one operation."""
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
@@ -67,7 +67,7 @@ class Traffic(TorchDispatchMode):
 
 
 def prepared(backbone: str, batch: int) -> tuple[SelfSupervised, Tensor, Callable[[], None]]:
-    """Our module, a batch of images, and a step on them."""
+    """Our module, a batch of images, and a training step on them."""
     module, data, _ = our_side(Case(backbone, batch, 2, 0, 0), rg.design("simsiam"))
     module.to(DEVICE)
     images = data.images.batch(range(batch)).images.to(DEVICE)
@@ -75,7 +75,7 @@ def prepared(backbone: str, batch: int) -> tuple[SelfSupervised, Tensor, Callabl
 
 
 def floors(backbone: str, batch: int) -> str:
-    """Milliseconds that a step's operations and its bytes take at the machine's rates."""
+    """The milliseconds that a step's operations and its bytes take at the machine's rates."""
     module, images, step = prepared(backbone, batch)
     step()
     with Traffic() as traffic:
@@ -97,13 +97,15 @@ def floors(backbone: str, batch: int) -> str:
 
 
 def measure(backbone: str, batch: int, *, compiled: bool) -> tuple[Counter[str], float]:
-    """Milliseconds a step by kind, and in all."""
+    """The milliseconds per step by kind, and in total."""
     module, _, step = prepared(backbone, batch)
     if compiled:
         module.model.encoder().compile(fullgraph=True)
     for _ in range(3):
         step()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (DEVICE == "cuda")
+    activities = [ProfilerActivity.CPU]
+    if DEVICE == "cuda":
+        activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as found:
         for _ in range(STEPS):
             step()
@@ -119,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet_tiny")
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--compile", action="store_true", help="the encoder")
+    parser.add_argument("--compile", action="store_true", help="compile the encoder")
     given = parser.parse_args()
     times, total = measure(given.backbone, given.batch, compiled=given.compile)
     print(f"{machine()}\n\n| kind | ms a step | share |\n|---|--:|--:|")

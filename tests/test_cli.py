@@ -188,7 +188,7 @@ def test_checkpoints_are_kept_as_asked_and_a_resumed_run_keeps_the_same(tmp_path
             assert_close(kept, extract_features(plan.model.encoder(), sample, size=plan.size).features[:8])
     assert ranks["best"] == max(ranks.values())
     assert folder.load_checkpoint()["best"] == pytest.approx(ranks["best"], rel=1e-6)
-    with pytest.raises(UserError, match="unknown checkpoint 'epoch-0003': did you mean 'epoch-000[24]'"):
+    with pytest.raises(UserError, match=r"unknown checkpoint 'epoch-0003': did you mean 'epoch-000[24]'"):
         rankgap.load_encoder(folder.path, checkpoint="epoch-0003")
 
 
@@ -400,8 +400,8 @@ def test_a_saved_run_is_read_strictly(
 def test_the_exponent_that_auto_chose_is_a_column(tmp_path: Path) -> None:
     assert train(tmp_path / "run", "--target", "auto", "--protocol", "none") == 0
     exponents = RunFolder(tmp_path / "run").metrics()["exponent"]
+    assert len(exponents) == 5
     assert all(-1 <= p < 0 for p in exponents)
-    assert len(set(exponents)) > 1
 
 
 def test_python_m_rankgap_is_the_command() -> None:

@@ -1,10 +1,10 @@
-"""Run the mini benchmark, or go on with it, and write its table and figure beside this file.
+"""Run the mini benchmark, or continue it, and write its table and figure beside this file.
 
     python -m benchmarks.cifar10_mini --data hf:DIR_OR_NAME [--out runs/mini] [--rows "byol,dino"] [--workers 2]
 
-A run that has results is not repeated; one that was interrupted is resumed. The table is written after every run,
-and keeps the rows of results.json that were not asked for. On a CPU, as many workers as cores, of one thread each,
-finish the table soonest.
+A run that has results is not repeated, and a run that was interrupted is resumed. The table is written after every
+run, and keeps the rows of results.json that --rows leaves out. On a CPU, as many workers as cores, with one thread
+each, finish the table soonest.
 """
 
 from __future__ import annotations
@@ -28,31 +28,41 @@ from benchmarks.cifar10_mini.runs import (
     untrained_scores,
 )
 from benchmarks.machine import machine
+from rankgap.show.columns import (
+    ERANK_FEATURES,
+    ERANK_ONLINE,
+    ERANK_TARGET,
+    KNN,
+    LINEAR,
+    RANK_DIFFERENCE,
+    Column,
+    plus_minus,
+)
 from rankgap.show.figures import mini_figure
 
 HERE = Path(__file__).parent
-KEPT = ("epoch", "erank_online", "erank_target")  # of a run's readings, in results.json
+KEPT = ("epoch", "erank_online", "erank_target")  # readings of a run that results.json keeps
 
 
-def spread(values: list[float], digits: int = 1) -> str:
+def spread(values: list[float]) -> str:
     """Mean and standard deviation over seeds."""
     if len(values) < 2:
-        return f"{np.mean(values):.{digits}f}"
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
+        return f"{np.mean(values):.1f}"
+    return plus_minus(float(np.mean(values)), float(np.std(values, ddof=1)))
 
 
 def gain(runs: list[Finished], baseline: list[Finished]) -> str:
-    """KNN points over the baseline, seed by seed: the mean and its 95% interval (Student's t)."""
-    scores = {run.seed: 100 * run.results["knn"] for run in baseline}
-    differences = np.array([100 * run.results["knn"] - scores[run.seed] for run in runs if run.seed in scores])
+    """The difference in kNN points from the baseline, seed by seed: mean and 95% interval (Student's t)."""
+    scores = {run.seed: KNN.scaled(run.results) for run in baseline}
+    differences = np.array([KNN.scaled(run.results) - scores[run.seed] for run in runs if run.seed in scores])
     if len(differences) < 2 or not differences.any():
         return "-"
     half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
-    return f"{differences.mean():+.1f} ± {half:.1f}"
+    return plus_minus(float(differences.mean()), float(half), "+.1f")
 
 
 def first_alarms(runs: list[Finished]) -> str:
-    """Each kind of alarm that a row's runs raised, when it first began, and in how many of them."""
+    """Each kind of alarm in a row's runs, with the epoch of the first and the number of runs that raised it."""
     began: dict[str, list[float]] = {}
     for run in runs:
         epochs_a_step = run.metrics["epoch"][1] / RANK_EVERY
@@ -63,7 +73,7 @@ def first_alarms(runs: list[Finished]) -> str:
 
 
 def table(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]]) -> str:
-    """The Markdown table: accuracy in percent, effective ranks of the last batch's correlation."""
+    """The Markdown table: accuracies in percent, and effective ranks of the last batch's correlation."""
     head = (
         "| row | seeds | kNN % | kNN over SimSiam | linear % | erank online | erank target | rank difference | "
         "smallest difference after epoch 1 | erank of features | alarm (first at epoch) | s / run |\n"
@@ -71,33 +81,33 @@ def table(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]]) -> s
     )
 
     def line(title: str, runs: list[Finished]) -> str:
-        def over(key: str, factor: float = 1.0) -> list[float]:
-            return [factor * run.results[key] for run in runs]
+        def over(column: Column) -> str:
+            return spread([column.scaled(run.results) for run in runs])
 
         smallest = min(float(run.after_first_epoch().min()) for run in runs)
         cells = [
             title,
             str(len(runs)),
-            spread(over("knn", 100)),
+            over(KNN),
             gain(runs, rows.get(BASELINE, [])),
-            spread(over("linear", 100)),
-            spread(over("erank_online")),
-            spread(over("erank_target")),
-            spread(over("rank_difference")),
+            over(LINEAR),
+            over(ERANK_ONLINE),
+            over(ERANK_TARGET),
+            over(RANK_DIFFERENCE),
             f"{smallest:.2f}",
-            spread(over("erank_features")),
+            over(ERANK_FEATURES),
             first_alarms(runs),
-            f"{np.median(over('seconds')):.0f}",
+            f"{np.median([run.results['seconds'] for run in runs]):.0f}",
         ]
         return "| " + " | ".join(cells) + " |\n"
 
-    floor = [spread([100 * scores[key] for scores in untrained]) for key in ("knn", "linear")]
+    floor = [spread([column.scaled(scores) for scores in untrained]) for column in (KNN, LINEAR)]
     last = f"| (untrained encoder) | {len(untrained)} | {floor[0]} |  | {floor[1]} |  |  |  |  |  |  |  |\n"
     return head + "".join(line(title, runs) for title, runs in rows.items()) + last
 
 
 def recorded() -> tuple[dict[str, list[Finished]], list[dict[str, Any]]]:
-    """The rows and the untrained scores of results.json."""
+    """The rows of results.json, and the scores of untrained encoders in it."""
     file = HERE / "results.json"
     found = json.loads(file.read_text()) if file.is_file() else {"runs": [], "untrained": []}
     rows: dict[str, list[Finished]] = {}
@@ -108,7 +118,7 @@ def recorded() -> tuple[dict[str, list[Finished]], list[dict[str, Any]]]:
 
 
 def write(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]], workers: int) -> None:
-    """Write table, figure and raw results beside this file."""
+    """Write the table, the figure and the raw results beside this file."""
     text = (HERE / "ABOUT.md").read_text()
     protocol = next(iter(rows.values()))[0].results.get("protocol", {})
     lines = [f"- {name}: {said}\n" for name, said in protocol.items()]
@@ -126,9 +136,9 @@ def write(rows: dict[str, list[Finished]], untrained: list[dict[str, Any]], work
 
 
 def main() -> None:
-    """Run every row with every seed."""
+    """Run every row with every seed, and write after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10", help="as rankgap train takes it (default: %(default)s)")
+    parser.add_argument("--data", default="cifar10", help="the data, as in rankgap train (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/mini"), help="run folders (default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="seeds, joined by commas (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=10_000, help="training images (default: %(default)s)")

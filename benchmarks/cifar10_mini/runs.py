@@ -1,6 +1,6 @@
-"""The runs of the mini benchmark, one after the other or several at a time.
+"""The runs of the mini benchmark, one after another or several at a time.
 
-They are a module of their own because a spawned worker does not import its parent's `__main__`.
+They have a module of their own because a spawned worker does not import its parent's `__main__`.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rankgap.model.schedule import Clock
 from rankgap.run.config import TrainConfig, file_name
 from rankgap.run.feed import EpochBatches
 from rankgap.run.folder import RunFolder
-from rankgap.run.plan import evaluate_model, prepare, restore
-from rankgap.run.trainer import train
+from rankgap.run.plan import resolve
+from rankgap.run.restored import evaluate_plan, restore
+from rankgap.run.trainer import resumed, train
+from rankgap.show.columns import KNN
 from rankgap.show.figures import ResultRow
 from rankgap.show.progress import Progress
 from rankgap.spectra.pair import PairSpectrum
@@ -58,7 +59,7 @@ RANK_EVERY = 10  # steps between two readings
 
 @dataclass(frozen=True)
 class Finished:
-    """What one run left behind."""
+    """The results of one run."""
 
     title: str
     seed: int
@@ -66,7 +67,7 @@ class Finished:
     metrics: dict[str, list[float]]
 
     def after_first_epoch(self) -> np.ndarray:
-        """Rank differences at every reading after the first epoch."""
+        """The rank differences at all readings after the first epoch."""
         epoch, online, target = (np.array(self.metrics[k]) for k in ("epoch", "erank_online", "erank_target"))
         difference: np.ndarray = (target - online)[epoch >= 1]
         return difference
@@ -83,7 +84,7 @@ def mini_config(
     limit: int = 10_000,
     epochs: int = 10,
 ) -> TrainConfig:
-    """A run of the benchmark, in its folder below `out`."""
+    """The configuration of one run, whose folder lies below `out`."""
     config = TrainConfig(
         method=method,
         online=online,
@@ -95,17 +96,15 @@ def mini_config(
         rank_every=RANK_EVERY,
         seed=seed,
     )
-    config.out = str(out / file_name(f"{config.title}-seed{seed}"))
-    return config
+    return replace(config, out=str(out / file_name(f"{config.title}-seed{seed}")))
 
 
 def run_one(config: TrainConfig) -> Finished:
-    """Train a run, resume it, or read it."""
-    folder, worker = config.folder, multiprocessing.parent_process() is not None
+    """Train a run or resume it; if it is finished, read its results."""
+    folder, worker = RunFolder(config.path), multiprocessing.parent_process() is not None
     if not folder.results():
-        config.resume = folder.checkpoint.is_file()
-        config.overwrite = not config.resume
-        # Several bars would write over each other in one terminal.
+        config = resumed(folder.path, {}) if folder.checkpoint.is_file() else replace(config, overwrite=True)
+        # In one terminal, several progress bars would overwrite each other.
         train(config, callbacks=[] if worker else [Progress(f"{config.title} seed {config.seed}")])
     return Finished(config.title, config.seed, folder.results(), folder.metrics())
 
@@ -113,7 +112,7 @@ def run_one(config: TrainConfig) -> Finished:
 def run_all(
     configs: list[TrainConfig], workers: int, run: Callable[[TrainConfig], Finished] = run_one
 ) -> Iterator[Finished]:
-    """Every run, in order; `workers` processes share them and the machine's cores."""
+    """All runs, in order; `workers` processes share them and the machine's cores."""
     if workers == 1:
         yield from map(run, configs)
         return
@@ -122,7 +121,7 @@ def run_all(
         workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)
     ) as pool:
         for done in pool.map(run, configs):
-            print(f"{done.title} seed {done.seed}: kNN {100 * done.results['knn']:.1f} %", flush=True)
+            print(f"{done.title} seed {done.seed}: kNN {KNN.cell(done.results)} %", flush=True)
             yield done
 
 
@@ -133,29 +132,28 @@ def result_row(title: str, runs: list[Finished]) -> ResultRow:
 
 
 def untrained_scores(config: TrainConfig) -> dict[str, Any]:
-    """What the encoder scores before it has learned anything: the floor of the table."""
-    file = Path(f"{config.folder.path}-untrained.json")
+    """The scores of the encoder before any training, which are the floor of the table."""
+    file = Path(f"{config.path}-untrained.json")
     if not file.is_file():
-        experiment = prepare(config)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(evaluate_model(experiment, experiment.model())))
+        file.write_text(json.dumps(evaluate_plan(resolve(config))))
     scores: dict[str, Any] = json.loads(file.read_text())
     return scores
 
 
 @torch.no_grad()
 def pooled(folder: RunFolder) -> PairSpectrum:
-    """Spectra, alignment and measured filter of a trained model over all training images, in training mode.
+    """The pair spectrum of a trained model over all training images, in training mode.
 
     Online view i is paired with target view i, so that the filter is that of the map and not of the views.
     """
-    experiment, model = restore(folder.path)
-    work, views = experiment.work, experiment.views()
+    plan = restore(folder.path)
+    model, work, views = plan.model, plan.work, plan.views()
     model.train()
-    model.prepare(Clock(step=work.steps - 1, steps=work.steps, steps_per_epoch=work.steps_per_epoch))
+    model.prepare(work.clock(work.steps - 1))
     generator = torch.Generator().manual_seed(0)
     pair: PairSpectra | None = None
-    batches = EpochBatches(experiment.train, work, seed=0, step=0)
+    batches = EpochBatches(plan.train, work, seed=0, step=0)
     for index in range(len(batches)):
         batch = batches[index]
         outputs = model(views(batch.images, batch.sizes, generator))

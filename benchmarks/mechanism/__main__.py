@@ -27,6 +27,7 @@ from benchmarks.mechanism.analysis import (
 )
 from rankgap.run.config import TrainConfig
 from rankgap.run.folder import RunFolder
+from rankgap.show.columns import KNN, plus_minus
 from rankgap.spectra.pair import PairSpectrum
 
 HERE = Path(__file__).parent
@@ -57,8 +58,7 @@ def summary(method: str, seed: int, pair: PairSpectrum) -> dict[str, Any]:
 
 def cell(values: list[float], digits: int = 2) -> str:
     """Mean over seeds with its interval, for a table."""
-    mean, half = interval(values)
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return plus_minus(*interval(values), f".{digits}f")
 
 
 def report(found: dict[str, Any]) -> str:
@@ -73,8 +73,8 @@ def report(found: dict[str, Any]) -> str:
         )
     lines += ["", "| row | kNN % of each seed | kNN % | rank difference |", "|---|---|--:|--:|"]
     for row, runs in found["replaced"].items():
-        knn, difference = [100 * r["knn"] for r in runs], [r["rank_difference"] for r in runs]
-        each = ", ".join(f"{v:.1f}" for v in knn)
+        knn, difference = [KNN.scaled(r) for r in runs], [r["rank_difference"] for r in runs]
+        each = ", ".join(KNN.cell(r) for r in runs)
         lines.append(f"| {row} | {each} | {cell(knn, 1)} | {cell(difference)} |")
     f = found["foretold"]
     lines.append(

@@ -1,4 +1,4 @@
-"""What each choice in the hot path gives: the same work without it, against the work with it."""
+"""The effect of each choice in the hot path: the same work with it and without it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rankgap.model.mlp import per_view
 from rankgap.model.schedule import Clock
 from rankgap.run.feed import EpochBatches
 from rankgap.run.optimizer import build_optimizer, parameter_groups
-from rankgap.run.presets import Work
+from rankgap.run.work import Work
 
-Pair = tuple[Callable[[], object], Callable[[], object]]  # with the choice, and without
+Pair = tuple[Callable[[], object], Callable[[], object]]  # the work with the choice, and without it
 
 
 def steps() -> dict[str, Pair]:
-    """SimSiam's step, `resnet_tiny`, batch 256: precision, memory format, optimiser."""
+    """The step of SimSiam with `resnet_tiny` at batch 256: precision, memory format, optimiser."""
     module, data, _ = our_side(CASES[0], rg.design("simsiam"))
     other, _, _ = our_side(CASES[0], rg.design("simsiam"))
     other.model.to(memory_format=torch.contiguous_format)
@@ -82,7 +82,7 @@ def together() -> Pair:
 
 
 def even_power() -> Pair:
-    """power:2, which is Z (Z^T Z) / N, against the decomposition that any other gain takes; N 256, D 2048."""
+    """power:2, which is Z (Z^T Z) / N, against the decomposition that other gains need; N 256, D 2048."""
     z = torch.randn(256, 2048) @ torch.diag(torch.logspace(0, -2, 2048))
     square = Gain("square", torch.square, is_low_pass=True, is_high_pass=False)
     return lambda: spectral_filter(z, "power:2"), lambda: spectral_filter(z, square)
@@ -105,7 +105,7 @@ def batches() -> Pair:
 
 
 def measure(settings: Settings) -> list[Row]:
-    """A row a choice; the ratio is of the time without it to the time with it."""
+    """One row for each choice; the ratio is the time without it over the time with it."""
     torch.manual_seed(0)
     pairs = {f"SimSiam step, resnet_tiny, batch 256: {name}": pair for name, pair in steps().items()} | {
         "EMA of a ResNet-18: torch._foreach | a loop over parameters": teacher(),

@@ -21,7 +21,7 @@ NEIGHBOURS, TEMPERATURE = 20, 0.1
 
 
 def features(rows: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Overlapping classes as encoders give them: a decaying spectrum in no axis' direction, a mean; unit rows."""
+    """Overlapping classes like an encoder's: a decaying spectrum in directions off the axes, a mean, unit rows."""
     shared = torch.Generator().manual_seed(0)
     scales = torch.logspace(0, -1.5, WIDTH)
     centres = torch.randn(CLASSES, WIDTH, generator=shared) * scales * 0.08
@@ -34,14 +34,14 @@ def features(rows: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def measure(settings: Settings) -> list[Row]:
-    """50,000 x 512 features against 10,000 queries."""
+    """Measure 50,000 x 512 features against 10,000 queries."""
     (bank, labels), (queries, wanted) = features(BANK, 1), features(QUERIES, 2)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     on_device = [t.to(device) for t in (bank, labels, queries, wanted)]
     x, y, q, w = (t.numpy() for t in (bank, labels, queries, wanted))
 
     def weights(distances: np.ndarray) -> np.ndarray:
-        # Of unit rows, |a - b|^2 = 2 - 2 cos: scikit-learn's fast search is Euclidean.
+        # scikit-learn's fast search is Euclidean; for unit rows |a - b|^2 = 2 - 2 cos.
         return np.exp((1 - distances**2 / 2) / TEMPERATURE)
 
     neighbours = KNeighborsClassifier(NEIGHBOURS, weights=weights, algorithm="brute", n_jobs=-1).fit(x, y)

@@ -39,7 +39,7 @@ def _with_backward(run: Callable[[Tensor], Tensor], z: Tensor) -> Callable[[], N
 
 
 def measure(settings: Settings) -> list[Row]:
-    """N = 256, D = 2048 for filters; 10,000 x 2048 features for the effective rank."""
+    """Measure filters at N = 256, D = 2048, and the effective rank of 10,000 x 2048 features."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(256, 2048, generator=generator) @ torch.diag(torch.logspace(0, -2, 2048))
     features = torch.randn(10_000, 2048, generator=generator) @ torch.diag(torch.logspace(0, -2, 2048))

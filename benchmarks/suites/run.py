@@ -1,4 +1,4 @@
-"""A whole mini run, from the shell to the page, against the time that its training steps took."""
+"""A whole mini run, from the shell to the report, against the time of its training steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rankgap.run.folder import RunFolder
 
 
 def measure(settings: Settings) -> list[Row]:
-    """One row: imports, data, 10 epochs, kNN and linear probe, report; none where there is no data."""
+    """One row for imports, data, 10 epochs, kNN, linear probe and report; no row if there is no data."""
     if settings.data is None:
         return []
     rankgap = str(Path(sys.executable).with_name("rankgap"))

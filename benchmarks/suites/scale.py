@@ -1,6 +1,6 @@
-"""Time and peak memory as a size doubles: filters, ranks, the monitor, kNN, views, and data sources.
+"""Time and peak memory as a size doubles: filters, effective ranks, the monitor, kNN, views, and data sources.
 
-The exponent is the slope of a line through the logarithms of the last three sizes: before that, fixed costs show.
+The exponent is the slope of a line through the logarithms of the last three sizes; smaller sizes show fixed costs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from rankgap.data.loading import IN_MEMORY
 from rankgap.evaluate.neighbours import Neighbours
 from rankgap.filters.spectral import SpectralFilter
 from rankgap.run.feed import EpochBatches
-from rankgap.run.presets import Work
 from rankgap.run.recipes import load_recipe
+from rankgap.run.work import Work
 from rankgap.spectra.effective_rank import effective_rank
 
 MEBI = 2**20
@@ -38,14 +38,14 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Growth:
-    """How one quantity grows.
+    """The growth of one quantity.
 
     Args:
-        what: is measured.
+        what: the quantity that is measured.
         over: the size that doubles.
-        sizes: its values.
-        seconds: of each, the median.
-        mebibytes: peak memory of each above what was held before, 2^20 bytes.
+        sizes: the values of that size.
+        seconds: the median time at each size.
+        mebibytes: the peak memory at each size, beyond what was held before, in 2^20 bytes.
     """
 
     what: str
@@ -55,18 +55,18 @@ class Growth:
     mebibytes: tuple[float, ...]
 
     def exponent(self, values: tuple[float, ...]) -> float:
-        """Of the last three sizes."""
+        """The exponent of the last three sizes."""
         log_sizes, logs = np.log(self.sizes[-3:]), np.log(np.maximum(values[-3:], 1e-9))
         return float(np.polyfit(log_sizes, logs, 1)[0])
 
 
 def doubled(first: int, times: int) -> tuple[int, ...]:
-    """`first` and its doubles."""
+    """`first`, doubled again and again."""
     return tuple(first * 2**i for i in range(times + 1))
 
 
 def peak_memory(run: Callable[[], object]) -> float:
-    """Mebibytes that a call adds at its peak: of the card's memory, or of this process's resident set (Linux)."""
+    """The peak mebibytes that a call adds to the card's memory, or to this process's resident set (Linux)."""
     gc.collect()
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -75,7 +75,7 @@ def peak_memory(run: Callable[[], object]) -> float:
         return (torch.cuda.max_memory_allocated() - before) / MEBI
     pa.default_memory_pool().release_unused()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status("VmRSS")
     run()
     return (_status("VmHWM") - before) / MEBI
@@ -89,7 +89,7 @@ def _status(key: str) -> int:
 def grow(
     what: str, over: str, sizes: tuple[int, ...], make: Callable[[int], Callable[[], object]], repeats: int
 ) -> Growth:
-    """Measure what `make(size)` returns, at every size."""
+    """Measure the call that `make(size)` returns, at every size."""
     times, memory = [], []
     for size in sizes:
         run = make(size)
@@ -157,9 +157,9 @@ def encoded_images(folder: Path, count: int) -> None:
 
 
 def read(spec: str, memory: int, count: int) -> Callable[[], object]:
-    """Opening the set `spec` (with {count} in it), and an epoch of batches of 256.
+    """Open the set `spec` (which contains {count}), and read an epoch of batches of 256.
 
-    It is decoded at the start where `memory` bytes hold it.
+    The set is decoded at the start if it fits into `memory` bytes.
     """
 
     def epoch() -> None:
@@ -173,7 +173,7 @@ def read(spec: str, memory: int, count: int) -> Callable[[], object]:
 
 
 def measure(settings: Settings) -> list[Growth]:
-    """Each quantity over each of its sizes."""
+    """Measure each quantity over each of its sizes."""
     torch.manual_seed(0)
     n, repeats = doubled(128, 4), max(settings.repeats, 3)
     wide = doubled(256, 3)

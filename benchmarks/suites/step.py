@@ -1,9 +1,9 @@
 """A SimSiam training step, data loading included: our trainer against lightly's modules in Lightning.
 
 Both train the same network with heads of the same widths, on the same images in memory, by SGD, in batches of the
-same size. lightly's side is what its documentation shows for SimSiam in Lightning, with its own transform (without
-blur, as on CIFAR-10) on PIL images and a loader worker a core; once at Lightning's default precision, as
-documented, and once with two things that a user may add in a line each: bf16 and channels-last.
+same size. lightly's side is the code that its documentation shows for SimSiam in Lightning, with its own transform
+(without blur, as for CIFAR-10) on PIL images and one loader worker per core. It runs once at Lightning's default
+precision, as documented, and once with two things that a user can add in a line each: bf16 and channels-last.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from rankgap.data import ImageSet
 from rankgap.model.backbones import Encoder, build_encoder
 from rankgap.run.feed import TrainingData
 from rankgap.run.module import SelfSupervised
-from rankgap.run.presets import Work, adapt
+from rankgap.run.presets import adapt
 from rankgap.run.recipes import Recipe, load_recipe
+from rankgap.run.work import Work
 
 WARM = 2  # steps before the clock starts
 
@@ -44,11 +45,11 @@ class Case:
     """A network to measure.
 
     Args:
-        backbone: its name.
-        batch: images a step.
-        steps: of a measurement.
-        faster: the bar against lightly.
-        share: the bar of the machine's rate.
+        backbone: the name of the encoder.
+        batch: the number of images per step.
+        steps: the number of steps in a measurement.
+        faster: the bar for the ratio of lightly's time to ours.
+        share: the bar for the share of the machine's rate.
     """
 
     backbone: str
@@ -62,7 +63,7 @@ CASES = (Case("resnet_tiny", 256, 14, 4.0, 0.45), Case("resnet18", 128, 5, 1.9, 
 
 
 class Clock(L.Callback):
-    """When each step ended."""
+    """Records when each step ended."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -80,7 +81,7 @@ class Clock(L.Callback):
 
 
 class Pictures(Dataset[Any]):
-    """PIL images with a transform, as lightly's data sets give them."""
+    """PIL images with a transform, as in lightly's data sets."""
 
     def __init__(self, images: Tensor, transform: Callable[[Any], Any]) -> None:
         self.images, self.transform = [to_pil_image(image) for image in images], transform
@@ -93,41 +94,41 @@ class Pictures(Dataset[Any]):
 
 
 class LightlySimSiam(L.LightningModule):
-    """SimSiam of lightly's documentation, with our encoder and widths."""
+    """SimSiam as in lightly's documentation, with our encoder and widths."""
 
     def __init__(self, encoder: Encoder, recipe: Recipe, *, channels_last: bool) -> None:
         super().__init__()
         from lightly.loss import NegativeCosineSimilarity
         from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
 
-        heads = recipe.heads
+        widths, predictor = recipe.projector.widths, recipe.options("online", rg.MAPS["predictor"])
         self.backbone: nn.Module = encoder
-        self.projection_head = SimSiamProjectionHead(encoder.features, heads.projector[0], heads.projector[-1])
-        self.prediction_head = SimSiamPredictionHead(heads.projector[-1], heads.predictor[0], heads.projector[-1])
+        self.projection_head = SimSiamProjectionHead(encoder.features, widths[0], widths[-1])
+        self.prediction_head = SimSiamPredictionHead(widths[-1], predictor.widths[0], widths[-1])
         self.criterion = NegativeCosineSimilarity()
         self.channels_last = channels_last
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A view -> embedding without gradient, and prediction."""
+        """The embedding of a view without gradient, and its prediction."""
         x = x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
         z = self.projection_head(self.backbone(x).flatten(start_dim=1))
         return z.detach(), self.prediction_head(z)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """The documentation's loss."""
+        """The loss, as in the documentation."""
         (z0, p0), (z1, p1) = self(batch[0]), self(batch[1])
         loss: Tensor = 0.5 * (self.criterion(z0, p1) + self.criterion(z1, p0))
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The documentation's optimiser."""
+        """The optimiser, as in the documentation."""
         return torch.optim.SGD(self.parameters(), lr=0.06)
 
 
 def fit(module: L.LightningModule, steps: int, precision: Any, data: Any) -> float:
-    """Seconds a step of a Lightning trainer that does nothing else."""
+    """The seconds per step of a Lightning trainer that does nothing else."""
     clock = Clock()
     trainer = L.Trainer(
         max_steps=steps,
@@ -146,7 +147,7 @@ def fit(module: L.LightningModule, steps: int, precision: Any, data: Any) -> flo
 
 
 def our_step(module: SelfSupervised, data: TrainingData) -> float:
-    """Seconds a step of our trainer; it begins its run again."""
+    """The seconds per step of our trainer, which starts its run again."""
     module.step = 0
     return fit(module, module.work.steps, "bf16-mixed", data)
 
@@ -159,7 +160,7 @@ def bare_step(
     bf16: bool = True,
     layout: Callable[[Tensor], Tensor] = lambda views: views,
 ) -> Callable[[], None]:
-    """A training step without a trainer: views, both branches, gradients, the optimiser."""
+    """A training step without a trainer: views, both branches, gradients and the optimiser."""
     generator = torch.Generator(images.device)
 
     def step() -> None:
@@ -173,20 +174,20 @@ def bare_step(
 
 
 def our_side(case: Case, method: rg.Method, *, small: bool = True) -> tuple[SelfSupervised, TrainingData, Recipe]:
-    """Our trainer's module and data, with the published recipe or with the preset for small work."""
+    """The module and data of our trainer, with the published recipe or with the preset for small work."""
     images = torch.randint(0, 256, (case.batch * case.steps, 3, 32, 32), dtype=torch.uint8)
     work = Work(images=len(images), batch_size=case.batch, epochs=1, features=128)
     recipe = load_recipe("cifar", method.body)
     if small:
         recipe, _ = adapt(recipe, method, work)
-    model = rg.build(method, backbone=case.backbone, heads=recipe.heads)
+    model = rg.build(method, backbone=case.backbone, heads=recipe)
     mean, std = (0.5,) * 3, (0.25,) * 3
     module = SelfSupervised(model, rg.Views(recipe.views, 32, mean, std), recipe.optimizer, work)
     return module, TrainingData(ImageSet("random", images, None, mean, std), work), recipe
 
 
 def lightly_sides(case: Case, images: Tensor, recipe: Recipe) -> dict[str, Callable[[], float]]:
-    """Seconds a step of lightly's SimSiam, by how it is run."""
+    """Calls that measure the seconds per step of lightly's SimSiam, by the way in which it runs."""
     from lightly.transforms import SimSiamTransform
 
     cores = os.cpu_count() or 1
@@ -195,14 +196,15 @@ def lightly_sides(case: Case, images: Tensor, recipe: Recipe) -> dict[str, Calla
     sides: dict[str, Callable[[], float]] = {}
     for precision, channels_last in (("32-true", False), ("bf16-mixed", True)):
         module = LightlySimSiam(build_encoder(case.backbone), recipe, channels_last=channels_last)
-        name = f"lightly in Lightning, {precision}{', channels-last' * channels_last}, {cores} workers"
+        layout = ", channels-last" if channels_last else ""
+        name = f"lightly in Lightning, {precision}{layout}, {cores} workers"
         sides[name] = partial(fit, module, case.steps, precision, loader)
     return sides
 
 
 def work_of_a_step(module: SelfSupervised, images: Tensor) -> float:
-    """Floating-point operations of the products and convolutions of a step, forward and backward."""
-    few = images[:32]  # they grow with the batch
+    """The floating-point operations of a step's products and convolutions, forward and backward."""
+    few = images[:32]  # the number grows with the batch
     with FlopCounterMode(display=False) as counter:
         module.model(module.views(few)).loss.backward()
     module.zero_grad()
@@ -210,7 +212,7 @@ def work_of_a_step(module: SelfSupervised, images: Tensor) -> float:
 
 
 def share_of_the_machine(what: str, case: Case, step: Callable[[], float], flops: float, repeats: int) -> Row:
-    """How near a whole training step comes to the rate of one large product, measured before and after it."""
+    """The rate of a whole training step as a share of that of one large product, measured before and after it."""
     times, rates = [], [matrix_rate()]
     for _ in range(repeats):
         times.append(step())
@@ -229,7 +231,7 @@ def share_of_the_machine(what: str, case: Case, step: Callable[[], float], flops
 
 
 def measure(settings: Settings) -> list[Row]:
-    """A row for each network against each way to run lightly, and one for its share of the machine's rate."""
+    """One row for each network against each way to run lightly, and one for its share of the machine's rate."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     rows = []
     for case in CASES:

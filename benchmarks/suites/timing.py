@@ -1,4 +1,4 @@
-"""Two things timed in turns, so that a slow minute of the machine is no one's disadvantage."""
+"""Two things timed in turns, so that a slow minute of the machine affects both."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What a suite is run with.
+    """The settings of a suite.
 
     Args:
-        repeats: of each measurement.
-        peers: compare with the libraries of the `bench` extra too.
-        data: `--data` of rankgap for what needs real images; None leaves that out.
+        repeats: repetitions of each measurement.
+        peers: whether to compare with the libraries of the `bench` extra too.
+        data: `--data` of rankgap, for measurements that need real images; None leaves them out.
     """
 
     repeats: int = 7
@@ -29,13 +29,13 @@ class Row:
     """One line of the table.
 
     Args:
-        what: is measured.
-        against: what it is compared with; empty where the bar is in seconds.
-        seconds: median of ours.
-        ratio: median of the ratios of theirs to ours, repetition by repetition; None without a comparison.
-        spread: least and greatest of those ratios (or of the seconds).
-        bar: what was set.
-        met: whether.
+        what: the work that is measured.
+        against: what it is compared with; empty if the bar is in seconds.
+        seconds: the median time of our side.
+        ratio: the median over repetitions of their time to ours; None without a comparison.
+        spread: the smallest and largest of those ratios, or of the seconds without a comparison.
+        bar: the requirement.
+        met: whether the requirement is met.
     """
 
     what: str
@@ -48,7 +48,7 @@ class Row:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Wall time of a call."""
+    """The wall time of a call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -60,15 +60,15 @@ def in_turns(
     repeats: int,
     clock: Callable[[Any], float] = seconds,
 ) -> tuple[float, float, tuple[float, float]]:
-    """Median seconds of ours, and the ratio theirs / ours: its median, least and greatest.
+    """The median seconds of our side, and the median, smallest and largest ratio of their time to ours.
 
-    Both run once before the clock starts, and each repetition swaps who goes first.
+    Both sides run once before the clock starts, and each repetition swaps which side goes first.
 
     Args:
-        ours: what is measured.
-        theirs: what it is compared with.
-        repeats: repetitions of both.
-        clock: seconds of a call; `itself` for calls that return their own.
+        ours: the work that is measured.
+        theirs: the work that it is compared with.
+        repeats: repetitions of both sides.
+        clock: the seconds of a call; `itself` for calls that return their own.
     """
     ours(), theirs()
     times, ratios = [], []
@@ -82,7 +82,7 @@ def in_turns(
 
 
 def itself(run: Callable[[], float]) -> float:
-    """The clock of calls that return their seconds."""
+    """The clock for calls that return their own seconds."""
     return run()
 
 
@@ -96,7 +96,7 @@ def compared(
     repeats: int,
     clock: Callable[[Any], float] = seconds,
 ) -> Row:
-    """The row of a peer that ours is to be `bar` times as fast as."""
+    """The row of a comparison in which our side must be `bar` times as fast."""
     mine, ratio, spread = in_turns(ours, theirs, repeats, clock)
     return Row(
         what=what,

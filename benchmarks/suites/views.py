@@ -21,7 +21,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
 def kornia_views(configs: tuple[ViewConfig, ...]) -> Callable[[Tensor], list[Tensor]]:
-    """The recipe's operations in kornia, a pipeline a view; images are floats in [0, 1]."""
+    """The recipe's operations in kornia, one pipeline for each view; images are floats in [0, 1]."""
     import kornia.augmentation as K
 
     def one(c: ViewConfig) -> Any:
@@ -44,7 +44,7 @@ def kornia_views(configs: tuple[ViewConfig, ...]) -> Callable[[Tensor], list[Ten
 
 
 class Pictures(Dataset[Any]):
-    """PIL images with the recipe's operations in torchvision v2, as training loops have them."""
+    """PIL images with the recipe's operations in torchvision v2, as in a usual training loop."""
 
     def __init__(self, images: Tensor, configs: tuple[ViewConfig, ...]) -> None:
         self.images = [v2.functional.to_pil_image(image) for image in images]
@@ -73,7 +73,7 @@ class Pictures(Dataset[Any]):
 
 
 def measure(settings: Settings) -> list[Row]:
-    """SimSiam's recipe, and BYOL's for ImageNet, which blurs and solarises."""
+    """Measure SimSiam's recipe, and BYOL's for ImageNet, which blurs and solarises."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8 * BATCH, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
     rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,15 @@ import torch
 
 from rankgap.errors import UserError
 from rankgap.run.config import TrainConfig
+from rankgap.run.folder import RunFolder
+from rankgap.run.reference import spectrum_of_run
 from rankgap.run.trainer import train
-from rankgap.theory.design import reference_spectrum
-
-# Moved here from tests/theory/test_design.py: the `reference_spectrum` of `theory` no longer reads run folders.
 
 
 def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"no run folder: it has no config\.yaml"):
-        reference_spectrum(".")
+        spectrum_of_run(RunFolder(Path(".")))
 
 
 @pytest.mark.parametrize(
@@ -38,19 +38,19 @@ def test_a_run_gives_the_spectrum_of_what_its_filters_act_on(
         limit=64,
         epochs=1,
         batch_size=32,
-        protocol="none",
-        loggers="none",
+        protocol=(),
+        loggers=(),
         out=str(tmp_path / "a"),
     )
     train(config)
-    found = reference_spectrum(str(tmp_path / "a"))
-    last = config.folder.spectra()[-1]
+    folder = RunFolder(config.path)
+    found = spectrum_of_run(folder)
+    last = folder.spectra()[-1]
     assert found.name == f"a at step {last.step}{note}"
-    assert (found.rows, found.columns) == (64, 256)
-    expected = torch.tensor(getattr(last, branch), dtype=torch.float64) / 8
-    assert torch.equal(found.x, expected)
+    assert (found.rows, found.columns) == (32, 256)
+    assert torch.equal(found.x, getattr(last, f"spectrum_{branch}") / math.sqrt(32))
     if branch == "target" and not note:  # batch-normed: the columns' mean square is 1
         assert float(found.x.square().sum()) == pytest.approx(256, rel=0.01)
-    config.folder.spectra_file.unlink()
+    folder.spectra_file.unlink()
     with pytest.raises(UserError, match="has no spectra yet"):
-        reference_spectrum(str(tmp_path / "a"))
+        spectrum_of_run(folder)

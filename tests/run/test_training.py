@@ -25,6 +25,7 @@ from rankgap.run.optimizer import OptimizerOptions, build_optimizer, parameter_g
 from rankgap.run.work import Work
 from rankgap.spectra.effective_rank import effective_rank
 from rankgap.views.random_views import ViewConfig, Views
+from tests.training import descend
 
 WORK = Work(images=100, batch_size=32, epochs=4, features=128)
 
@@ -92,13 +93,7 @@ def test_every_optimiser_descends(name: Any) -> None:
         net, OptimizerOptions(name=name, lr={"sgd": 0.05, "lars": 0.2, "adamw": 1e-3}[name])
     )
     views = torch.randn(2, 32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    losses = []
-    for _ in range(8):
-        loss = net(views).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    losses = [float(out.loss.detach()) for out in descend(net, [views] * 8, optimizer, steps_per_epoch=8)]
     assert losses[-1] < losses[0] - 0.05
 
 

@@ -47,6 +47,7 @@ def on_process(process: int) -> None:
             optimizer.step()
     found = monitor.compute()
     assert found.rows == 2 * len(seen["online"][0])
+    assert monitor.compute().plain() == found.plain()  # a process's own sums stay as they are
     for name in ("online", "target"):
         wanted = effective_rank(torch.cat(seen[name]))
         assert_close(getattr(found, f"erank_{name}"), wanted, rtol=1e-5, atol=0)

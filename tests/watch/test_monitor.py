@@ -1,8 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,15 +10,21 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from rankgap.errors import UserError
-from rankgap.model.methods import Method, build
-from rankgap.model.schedule import Clock
-from rankgap.run.recipes import Heads
+from rankgap.model.assignments import CentredAssignmentOptions
+from rankgap.model.branches import TeacherOptions
+from rankgap.model.heads import Heads
+from rankgap.model.methods import Method
+from rankgap.model.mlp import ProjectorOptions
+from rankgap.model.predictor import PredictorOptions
+from rankgap.model.prototypes import PrototypeOptions
+from rankgap.run.build import build
 from rankgap.spectra.effective_rank import effective_rank
 from rankgap.spectra.pair import measured_filter, pair_spectrum
 from rankgap.watch.doctor import Diagnosis, Kind, Thresholds, alarms
 from rankgap.watch.monitor import RankMonitor
 from rankgap.watch.pairing import opposite_views
 from rankgap.watch.reading import readings
+from tests.training import descend, sgd, tiny_encoder
 
 
 class SimSiam(nn.Module):
@@ -80,8 +85,7 @@ def test_views_stacked_in_one_batch_are_told_apart() -> None:
 
 
 def test_our_own_models_give_all_views_at_once() -> None:
-    heads = Heads(projector=(16, 8), predictor=(4,))
-    model = build("byol", backbone="resnet_tiny", heads=heads, size=8, channels=1)
+    model = build("byol", backbone="resnet_tiny", heads=HEADS, size=8, channels=1)
     with RankMonitor(model, online="online_map", target="target_map", every=1) as monitor:
         out = model(torch.randn(2, 8, 1, 8, 8))
         out.loss.backward()
@@ -277,44 +281,50 @@ def test_what_cannot_be_watched_is_named() -> None:
 # Diagnosis: each kind is trained into, on points that come in groups and are seen with noise.
 
 
+HEADS = Heads(
+    projector=ProjectorOptions(widths=(32, 16)),
+    prototypes=PrototypeOptions(count=16),
+    teacher=TeacherOptions(momentum=0.9),
+    online={"predictor": PredictorOptions(widths=(4,))},
+)
+
+
 def train(
     method: str | Method,
     *,
     online: str | None = None,
     target: str | None = None,
-    heads: Mapping[str, object] = MappingProxyType({}),
+    heads: Heads = HEADS,
     lr: float = 0.1,
     steps: int = 60,
     thresholds: Thresholds | None = None,
 ) -> RankMonitor:
     torch.manual_seed(0)
-    given: dict[str, object] = {"projector": (32, 16), "predictor": (4,), "prototypes": 16, "momentum": 0.9}
-    encoder = nn.Sequential(nn.Flatten(), nn.Linear(24, 32), nn.BatchNorm1d(32), nn.ReLU())
-    encoder.features = 32  # type: ignore[assignment]
-    model = build(method, backbone=encoder, online=online, target=target, heads=Heads(**given | dict(heads)))  # type: ignore[arg-type]
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=0.9)
+    model = build(method, backbone=tiny_encoder(), online=online, target=target, heads=heads)
     monitor = RankMonitor(every=1, thresholds=thresholds)
     generator = torch.Generator().manual_seed(1)
     groups = torch.randn(8, 24, generator=generator)
-    for i in range(steps):
-        clock = Clock(step=i, steps=steps, steps_per_epoch=10)
-        model.prepare(clock)
-        x = groups[torch.randint(8, (64,), generator=generator)]
-        x = x + 0.5 * torch.randn(2, 64, 24, generator=generator)
-        out = model(x)
-        optimizer.zero_grad()
-        out.loss.backward()
-        optimizer.step()
-        model.update_teacher(clock)
-        monitor.update(out.online[0], out.target[1])
-        if monitor.diagnosis.kind == "non-finite":
+    batches = [
+        groups[torch.randint(8, (64,), generator=generator)] + 0.5 * torch.randn(2, 64, 24, generator=generator)
+        for _ in range(steps)
+    ]
+    for out in descend(model, batches, sgd(model, lr, 0.9), steps_per_epoch=10):
+        if monitor.update(out.online, out.target).kind == "non-finite":
             break
     return monitor
 
 
-NO_CENTRE = {"centre_momentum": 1.0, "teacher_temperature": 0.01, "teacher_warmup_temperature": 0.01}
-NO_CENTRE |= {"projector_norm": False, "momentum": 0.0}
-SOFT = {"teacher_temperature": 5.0, "teacher_warmup_temperature": 5.0}
+NO_CENTRE = dataclasses.replace(
+    HEADS,
+    projector=ProjectorOptions(widths=(32, 16), norm=False),
+    teacher=TeacherOptions(momentum=0.0),
+    target={
+        "centred_assignment": CentredAssignmentOptions(momentum=1.0, temperature=0.01, warmup_temperature=0.01)
+    },
+)
+SOFT = dataclasses.replace(
+    HEADS, target={"centred_assignment": CentredAssignmentOptions(temperature=5.0, warmup_temperature=5.0)}
+)
 
 CASES: list[tuple[Kind, Callable[[], RankMonitor]]] = [
     ("healthy", lambda: train("simsiam", target="power:-0.5")),

@@ -267,8 +267,5 @@ def _monotone(x: Tensor, values: Tensor) -> tuple[bool, bool, float | None]:
 
 
 def _shown(x: Tensor) -> str:
-    return (
-        f"{x.tolist()[:4]} of shape {tuple(x.shape)}"
-        if x.numel()
-        else f"an empty tensor of shape {tuple(x.shape)}"
-    )
+    values = x.tolist()[:4] if x.numel() else "an empty tensor"
+    return f"{values} of shape {tuple(x.shape)}"

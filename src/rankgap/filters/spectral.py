@@ -290,7 +290,7 @@ class SpectralFilter(nn.Module):
             self.running = RunningMap(self._solve_running, dim, momentum=momentum, every=every, scale=scale)
         chosen = isinstance(self.gain.function, AutoPower)
         exponent = torch.tensor(math.nan, dtype=torch.float64) if chosen else None
-        # Saved with a running correlation alone: a resumed run may read it before the next decomposition.
+        # That of a running correlation is saved: a resumed run may read it before the next decomposition.
         self.register_buffer("exponent", exponent, persistent=estimator == "ema")
 
     def forward(self, z: Tensor) -> Tensor:

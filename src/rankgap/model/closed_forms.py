@@ -90,8 +90,8 @@ def largest_eigenvalue(matrix: Tensor) -> Tensor:
 #   sqrt(l) + eps l_1, which is another predictor at another scale of Z); rho and eps are the paper's.
 # directcopy: the code of Halvagal, Laborieux & Zenke 2023. The code of Wang et al. (2021), whose idea it is, adds
 #   eps to a C that is not normalised.
-# isoloss: that of Halvagal et al. too: no eps, and gradients straight through. Their C moves once a view, ours once
-#   a step by all views.
+# isoloss: that of Halvagal et al. too: no eps, and gradients pass straight through. Their C moves once a view,
+#   ours once a step by all views.
 CLOSED_FORMS: dict[str, ClosedForm] = {
     "directpred": ClosedForm(alpha=0.5, eps=0.1, momentum=0.3),
     "directcopy": ClosedForm(alpha=1, eps=0.25, momentum=0.998),

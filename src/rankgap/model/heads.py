@@ -30,14 +30,15 @@ class Heads:
     Example:
         >>> from rankgap.model.assignments import SinkhornOptions
         >>> from rankgap.model.maps import MAPS
-        >>> heads = Heads(projector=ProjectorOptions(widths=(64, 32)), target={"sinkhorn": SinkhornOptions(eps=0.1)})
+        >>> projector = ProjectorOptions(widths=(64, 32))
+        >>> heads = Heads(projector=projector, target={"sinkhorn": SinkhornOptions(eps=0.1)})
         >>> heads.options("target", MAPS["sinkhorn"]).eps
         0.1
     """
 
     projector: ProjectorOptions
-    prototypes: PrototypeOptions = PrototypeOptions()
-    teacher: TeacherOptions = TeacherOptions()
+    prototypes: PrototypeOptions = field(default_factory=PrototypeOptions)
+    teacher: TeacherOptions = field(default_factory=TeacherOptions)
     online: Mapping[str, Any] = field(default_factory=dict)
     target: Mapping[str, Any] = field(default_factory=dict)
 

@@ -128,10 +128,10 @@ def kinds_on(side: Side) -> dict[str, MapKind]:
 
 
 def find_map(text: str, side: Side) -> tuple[MapKind, str]:
-    """The kind of map that a text names, and its argument: any registered name, or the gain of a filter.
+    """The kind of map that a text names, and its argument: a registered name, or the gain of a filter.
 
     Raises:
-        UserError: a map of the other side, a name without its argument, or a text that is neither a map nor a gain.
+        UserError: a map of the other side, a name without its argument, or a text that is no map and no gain.
 
     Example:
         >>> kind, argument = find_map("power:0.5", "online")

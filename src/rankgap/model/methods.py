@@ -158,5 +158,5 @@ def title(method: str, *, online: str | None = None, target: str | None = None) 
 
 
 def choices(side: Side) -> list[str]:
-    """What a user may put on a branch beside a gain: the maps that stand before any prototypes, as help shows them."""
+    """The maps that a user may put on a branch in place of a gain, as help shows them."""
     return [kind.label for kind in kinds_on(side).values() if not kind.assigns and kind.name != FILTER]

@@ -21,7 +21,7 @@ BEST_OF = 2048  # images whose features rate an epoch
 
 
 class Checkpoints(L.Callback):
-    """Writes `last.ckpt` after each epoch, keeps those that were asked for, and measures the time that training takes.
+    """Writes `last.ckpt` after each epoch, keeps the checkpoints that were asked for, and times the training.
 
     Args:
         plan: the run; its configuration says which checkpoints to keep.

@@ -97,8 +97,8 @@ def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
         recipe: that of a run that exists, in place of what presets would choose today.
 
     Raises:
-        UserError: for each thing in the configuration that cannot be done, before the data are read where it can be
-            known by then.
+        UserError: something in the configuration cannot be done; where the data do not matter, before they are
+            read.
     """
     config = read(TrainConfig, plain(config), "the configuration")  # one made in Python may hold anything
     method = design(config.method, online=config.online, target=config.target)

@@ -1,8 +1,8 @@
-"""The one reader of what people and files say: plain values, as YAML or JSON give them, become typed dataclasses.
+"""The one reader of what people and files say: plain values, as YAML gives them, become typed dataclasses.
 
-It is strict. A value of another type, an unknown key or a missing one is refused with its place, what was expected,
-what came, and the nearest key that exists. pydantic does the checking, in its strict JSON mode: a list may stand for a
-tuple and a whole number for a number, and nothing else is converted.
+It is strict. A value of another type, an unknown key or a missing one is refused with its place, what was
+expected, what came, and the nearest key that exists. pydantic does the checking, in its strict JSON mode: a list
+may stand for a tuple and a whole number for a number, and nothing else is converted.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
-from rankgap.show.colours import COLLAPSES, GREY, GROWS, KNN, LINEAR, ONLINE, TARGET
+from rankgap.show.colours import AXIS, COLLAPSES, GREY, GRID, GROWS, KNN, LINEAR, ONLINE, TARGET
+from rankgap.show.columns import KNN as KNN_COLUMN
 from rankgap.spectra.pair import PairSpectrum
 
 DPI = 100
@@ -67,9 +68,9 @@ class ResultRow:
 def plain(axes: Axes) -> None:
     """Take the box off the axes, and draw a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#BFBFBF")
+    axes.spines[["left", "bottom"]].set_color(AXIS)
     axes.tick_params(colors=GREY, labelsize=8, length=3)
-    axes.grid(color="#E6E6E6", linewidth=0.6)
+    axes.grid(color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)
 
 
@@ -167,7 +168,7 @@ def _rank_panel(axes: Axes, run: RankTrace) -> None:
     )
     axes.set_title(textwrap.fill(run.name, 30), size=9, weight="bold", loc="left", pad=14, parse_math=False)
     if run.knn is not None and math.isfinite(run.knn):
-        axes.text(0, 1.03, f"kNN {100 * run.knn:.1f}%", transform=axes.transAxes, size=8, color=GREY)
+        axes.text(0, 1.03, f"kNN {KNN_COLUMN.text(run.knn)}%", transform=axes.transAxes, size=8, color=GREY)
 
 
 def _label_ends(axes: Axes, run: RankTrace) -> None:

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from rankgap.run.module import SelfSupervised
+from rankgap.run.processes import is_main_process
 from rankgap.show.terminal import console, say
 
 
@@ -34,7 +35,7 @@ class Progress(L.Callback):
         """Open the bar at the step the run has reached."""
         assert isinstance(pl_module, SelfSupervised)
         self.task = self.bar.add_task(self.name, total=pl_module.work.steps, completed=pl_module.step, reading="")
-        if trainer.is_global_zero:
+        if is_main_process():
             self.bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -47,7 +48,7 @@ class Progress(L.Callback):
         self.bar.update(self.task, completed=pl_module.step, reading=reading)
         if (diagnosis := pl_module.monitor.diagnosis).kind != self.known:
             self.known = diagnosis.kind
-            if diagnosis and trainer.is_global_zero:
+            if diagnosis and is_main_process():
                 say(("alarm:", "yellow"), f" {self.name}: {diagnosis}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -107,7 +107,7 @@ class PairSpectra(Metric):
         return self._sums.spectrum()
 
     def _wrap_compute(self, compute: Callable[[], PairSpectrum]) -> Callable[[], PairSpectrum]:
-        # torchmetrics would squeeze columns of one number, and refuses frozen dataclasses; it cannot see into this.
+        # torchmetrics would squeeze columns of one number and refuses frozen dataclasses: it gets a sealed box.
         sealed = super()._wrap_compute(lambda: _Sealed(compute()))
         return lambda: sealed().record
 

@@ -1,7 +1,7 @@
 """Recipes: what a method is trained with. They are data in YAML, read into dataclasses.
 
-A recipe is a YAML file under `recipes/<data set>/<body>.yaml`; a method names the body it stands on. The options of
-a map nest under its branch and its name, `target.sinkhorn.eps`, as the map itself defines them.
+A recipe is a YAML file under `recipes/<data set>/<body>.yaml`; a method names the body it stands on. The options
+of a map nest under its branch and its name, `target.sinkhorn.eps`, as the map itself defines them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDES: tuple[Side, ...] = get_args(Side)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe(Heads):
-    """All that a method is trained with, but the data: its heads, and
+    """All that a method is trained with, except the data: its heads, its optimiser and its views.
 
     Args:
         about: what it reaches, in which time, on which hardware, over how many seeds; and who says so.

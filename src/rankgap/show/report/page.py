@@ -39,9 +39,9 @@ RANKS = (
     "dimensions grow; where it is below (purple, hatched), they collapse. All panels share the vertical axis."
 )
 SPECTRA = (
-    "Singular values of one batch, all views together. A curve that falls steeply keeps few dimensions; the "
-    "branch whose curve lies higher has the higher rank. A curve ends where the null space begins. Move the "
-    "slider to follow training."
+    "Singular values of one batch: online view 1 and target view 2, whose ranks are drawn above. A curve that "
+    "falls steeply keeps few dimensions; the branch whose curve lies higher has the higher rank. A curve ends "
+    "where the null space begins. Move the slider to follow training."
 )
 FILTERS = (
     "Each point is an eigen-direction of the target. The transfer is what the online branch passes on along that "

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rankgap.run.folder import RunFolder
 from rankgap.run.saved import SavedRun
 from rankgap.show.colours import COLLAPSES, GROWS
+from rankgap.show.columns import KNN
 from rankgap.show.figures import largest_passed
 from rankgap.spectra.pair import PairSpectrum
 from rankgap.watch.doctor import Diagnosis, alarms
@@ -200,7 +201,7 @@ def ranks_panel(run: Run, index: int, ceiling: float) -> Panel:
         figure.add_trace(_series(name, _numbers(x), _numbers(ranks), name, mode=mode))
     knn = run.results.get("knn")
     note = f"rank difference {target[-1] - online[-1]:+.2f} at the last reading" + (
-        "" if knn is None else f", kNN {100 * knn:.1f}%"
+        "" if knn is None else f", kNN {KNN.text(knn)}%"
     )
     return Panel(name=f"ranks-{index}", title=title, figure=figure, note=note)
 
