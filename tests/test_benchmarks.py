@@ -103,7 +103,7 @@ def test_the_mechanism_s_script_measures_trains_again_and_writes(tmp_path: Path)
     assert set(found["replaced"]) == rows
     assert all(0 < run["knn"] <= 1 for runs in found["replaced"].values() for run in runs)
     kept = found["filters"][0]
-    assert len(kept["x"]) == len(kept["transfer"]) == len(kept["measured_filter"]) == len(kept["alignment"])
+    assert len(kept["x"]) == len(kept["transfer"]) == len(kept["measured_filter"]) == len(kept["eigenspace_alignment"])
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# About")
     assert "| simsiam | 1 |" in text

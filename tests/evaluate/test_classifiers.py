@@ -22,7 +22,7 @@ from rankgap.evaluate import (
     linear_probe,
     neighbours,
 )
-from tests.evaluate.samples import clusters, digits
+from tests.evaluate.feature_samples import clusters, digits
 
 
 @settings(max_examples=40, derandomize=True, deadline=None)

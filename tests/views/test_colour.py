@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from rankgap.views.random_views import Parameters, ViewConfig, Views
-from tests.views.samples import WHOLE, noise, one_view, parameters, photographs, seeded
+from tests.views.image_samples import WHOLE, noise, one_view, parameters, photographs, seeded
 
 
 def _jittered(images: Tensor, seed: int = 3, **config: Any) -> tuple[Tensor, Parameters]:

@@ -20,7 +20,7 @@ from torchvision.transforms import functional as tv
 from rankgap.errors import UserError
 from rankgap.views import random_views as module
 from rankgap.views.random_views import Parameters, ViewConfig, Views, eval_view
-from tests.views.samples import LEVEL, PLAIN, WHOLE, noise, one_view, parameters, photographs, seeded
+from tests.views.image_samples import LEVEL, PLAIN, WHOLE, noise, one_view, parameters, photographs, seeded
 
 
 def _draw(config: ViewConfig, count: int, height: int = 48, width: int = 64) -> Parameters:

@@ -87,6 +87,7 @@ class DualBranch(nn.Module):
         stop_gradient: whether the target is a constant (all methods but the symmetric ones).
 
     Example:
+        >>> from rankgap.model.alignments import cosine
         >>> branch = Branch(nn.Flatten(), nn.Linear(12, 4))
         >>> model = DualBranch(branch, nn.Identity(), lambda teacher: nn.Identity(), cosine)
         >>> model(torch.randn(2, 8, 3, 2, 2)).online.shape
