@@ -18,7 +18,7 @@ demo: install
 test: install
 	$(BIN)/python -m pytest
 
-# The examples with their real peers, in a separate environment: one of the peers changes every Lightning trainer.
+# The examples with the real peer libraries, in their own environment: one of them changes every Lightning trainer.
 test-examples: .venv-examples/installed
 	.venv-examples/bin/python -m pytest tests/test_examples.py
 

@@ -15,7 +15,7 @@ import rankgap as rg
 from rankgap.data import ImageSet, load_data
 from rankgap.evaluate import extract_features, knn
 
-BATCH, SIZE = 128, 8  # images a step, pixels a side
+BATCH, SIZE = 128, 8  # images per step, pixels per side
 
 
 def accuracy(encoder: nn.Module, train: ImageSet, test: ImageSet) -> float:
@@ -28,11 +28,11 @@ def accuracy(encoder: nn.Module, train: ImageSet, test: ImageSet) -> float:
 
 
 def main(steps: int = 300) -> rg.RankMonitor:
-    """Train for some steps; kNN before and after, and both ranks, are printed."""
+    """Train for some steps, and print kNN before and after, and both ranks."""
     torch.manual_seed(0)
     train, test = load_data("digits")
     assert test is not None
-    view = rg.ViewConfig(scale=(0.5, 1.0), flip=0.0)  # a digit mirrored, or less than half of one, may be another
+    view = rg.ViewConfig(scale=(0.5, 1.0), flip=0.0)  # a mirrored digit, or less than half of one, may be another
     views = rg.Views([view, view], SIZE, train.mean, train.std)
     model = rg.build("byol", target="power:-0.5", backbone="resnet_tiny", channels=train.channels, size=SIZE)
     print(f"kNN {accuracy(model.encoder(), train, test):.1%} before training")

@@ -19,7 +19,7 @@ from rankgap.watch.huggingface import RankTrainerCallback
 
 
 class TwoViews(nn.Module):
-    """A SimSiam as the Trainer expects it: keyword arguments in, a dictionary with the loss out."""
+    """SimSiam as the Trainer expects it: keyword arguments in, a dictionary with the loss out."""
 
     def __init__(self) -> None:
         super().__init__()

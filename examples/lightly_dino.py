@@ -1,4 +1,4 @@
-"""Watch lightly's DINO, built as its documentation builds it: the student's head against the teacher's.
+"""Watch lightly's DINO, built as in its documentation: the student's head against the teacher's.
 
 python -m examples.lightly_dino
 """
@@ -33,12 +33,12 @@ class DINO(nn.Module):
         deactivate_requires_grad(self.teacher_head)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The student's logits of a view."""
+        """The student's logits for a view."""
         out: Tensor = self.student_head(self.student_backbone(x).flatten(start_dim=1))
         return out
 
     def forward_teacher(self, x: Tensor) -> Tensor:
-        """The teacher's logits of a view."""
+        """The teacher's logits for a view."""
         out: Tensor = self.teacher_head(self.teacher_backbone(x).flatten(start_dim=1))
         return out
 

@@ -1,4 +1,4 @@
-"""Watch lightly's SimSiam, built as its documentation builds it, in two lines.
+"""Watch lightly's SimSiam, built as in its documentation, with two lines.
 
 python -m examples.lightly_simsiam
 """
@@ -26,7 +26,7 @@ class SimSiam(nn.Module):
         self.prediction_head = SimSiamPredictionHead(128, 64, 128)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A view -> embedding without gradient and prediction."""
+        """A view -> its embedding, without gradient, and its prediction."""
         z = self.projection_head(self.backbone(x).flatten(start_dim=1))
         return z.detach(), self.prediction_head(z)
 

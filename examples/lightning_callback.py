@@ -16,7 +16,7 @@ from examples.plain_pytorch import SimSiam
 
 
 class Lit(L.LightningModule):
-    """The same SimSiam as a LightningModule."""
+    """The SimSiam of `plain_pytorch` as a LightningModule."""
 
     def __init__(self) -> None:
         super().__init__()

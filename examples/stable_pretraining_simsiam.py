@@ -1,4 +1,4 @@
-"""Watch stable-pretraining's SimSiam in its own Module and DataModule and in Lightning's Trainer.
+"""Watch stable-pretraining's SimSiam in its own Module and DataModule, with Lightning's Trainer.
 
 python -m examples.stable_pretraining_simsiam
 """

@@ -1,4 +1,4 @@
-"""Two processes that see one another, for the tests of distributed code."""
+"""Two connected processes, for the tests of distributed code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ needs_distributed = pytest.mark.skipif(
 
 
 def run_on_processes(check: Callable[[int], None], folder: Path) -> None:
-    """Call `check(process)`, a function of a module, in each of `WORLD` gloo processes; all must return."""
+    """Call `check(process)`, a module-level function, in each of `WORLD` gloo processes; all must return."""
     torch.multiprocessing.spawn(_worker, args=(check, str(folder)), nprocs=WORLD)  # type: ignore[attr-defined, no-untyped-call]
     assert sorted(p.name for p in folder.glob("done-*")) == ["done-0", "done-1"]
 

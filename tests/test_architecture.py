@@ -1,4 +1,4 @@
-"""What may import what (DESIGN.md, section 3), held by the import graph of src/rankgap; and how files are cut."""
+"""Which modules may import which (DESIGN.md, section 3), checked on src/rankgap's imports; and file sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "rankgap"
 
 BELOW_RUN = "spectra filters views data watch model theory evaluate"
-# Each folder or module, and what it may import beside itself and `errors`. `rankgap` is the public list.
+# Each folder or module, and what it may import besides itself and `errors`. `rankgap` is the public list.
 ARROWS = {
     "errors": "",
     "spectra": "",
@@ -47,14 +47,14 @@ EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"
 
 
 class Import(NamedTuple):
-    """One import, wherever it stands: in a function and under TYPE_CHECKING too.
+    """One import, including those in functions and under TYPE_CHECKING.
 
     Modules of the package are named below it: `run.plan`, `cli`; the package itself is `rankgap`.
 
     Attributes:
         source: the module that imports.
         target: what is imported, a module of the package or of another library.
-        name: what is taken from it, where something is.
+        name: what is imported from it, if anything.
         inside: whether it is a module of the package.
         where: file and line.
     """
@@ -67,7 +67,7 @@ class Import(NamedTuple):
 
 
 def place(module: str) -> str:
-    """The folder that a module is in, or the module itself where it is in none."""
+    """The folder that a module is in, or the module itself if it is in no folder."""
     return module.partition(".")[0]
 
 
@@ -115,7 +115,7 @@ def forbidden_arrows(package: Path) -> Iterator[str]:
 
 
 def circles(package: Path) -> Iterator[str]:
-    """A circle of modules, in a folder or across folders; the public list names everything and does not count."""
+    """An import cycle, within a folder or across folders; the public list names everything and does not count."""
     inside = [found for found in imports(package) if found.inside]
     arrows = {(f.source, f.target): f.where for f in inside if package.name not in (f.source, f.target)}
     graph: dict[str, set[str]] = {}
@@ -126,23 +126,23 @@ def circles(package: Path) -> Iterator[str]:
     except graphlib.CycleError as error:
         ring = error.args[1][::-1]  # from the one that imports to the one that is imported
         steps = [f"{a} -> {b} ({arrows[a, b]})" for a, b in itertools.pairwise(ring)]
-        yield f"a circle: {', '.join(steps)}"
+        yield f"a cycle: {', '.join(steps)}"
 
 
 def heavy_libraries(package: Path) -> Iterator[str]:
-    """Trainers, file formats and model zoos in what serves in a plain loop; pictures outside `show`."""
+    """Trainers, file formats and model zoos in code for plain loops, and drawing outside `show`."""
     for found in imports(package):
         folder, library = place(found.source), place(found.target)
         if found.inside or (found.source, library) in EXCEPTIONS:
             continue
         if folder in IN_A_PLAIN_LOOP and library in HEAVY | DRAWING:
-            yield f"{found.where}: {folder} serves in a plain loop, without {library}"
+            yield f"{found.where}: {folder} must work in a plain loop, without {library}"
         elif folder != "show" and library in DRAWING:
             yield f"{found.where}: only show draws, so {folder} must not import {library}"
 
 
 def private_imports(package: Path) -> Iterator[str]:
-    """Names with a leading underscore that another module takes."""
+    """Names with a leading underscore that another module imports."""
     for found in imports(package):
         parts = [*found.target.split("."), *([found.name] if found.name else [])]
         private = [part for part in parts if part.startswith("_") and not part.endswith("__")]
@@ -151,7 +151,7 @@ def private_imports(package: Path) -> Iterator[str]:
 
 
 def long_files(package: Path) -> Iterator[str]:
-    """Files that no longer fit in a head."""
+    """Files that are too long to keep in mind."""
     for file in sorted(package.rglob("*")):
         if file.is_file() and file.suffix != ".pyc":
             lines = len(file.read_text().splitlines())
@@ -163,11 +163,11 @@ def empty_names(package: Path) -> Iterator[str]:
     """Modules and folders whose name does not say what is inside."""
     for module, file in modules(package).items():
         if empty := EMPTY_NAMES & set(module.split(".")):
-            yield f"{file.relative_to(package.parent)}:1: {empty.pop()} says nothing of what is inside"
+            yield f"{file.relative_to(package.parent)}:1: {empty.pop()} says nothing about what is inside"
 
 
 def unmirrored(tests: Path, package: Path) -> Iterator[str]:
-    """Folders of tests that stand for no folder of the package."""
+    """Folders of tests that match no folder of the package."""
     for folder in sorted(tests.iterdir()):
         if any(folder.glob("*.py")) and not (package / folder.name).is_dir():
             yield f"{folder.relative_to(tests.parent)}: the package has no folder {folder.name}"
@@ -180,7 +180,7 @@ Check = Callable[[Path], Iterable[str]]
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_the_package_keeps_to_the_design(check: Check) -> None:
     assert (PACKAGE / "errors.py").is_file()
-    found = dict.fromkeys(check(PACKAGE))  # each once, however many names one line imports
+    found = dict.fromkeys(check(PACKAGE))  # each once, however many names a line imports
     assert not found, "\n" + "\n".join(found)
 
 
@@ -192,7 +192,7 @@ def test_every_folder_and_module_has_its_row() -> None:
     assert {place(module) for module in modules(PACKAGE)} == ARROWS.keys()
 
 
-def test_the_table_itself_has_no_circle() -> None:
+def test_the_table_itself_has_no_cycle() -> None:
     graph = {source: targets.split() for source, targets in ARROWS.items() if source != "rankgap"}
     order = list(graphlib.TopologicalSorter(graph).static_order())
     assert order.index("spectra") < order.index("model") < order.index("run") < order.index("cli")
@@ -247,12 +247,12 @@ def write(home: Path, files: dict[str, str]) -> Path:
         (
             heavy_libraries,
             {"watch/monitor.py": "import lightning as L\n", "watch/lightning.py": "import lightning as L\n"},
-            "rankgap/watch/monitor.py:1: watch serves in a plain loop, without lightning",
+            "rankgap/watch/monitor.py:1: watch must work in a plain loop, without lightning",
         ),
         (
             heavy_libraries,
             {"model/backbones.py": "import timm\nfrom torchvision.models import resnet18\n"},
-            "rankgap/model/backbones.py:2: model serves in a plain loop, without torchvision",
+            "rankgap/model/backbones.py:2: model must work in a plain loop, without torchvision",
         ),
         (
             heavy_libraries,
@@ -274,11 +274,11 @@ def write(home: Path, files: dict[str, str]) -> Path:
             {"run/a.py": "x = 1\n" * 400, "run/b.py": "x = 1\n" * 399},
             "rankgap/run/a.py:400: 400 lines",
         ),
-        (empty_names, {"run/utils.py": ""}, "rankgap/run/utils.py:1: utils says nothing of what is inside"),
-        (empty_names, {"common/a.py": ""}, "rankgap/common/a.py:1: common says nothing of what is inside"),
+        (empty_names, {"run/utils.py": ""}, "rankgap/run/utils.py:1: utils says nothing about what is inside"),
+        (empty_names, {"common/a.py": ""}, "rankgap/common/a.py:1: common says nothing about what is inside"),
     ],
 )
-def test_what_breaks_the_design_is_named_with_file_and_line(
+def test_a_violation_is_named_with_file_and_line(
     check: Check, files: dict[str, str], says: str, tmp_path: Path
 ) -> None:
     (found,) = check(write(tmp_path, files))
@@ -286,7 +286,7 @@ def test_what_breaks_the_design_is_named_with_file_and_line(
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_what_keeps_to_the_design_is_left_alone(check: Check, tmp_path: Path) -> None:
+def test_a_package_that_keeps_to_the_design_passes(check: Check, tmp_path: Path) -> None:
     files = {
         "__init__.py": "from rankgap.run.plan import Plan\n",
         "errors.py": "",

@@ -1,4 +1,4 @@
-"""The benchmarks' scripts, in small: what they measure is not tested, that they run and resume is."""
+"""The benchmarks' scripts on small work: the tests check that they run and resume, not what they measure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from benchmarks.page import PAGE, run
 from benchmarks.suites.scale import Growth, doubled, grow
 
 
-def test_the_gpu_script_does_all_of_it_in_small_and_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_the_gpu_script_runs_on_small_work_and_resumes(tmp_path: Path) -> None:
     files = ["--out", str(tmp_path / "runs"), "--table", str(tmp_path / "gpu.md")]
     command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--data", "digits", *files]
     first = subprocess.run([*command, "--seconds", "0"], check=True, capture_output=True, text=True).stdout
@@ -29,7 +29,7 @@ def test_the_gpu_script_does_all_of_it_in_small_and_goes_on_where_it_was(tmp_pat
     done = tmp_path / "runs" / "done.json"
     done.write_text(json.dumps({"step simsiam 16": {"images_per_second": 7, "milliseconds": 1, "share": 0.5}}))
     second = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "step simsiam 16: done" not in second  # it was
+    assert "step simsiam 16: done" not in second  # it already was
     assert second.endswith("left: nothing\n")
     text = (tmp_path / "gpu.md").read_text()
     assert "not measured" not in text.lower()
@@ -68,7 +68,7 @@ def test_a_measured_filter_becomes_the_nearest_gain_that_never_falls() -> None:
     assert_close(gain(torch.tensor([0.5**0.5])), torch.tensor([(0.3 * 0.001) ** 0.5]))  # between, straight in logs
 
 
-def test_what_foretells_is_told_from_what_does_not_and_designs_are_drawn_whole() -> None:
+def test_a_predictor_of_accuracy_is_told_from_noise_and_designs_are_drawn_whole() -> None:
     random = np.random.default_rng(0)
     designs = [str(i // 3) for i in range(60)]
     of_design = np.repeat(random.permutation(20), 3)
@@ -87,7 +87,7 @@ def test_early_means_the_first_two_epochs() -> None:
     assert early_difference(Finished("a", 0, {}, metrics)) == 2
 
 
-def test_the_mechanism_s_script_measures_trains_again_and_writes(tmp_path: Path) -> None:
+def test_the_mechanism_script_measures_trains_again_and_writes(tmp_path: Path) -> None:
     script = (
         "import benchmarks.mechanism.__main__ as m, benchmarks.cifar10_mini.runs as r, pathlib, functools, sys\n"
         f"m.HERE = pathlib.Path({str(tmp_path)!r})\n"
@@ -103,7 +103,12 @@ def test_the_mechanism_s_script_measures_trains_again_and_writes(tmp_path: Path)
     assert set(found["replaced"]) == rows
     assert all(0 < run["knn"] <= 1 for runs in found["replaced"].values() for run in runs)
     kept = found["filters"][0]
-    assert len(kept["x"]) == len(kept["transfer"]) == len(kept["measured_filter"]) == len(kept["eigenspace_alignment"])
+    assert (
+        len(kept["x"])
+        == len(kept["transfer"])
+        == len(kept["measured_filter"])
+        == len(kept["eigenspace_alignment"])
+    )
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# About")
     assert "| simsiam | 1 |" in text

@@ -127,7 +127,7 @@ def test_evaluate_repeats_the_number_of_training(run: Path, capsys: pytest.Captu
     assert "kNN" in capsys.readouterr().out
 
 
-def test_the_encoder_one_keeps_gives_the_features_that_were_scored(run: Path) -> None:
+def test_the_loaded_encoder_gives_the_features_that_were_scored(run: Path) -> None:
     plan = restore(run)
     expected = extract_features(plan.model.encoder(), plan.train, size=plan.size).features[:10]
     encoder = rankgap.load_encoder(run)
@@ -258,10 +258,10 @@ def test_watch_shows_a_run_and_ends_with_it(run: Path, tmp_path: Path, capsys: p
     assert f"{found['erank_online']:.2f}" in out
     assert f"{found['erank_target']:.2f}" in out
     assert f"{found['rank_difference']:+.2f}" in out
-    assert "no run folder" in fails(capsys, "watch", str(tmp_path))
+    assert "not a run folder" in fails(capsys, "watch", str(tmp_path))
 
 
-def test_watch_shows_what_there_is_of_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
+def test_watch_shows_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
     console = Console(width=80, record=True)
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
     console.print(live_view(RunFolder(tmp_path), None))
@@ -302,7 +302,7 @@ def test_train_help_gives_each_flag_its_meaning(capsys: pytest.CaptureFixture[st
     ],
 )
 def test_every_kind_of_state_survives_an_interruption(method: str, flags: list[str], tmp_path: Path) -> None:
-    """EMA, queue, centre, correlation, optimiser, random state: a run that was cut ends with the same numbers."""
+    """EMA, queue, centre, correlation, optimiser, random state: an interrupted run ends with the same numbers."""
     flags = ["--method", method, "--epochs", "3", *flags]
     assert train(tmp_path / "whole", *flags) == 0
     from lightning.pytorch import Callback
@@ -329,7 +329,7 @@ def test_every_kind_of_state_survives_an_interruption(method: str, flags: list[s
     assert_close(cut, whole, rtol=0, atol=0)
 
 
-def test_a_compiled_encoder_trains_as_the_other_does(tmp_path: Path) -> None:
+def test_a_compiled_encoder_trains_like_an_uncompiled_one(tmp_path: Path) -> None:
     flags = ["--epochs", "1", "--rank-every", "1", "--precision", "32-true"]
     assert train(tmp_path / "plain", *flags) == 0
     assert train(tmp_path / "compiled", *flags, "--compile") == 0
@@ -346,18 +346,18 @@ def test_an_encoder_that_cannot_be_compiled_is_named(
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
     assert train(tmp_path / "run", "--compile") == 2
-    assert "torch.compile cannot do the encoder resnet_tiny here" in capsys.readouterr().err
+    assert "torch.compile cannot compile the encoder resnet_tiny" in capsys.readouterr().err
 
 
 def test_a_resumed_run_keeps_the_recipe_it_was_started_with(run: Path, tmp_path: Path) -> None:
     saved = yaml.safe_load((run / "config.yaml").read_text())
-    saved["recipe"]["optimizer"]["lr"] = 0.0123  # as another version's presets might have chosen
+    saved["recipe"]["optimizer"]["lr"] = 0.0123  # as the presets of another version might have chosen
     shutil.copytree(run, tmp_path / "copy")
     (tmp_path / "copy" / "config.yaml").write_text(yaml.safe_dump(saved))
     assert restore(tmp_path / "copy").recipe.optimizer.lr == 0.0123
 
 
-def test_what_is_said_anew_on_resumption_must_agree_even_where_it_is_the_default(
+def test_flags_given_on_resumption_must_agree_even_if_they_are_defaults(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(tmp_path / "a", "--method", "byol", "--seed", "3", "--protocol", "none") == 0
@@ -516,7 +516,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--settings", "prototypes.coun=3"], "did you mean 'prototypes.count'"),
         (["--settings", "prototypes.count=0.9"], "prototypes.count takes a whole number, got 0.9"),
         (["--settings", "projector.widths=[0.9]"], "projector.widths.0 takes a whole number, got 0.9"),
-        (["--settings", "target.sinkhorn.eps=1"], "on the target branch of simsiam"),
+        (["--settings", "target.sinkhorn.eps=1"], "the target branch of simsiam has no map"),
         (["--settings", "lr=1", "lr=2"], "lr is given twice"),
         (["--eval", "digits"], "KEY=VALUE"),
         (["--eval", "test=digits"], "choose another"),
@@ -561,10 +561,10 @@ def test_a_run_is_never_overwritten_unasked(run: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_a_checkpoint_of_another_model_or_none_at_all(
+def test_a_missing_or_foreign_checkpoint_is_named(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert "no run folder" in fails(capsys, "evaluate", str(tmp_path))
+    assert "not a run folder" in fails(capsys, "evaluate", str(tmp_path))
     other = tmp_path / "other"
     (other / "checkpoints").mkdir(parents=True)
     (other / "config.yaml").write_text((run / "config.yaml").read_text())
@@ -607,10 +607,10 @@ def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(
     assert len(error.strip().splitlines()) == 1
 
 
-def test_a_checkpoint_is_never_kept_with_spoilt_weights(
+def test_no_checkpoint_keeps_weights_that_are_not_finite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last update of an epoch spoils the weights, and no loss has seen them yet."""
+    """The last update of an epoch corrupts the weights, before any loss has seen them."""
     from rankgap.model.branches import DualBranch
 
     update = DualBranch.update_teacher
@@ -660,7 +660,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
         (["methods"], {"lightning", "timm", "scipy"}),
     ],
 )
-def test_a_command_waits_for_no_library_that_it_does_not_use(command: list[str], spared: set[str]) -> None:
+def test_a_command_loads_no_library_that_it_does_not_use(command: list[str], spared: set[str]) -> None:
     code = f"from rankgap.cli import main\ntry:\n    main({command})\nexcept SystemExit:\n    pass\n"
     loaded = "import sys\nprint('loaded:', *sys.modules)"
     said = subprocess.run([sys.executable, "-c", code + loaded], check=True, capture_output=True, text=True).stdout

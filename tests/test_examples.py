@@ -37,7 +37,7 @@ def test_an_example_trains_and_reads_both_branches(
         pytest.skip(f"{NEEDS[name]} is not installed: make test-examples")
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of the peers
+        warnings.simplefilter("ignore")  # those of the peer libraries
         monitor = importlib.import_module(f"examples.{name}").main(steps=12)
     assert monitor.step >= 12
     assert len(monitor.history) >= 2
@@ -50,7 +50,7 @@ def test_an_example_trains_and_reads_both_branches(
 def test_from_scratch_learns_digits(capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module("examples.from_scratch").main(steps=40)
     before, after = (float(share) for share in re.findall(r"kNN ([\d.]+)%", capsys.readouterr().out))
-    assert after > before + 5  # points; 82.8 and 91.5 where this was written
+    assert after > before + 5  # percentage points; 82.8 and 91.5 when this was written
 
 
 def test_readings_reach_weights_and_biases(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The loop that tests train in, and an encoder small enough for it."""
+"""The training loop of the tests, and an encoder small enough for it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def tiny_encoder() -> Encoder:
 
 
 def sgd(model: DualBranch, lr: float, momentum: float = 0.0) -> torch.optim.SGD:
-    """SGD of what is trained: a teacher's weights are not."""
+    """SGD for the trained parameters, which exclude a teacher's."""
     return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr, momentum=momentum)
 
 
 def descend(
     model: DualBranch, batches: Sequence[Tensor], optimizer: torch.optim.Optimizer, *, steps_per_epoch: int
 ) -> Iterator[Outputs]:
-    """Train, a step for each batch of views (V, B, ...), and give each step's outputs once the weights have moved.
+    """Train for one step per batch of views (V, B, ...), and yield the step's outputs after its update.
 
-    It goes only as far as it is asked: leave the loop, and training ends there.
+    Training is lazy: it ends where the caller leaves the loop.
     """
     for step, views in enumerate(batches):
         clock = Clock(step=step, steps=len(batches), steps_per_epoch=steps_per_epoch)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rankgap.watch.lightning import RankCallback
     from rankgap.watch.monitor import RankMonitor
 
-# A name is imported when it is first used: spectra and filters serve in a loop without Lightning or timm.
+# Each name is imported on first use, so that spectra and filters work in a loop without Lightning or timm.
 _HOMES = {
     "filters.spectral": ("SpectralFilter", "spectral_filter"),
     "model.branches": ("DualBranch", "Outputs"),
@@ -76,7 +76,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("rankgap")  # pyproject.toml is the one place that says it
+        return importlib.metadata.version("rankgap")  # pyproject.toml is its only source
     if name not in _HOME:
         raise AttributeError(f"module 'rankgap' has no attribute {name!r}")
     return getattr(importlib.import_module(f"rankgap.{_HOME[name]}"), name)

@@ -19,14 +19,14 @@ import rankgap
 from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
 from rankgap.run.flags import add_flags, flag, parameters, plain_value
 
-if TYPE_CHECKING:  # to show what commands there are, torch need not be loaded
+if TYPE_CHECKING:  # listing the commands must not load torch
     from rankgap.evaluate.evaluation import Protocol
     from rankgap.spectra.pair import Side
 
 EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = 2, 3, 130
 
 
-# Headings of `rankgap train --help`, by the field of the configuration that each begins with.
+# Headings of `rankgap train --help`, by the first configuration field under each.
 _HEADINGS = {
     "method": "the design",
     "data": "the images",
@@ -38,7 +38,7 @@ _HEADINGS = {
 
 
 def _typed(command: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """The flags that were given to a command, read as the types of the parameters they fill."""
+    """A command's flags, read as the types of the parameters they fill."""
     from rankgap.run.reader import read
 
     target: Callable[..., Any] = COMMANDS[command]
@@ -60,8 +60,8 @@ def demo(out: str = "runs/demo", seed: int = 0) -> None:
     """Train seven methods on scikit-learn's digits and show their rank differences (two minutes, no download).
 
     Args:
-        out: where the runs and the picture go; an earlier demo there is replaced.
-        seed: of all runs.
+        out: folder for the runs and the picture; an earlier demo there is replaced.
+        seed: seed of all runs.
     """
     from rankgap.demo import run_demo
     from rankgap.show.terminal import show_demo
@@ -70,7 +70,7 @@ def demo(out: str = "runs/demo", seed: int = 0) -> None:
 
 
 def train(**given: Any) -> None:
-    """Train an encoder, log the ranks of both branches, and evaluate it."""
+    """Train and evaluate an encoder, and log the ranks of both branches."""
     from rankgap.run.config import TrainConfig
     from rankgap.run.processes import is_main_process
     from rankgap.run.trainer import resumed
@@ -88,7 +88,7 @@ def train(**given: Any) -> None:
 
 
 def _from_file(path: str) -> dict[str, Any]:
-    """The fields of a run's configuration that a YAML file gives."""
+    """The configuration fields that a YAML file sets."""
     from rankgap.run.config import TrainConfig
     from rankgap.run.reader import parse_yaml, read_fields, read_text
 
@@ -104,13 +104,13 @@ def evaluate(
     branch: Side = "online",
     eval: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
-    """Evaluate a run again, from its last checkpoint; results.json takes the numbers in.
+    """Evaluate a run's last checkpoint again, and update its results.json.
 
     Args:
         run: the run folder.
-        protocol: knn, linear, linear_sgd, joined by commas; none for the label-free ranks alone.
-        branch: whose encoder: the online one, or the target's (the EMA teacher, where there is one).
-        eval: evaluation sets beside the data's own, as NAME=DATA; by default those of the run.
+        protocol: knn, linear, linear_sgd, joined by commas; none for label-free ranks only.
+        branch: the branch whose encoder is evaluated; the target's is the EMA teacher if the method has one.
+        eval: evaluation sets in addition to the data's own, as NAME=DATA; by default those of the run.
     """
     from rankgap.run.folder import RunFolder
     from rankgap.run.restored import evaluate_plan, restore
@@ -139,13 +139,13 @@ def compare(runs: list[str]) -> None:
 
 
 def score(run: str, images: int = 2048, repeats: int = 20, branch: Side = "online") -> None:
-    """Rate every checkpoint of a run without labels, and say what each score may be used to compare.
+    """Rate every checkpoint of a run without labels, and say which comparisons each score supports.
 
     Args:
-        run: the run folder; --keep-every and --save-best of train keep more than the last checkpoint.
-        images: of the fixed sample of training images.
-        repeats: half-samples from which each score's interval comes.
-        branch: whose encoder.
+        run: the run folder; `train` keeps more than the last checkpoint with --keep-every and --save-best.
+        images: size of the fixed sample of training images.
+        repeats: number of half-samples for each score's interval.
+        branch: the branch whose encoder is rated.
     """
     from rankgap.run.folder import RunFolder
     from rankgap.run.scoring import score_run
@@ -155,11 +155,11 @@ def score(run: str, images: int = 2048, repeats: int = 20, branch: Side = "onlin
 
 
 def report(runs: list[str], out: str = "report.html") -> None:
-    """Write a page about one run or many side by side: ranks, spectra, filters, results and alarms.
+    """Write a page about one or more runs, side by side: ranks, spectra, filters, results and alarms.
 
     Args:
         runs: run folders, finished or not.
-        out: the page's file; one that exists is replaced.
+        out: the page's file; an existing file is replaced.
     """
     from rankgap.run.folder import RunFolder
     from rankgap.show.report.page import write_report
@@ -169,22 +169,22 @@ def report(runs: list[str], out: str = "report.html") -> None:
 
 
 def watch(run: str, every: float = 1.0) -> None:
-    """Follow a run while it trains: loss, both ranks, speed, alarms; works over ssh. Ctrl-C leaves the run alone.
+    """Follow a run while it trains: loss, both ranks, speed, alarms. Works over ssh; Ctrl-C does not stop the run.
 
     Args:
         run: the run folder.
-        every: seconds between two looks.
+        every: seconds between two updates.
     """
     from rankgap.run.folder import RunFolder
     from rankgap.show.live import follow
 
     if every <= 0:
-        raise UserError(f"--every takes seconds above 0, got {every:g}")
+        raise UserError(f"--every takes a number of seconds above 0, got {every:g}")
     follow(RunFolder(Path(run)), every)
 
 
 def methods() -> None:
-    """Show the zoo as a table."""
+    """Show the zoo of methods as a table."""
     from rankgap.show.terminal import show_methods
 
     show_methods()
@@ -193,13 +193,13 @@ def methods() -> None:
 def design(
     online: str | None = None, target: str | None = None, spectrum: str | None = None, out: str = "design.png"
 ) -> None:
-    """Look at a pair of filters without training: kind, rank difference, growth, numerics, and a picture.
+    """Assess a pair of filters without training: kind, rank difference, growth, numerics, and a picture.
 
     Args:
         online: the gain of the online filter: power:0.5, log1p, or a formula in s, such as "s/(s+0.1)".
         target: the gain of the target filter (power:-0.5).
-        spectrum: what to look at it on: a run folder, a file of numbers, or numbers (4,3,2,1), singular values
-            over sqrt(batch size); by default 256 directions whose eigenvalues fall as 1/j.
+        spectrum: the spectrum to assess it on: a run folder, or singular values over sqrt(batch size) in a file or
+            as numbers (4,3,2,1); by default 256 directions whose eigenvalues fall as 1/j.
         out: the picture's file.
     """
     from rankgap.show.design_figure import design_figure
@@ -226,15 +226,15 @@ def inspect_data(
     out: str = "contact_sheet.png",
     seed: int = 0,
 ) -> None:
-    """Look at images before training: sizes, channels, broken files, statistics, and a picture of their views.
+    """Inspect images before training: sizes, channels, broken files, statistics, and a picture of their views.
 
     Args:
-        data: as --data of train.
-        method: whose views to draw.
-        size: side of a view in pixels; by default the images' own up to 96 px, else at most 224.
+        data: the images, as in --data of `train`.
+        method: the method whose views are drawn.
+        size: side of a view in pixels; by default the images' own up to 96 px, otherwise at most 224.
         channels: convert all images to this many channels (1 or 3).
         out: the contact sheet's file.
-        seed: of the sample and its views.
+        seed: seed of the sample and its views.
     """
     from rankgap.run.config import TrainConfig
     from rankgap.run.preview import preview
@@ -270,7 +270,7 @@ _POSITIONAL = {
 
 
 def _parser(given: Sequence[str]) -> ArgumentParser:
-    """All commands, with the flags of those that are named: torch need not be loaded to show what there is."""
+    """All commands, with flags only for those that are named: listing the commands must not load torch."""
     parser = ArgumentParser(
         prog="rankgap",
         description=rankgap.__doc__,
@@ -289,7 +289,7 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
             from rankgap.run.config import TrainConfig
 
             sub.add_argument(
-                "--config", type=str, default=SUPPRESS, help="a YAML file that gives any of these flags"
+                "--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags"
             )
             add_flags(sub, TrainConfig, headings=_HEADINGS)
         else:
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; `sys.argv` by default.
 
     Returns:
-        The exit code: 0, 2 for what the user can mend, 3 for what is not finite, 130 for an interrupted run.
+        The exit code: 0, 2 for an error the user can fix, 3 for non-finite numbers, 130 for an interrupted run.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -334,9 +334,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def program() -> None:
-    """A command of the shell: `main`, and its exit code."""
+    """The shell command: run `main` and exit with its code."""
     code = main()
-    gc.freeze()  # at its end Python would look a second long for cycles among all that torch and Lightning made
+    gc.freeze()  # saves a second-long search at exit for cycles among torch's and Lightning's objects
     sys.exit(code)
 
 

@@ -24,7 +24,7 @@ DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
 
 
 def trace(folder: RunFolder, name: str) -> RankTrace:
-    """The ranks of a run along its training, for a figure."""
+    """The ranks of a run during training, for a figure."""
     metrics = folder.metrics()
     return RankTrace(
         name, metrics["epoch"], metrics["erank_online"], metrics["erank_target"], folder.results().get("knn")
@@ -35,12 +35,12 @@ def run_demo(out: Path, seed: int, *, epochs: int = 40) -> tuple[dict[str, dict[
     """Train the seven designs and draw their ranks.
 
     Args:
-        out: where the run folders and the picture go.
-        seed: of all runs.
-        epochs: of each run.
+        out: folder for the run folders and the picture.
+        seed: seed of all runs.
+        epochs: epochs of each run.
 
     Returns:
-        The results of each run by its title, and the picture's path.
+        The results of each run by title, and the picture's path.
     """
     results: dict[str, dict[str, Any]] = {}
     traces: list[RankTrace] = []

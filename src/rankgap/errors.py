@@ -1,4 +1,4 @@
-"""The errors that a user can act on, and the answer to a name that is not known."""
+"""Errors that a user can act on, and the error for an unknown name."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class InterruptedRunError(Exception):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """A `UserError` that lists the known names and suggests the nearest one, if any is near.
+    """A `UserError` that lists the known names and suggests the nearest one, if one is close.
 
     Args:
         kind: what the name stands for: "method", "gain", "data set", "backbone".
-        name: the name that is not known.
-        known: the names that are.
+        name: the unknown name.
+        known: the known names.
 
     Example:
         >>> print(unknown("method", "simsam", ["byol", "simsiam"]))

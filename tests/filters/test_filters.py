@@ -325,7 +325,7 @@ def test_an_unknown_gain_is_refused(spec: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("z", "says"),
     [
-        (torch.ones(5), r"spectral_filter wants .* got float32 of shape \(5,\)"),
+        (torch.ones(5), r"spectral_filter expects .* got float32 of shape \(5,\)"),
         (torch.ones(0, 5), r"shape \(0, 5\)"),
         (torch.ones(2, 5, 0), r"shape \(2, 5, 0\)"),
         (torch.ones(5, 5, dtype=torch.int32), "got int32"),

@@ -178,10 +178,10 @@ def test_swav_shares_its_prototypes_and_dino_averages_them() -> None:
         ({"method": "simsam"}, "did you mean 'simsiam'"),
         ({"method": "simsiam", "online": "powr:1"}, "power"),
         ({"method": "simsiam", "online": "power:one"}, "power:one"),
-        ({"method": "simsiam", "target": "predictor"}, "predictor stands on the online branch"),
-        ({"method": "simsiam", "target": "directpred"}, "directpred stands on the online branch"),
-        ({"method": "simsiam", "target": "directset:2"}, "directset:2 stands on the online branch"),
-        ({"method": "simsiam", "target": "learned"}, "learned stands on the online branch"),
+        ({"method": "simsiam", "target": "predictor"}, "predictor belongs on the online branch"),
+        ({"method": "simsiam", "target": "directpred"}, "directpred belongs on the online branch"),
+        ({"method": "simsiam", "target": "directset:2"}, "directset:2 belongs on the online branch"),
+        ({"method": "simsiam", "target": "learned"}, "learned belongs on the online branch"),
         ({"method": "simsiam", "online": "directpre"}, "unknown map 'directpre': did you mean 'directpred'"),
         ({"method": "simsiam", "online": "lerned"}, "did you mean 'learned'"),
         ({"method": "simsiam", "target": "lerned"}, "expected one of auto, identity, log, log1p, log1p2, power:p"),
@@ -197,7 +197,7 @@ def test_swav_shares_its_prototypes_and_dino_averages_them() -> None:
         ({"method": "siamese", "online": "predictor"}, None),
     ],
 )
-def test_a_design_that_cannot_be_is_named(arguments: dict[str, str], says: str | None) -> None:
+def test_an_impossible_design_is_refused(arguments: dict[str, str], says: str | None) -> None:
     if says is None:
         assert design(**arguments).online == ("predictor",)
     else:

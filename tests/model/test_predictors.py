@@ -65,7 +65,7 @@ def test_a_closed_form_is_the_published_one_at_every_scale_and_in_null_direction
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_rounding_in_null_directions_is_no_gain(name: str) -> None:
+def test_rounding_gives_null_directions_no_gain(name: str) -> None:
     z = gaussian(4, 40, dtype=torch.float32).double()
     c = z.T @ z / 4
     assert torch.linalg.eigvalsh(c)[0] < 0
@@ -237,27 +237,27 @@ def test_autocast_and_half_precision_leave_predictors_in_float32(module: nn.Modu
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: ClosedForm(alpha=0, eps=0.1, momentum=0.3), "alpha > 0 and eps >= 0, not 0 and 0.1"),
-        (lambda: ClosedForm(alpha=math.inf, eps=0.1, momentum=0.3), "not inf and 0.1"),
-        (lambda: ClosedForm(alpha=1, eps=-0.1, momentum=0.3), "not 1 and -0.1"),
-        (lambda: ClosedForm(alpha=1, eps=math.nan, momentum=0.3), "not 1 and nan"),
+        (lambda: ClosedForm(alpha=0, eps=0.1, momentum=0.3), "alpha > 0 and eps >= 0, got 0 and 0.1"),
+        (lambda: ClosedForm(alpha=math.inf, eps=0.1, momentum=0.3), "got inf and 0.1"),
+        (lambda: ClosedForm(alpha=1, eps=-0.1, momentum=0.3), "got 1 and -0.1"),
+        (lambda: ClosedForm(alpha=1, eps=math.nan, momentum=0.3), "got 1 and nan"),
         (lambda: predictor(ClosedForm(alpha=1, eps=0, momentum=1), 3), "0 <= momentum < 1"),
         (lambda: predictor(dataclasses.replace(form("directpred"), momentum=-0.1), 3), "0 <= momentum < 1"),
-        (lambda: predictor(form("directpred"), 3)(torch.ones(3)), r"predictor wants .* shape \(3,\)"),
+        (lambda: predictor(form("directpred"), 3)(torch.ones(3)), r"predictor expects .* shape \(3,\)"),
         (lambda: predictor(form("directpred"), 3)(torch.ones(2, 3).int()), "got int32"),
-        (lambda: LearnedFilter()(torch.ones(3)), r"wants .* shape \(3,\)"),
+        (lambda: LearnedFilter()(torch.ones(3)), r"expects .* shape \(3,\)"),
         (lambda: LearnedFilter("rsm")(torch.eye(3)), "did you mean 'rms'"),  # type: ignore[arg-type]
         (lambda: LearnedFilter(solver="grm")(torch.eye(3)), "did you mean 'gram'"),  # type: ignore[arg-type]
         (lambda: form("directset:-1"), "'directset:-1': expected directset:alpha"),
     ],
 )
-def test_what_cannot_be_is_named(make: Callable[[], object], says: str) -> None:
+def test_an_invalid_predictor_or_input_is_refused(make: Callable[[], object], says: str) -> None:
     with pytest.raises(UserError, match=says):
         make()
 
 
 @pytest.mark.parametrize("name", ["predictor", "power:1", "log1p", "learned"])
-def test_other_names_are_no_closed_forms(name: str) -> None:
+def test_other_names_are_not_closed_forms(name: str) -> None:
     kind, _ = find_map(name, "online")
     assert not isinstance(kind.options, ClosedForm)
 

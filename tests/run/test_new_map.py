@@ -19,10 +19,10 @@ from rankgap.run.restored import restore
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SoftThresholdOptions:
-    """What is cut off.
+    """The threshold.
 
     Args:
-        share: of the largest entry.
+        share: threshold as a share of the largest entry.
     """
 
     share: float = 0.0
@@ -74,7 +74,7 @@ def test_a_map_of_ones_own_trains_from_the_command_line_with_its_option(side: st
         (["--online", "soft", "--settings", "online.soft.shar=0.1"], "did you mean 'online.soft.share'"),
         (["--online", "soft", "--settings", "online.soft.share=x"], "online.soft.share takes a number, got 'x'"),
         (["--online", "soft", "--settings", "online.soft.share=2"], "share is at least 0 and below 1, got 2"),
-        (["--settings", "online.soft.share=0.1"], "on the online branch of simsiam"),
+        (["--settings", "online.soft.share=0.1"], "the online branch of simsiam has predictor, not"),
         (["--online", "sofd"], "did you mean 'soft'"),
         (["--online", "soft:3"], "unknown map 'soft:3'"),
     ],
@@ -86,6 +86,6 @@ def test_its_errors_are_like_those_of_any_other(
     assert says in capsys.readouterr().err
 
 
-def test_a_name_is_taken_once() -> None:
-    with pytest.raises(UserError, match="there is a map called 'soft' already"):
+def test_a_name_can_be_registered_only_once() -> None:
+    with pytest.raises(UserError, match="a map called 'soft' is already registered"):
         register_map("soft", "online", options=SoftThresholdOptions())(SoftThreshold)

@@ -39,7 +39,7 @@ class Outer:
 WHOLE: dict[str, Any] = {"title": "a", "inner": {"lr": 1}}
 
 
-def test_plain_values_become_what_they_are_meant_to_be_and_go_back() -> None:
+def test_plain_values_are_read_as_their_types_and_turned_back() -> None:
     values = WHOLE | {
         "widths": [3, 4],
         "pair": [1, 2.5],
@@ -71,12 +71,10 @@ def test_plain_values_become_what_they_are_meant_to_be_and_go_back() -> None:
         ({"pair": [1]}, "file.pair takes 2 values, got [1]"),
         ({"pair": [1, 2, 3]}, "file.pair takes 2 values, got [1, 2, 3]"),
         ({"free": 3}, "file.free takes keys and values, got 3"),
-        ({"title": {1, 2}}, "file holds what is neither text, number, list nor keys and values"),
+        ({"title": {1, 2}}, "file may only hold text, numbers, lists, and keys and values"),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_place_what_was_expected_and_what_came(
-    change: dict[str, Any], says: str
-) -> None:
+def test_a_wrong_value_is_refused_with_its_place_and_what_was_expected(change: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError) as error:
         read(Outer, WHOLE | change, "file")
     assert says in str(error.value)
@@ -90,7 +88,7 @@ def test_some_fields_are_read_by_themselves() -> None:
         read_fields(Outer, {"width": [1]}, lambda name: f"--{name}")
 
 
-def test_yaml_is_read_as_people_mean_it() -> None:
+def test_yaml_is_read_as_people_expect() -> None:
     text = 'a: 1e-3\nb: 2024-01-01\nc: 1.0e-6\nd: .5\ne: 10\nf: -3.\ng: 1e3\nh: 1.2.3\ni: .inf\nj: "1"'
     found = parse_yaml(text, "here")
     assert found == {
@@ -113,7 +111,7 @@ def test_yaml_is_read_as_people_mean_it() -> None:
 
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff\xfe")
-    for path, says in ((tmp_path / "x", "is not text in UTF-8"), (tmp_path / "y", "cannot be read")):
+    for path, says in ((tmp_path / "x", "is not UTF-8 text"), (tmp_path / "y", "cannot be read")):
         with pytest.raises(UserError, match=says):
             read_text(path)
 
@@ -130,13 +128,13 @@ near = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(anything | near)
-def test_whatever_comes_is_read_or_refused_as_the_users_error(values: object) -> None:
+def test_any_values_are_read_or_raise_a_user_error(values: object) -> None:
     with contextlib.suppress(UserError):
         assert isinstance(read(Outer, values, "file"), Outer)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.text(max_size=40))
-def test_whatever_text_comes_is_yaml_or_the_users_error(text: str) -> None:
+def test_any_text_is_yaml_or_raises_a_user_error(text: str) -> None:
     with contextlib.suppress(UserError):
         parse_yaml(text, "here")

@@ -17,7 +17,7 @@ from rankgap.run.trainer import train
 
 def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no run folder: it has no config\.yaml"):
+    with pytest.raises(UserError, match=r"not a run folder: it has no config\.yaml"):
         spectrum_of_run(RunFolder(Path(".")))
 
 

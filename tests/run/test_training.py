@@ -79,7 +79,7 @@ def test_no_weight_decay_reaches_a_learned_gain() -> None:
     assert [g["weight_decay"] for g in groups if any(p is raw for p in g["params"])] == [0.0]
 
 
-def test_the_teacher_is_no_parameter_of_the_optimiser() -> None:
+def test_the_optimiser_leaves_the_teacher_out() -> None:
     net = model("byol")
     assert net.teacher is not None
     owned = {id(p) for g in parameter_groups(net, OptimizerOptions(lr=1.0)) for p in g["params"]}
@@ -128,7 +128,7 @@ def test_an_epoch_sees_each_image_at_most_once_in_an_order_of_its_own() -> None:
     assert not torch.equal(torch.cat(list(other.batches)), rows[0])
 
 
-def test_a_resumed_epoch_goes_on_with_its_next_batch_and_processes_share_each_batch() -> None:
+def test_a_resumed_epoch_starts_at_its_next_batch_and_processes_share_each_batch() -> None:
     images, _ = load_data("digits", limit=100)
     whole, rest = (EpochBatches(images, WORK, seed=1, step=step) for step in (3, 4))
     assert torch.equal(torch.stack(list(rest.batches)), torch.stack(list(whole.batches))[1:])
@@ -190,7 +190,7 @@ def test_the_predictor_s_rate_stays_while_the_others_fall() -> None:
 
 
 def test_accumulated_gradients_are_not_taken_for_a_larger_batch() -> None:
-    with pytest.warns(UserWarning, match="not a batch 2 times as large"):
+    with pytest.warns(UserWarning, match="does not make a batch 2 times as large"):
         fit(module(Work(images=100, batch_size=32, epochs=1, features=128)), accumulate_grad_batches=2)
 
 
@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_names_its_first_step() -> 
     assert part.step == 5
 
 
-def test_spoilt_weights_show_even_where_no_loss_has_seen_them() -> None:
+def test_weights_that_are_not_finite_are_found_before_a_loss_sees_them() -> None:
     part = module()
     part.check_finite(weights=True)
     nn.init.constant_(next(part.model.parameters()), math.inf)

@@ -187,7 +187,7 @@ def test_a_run_that_has_just_begun_and_one_without_spectra_are_reported_as_they_
         file.write("8,1.0,0.5")  # a row half written
     page = report_page([begun, old])
     assert page.count("No reading yet.") == 1
-    assert page.count("This run has kept no spectra.") == 6
+    assert page.count("This run kept no spectra.") == 6
     assert "0 of 8 steps" in page
     assert "8 of 8 steps" in page
     assert "No run has these results yet." in page
@@ -202,7 +202,7 @@ def test_runs_of_one_name_are_told_apart(runs: list[RunFolder], tmp_path: Path) 
     assert f"simsiam ({twin.path})" in page
 
 
-def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "report.html")]) == 2
     assert "has no config.yaml" in capsys.readouterr().err
     assert not (tmp_path / "report.html").exists()

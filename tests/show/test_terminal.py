@@ -1,4 +1,4 @@
-"""What the terminal shows is text, whatever it looks like."""
+"""The terminal shows text as it is, whatever it looks like."""
 
 from __future__ import annotations
 

@@ -148,7 +148,7 @@ def test_a_count_that_is_not_a_whole_number_is_named(name: str, value: Any) -> N
     ("name", "change", "says"),
     [
         ("spectrum_online", lambda v: v[:-1], "must have 6 numbers, got 5"),
-        ("spectrum_online", lambda v: v[::-1], "must descend"),
+        ("spectrum_online", lambda v: v[::-1], "must be in descending order"),
         ("spectrum_target", lambda v: [*v[:-1], -0.1], "must have 5 numbers|cannot be negative"),
         ("spectrum_target", lambda v: [], "must have 1 to 6 numbers, got 0|must have 0 numbers"),
         ("eigenspace_alignment", lambda v: [1.5, *v[1:]], r"cannot be above 1, got 1\.5"),
@@ -158,7 +158,7 @@ def test_a_count_that_is_not_a_whole_number_is_named(name: str, value: Any) -> N
         ("rows", lambda v: 5, "spectrum_online of 5 rows must have 1 to 5 numbers, got 6"),
     ],
 )
-def test_what_no_pair_of_branches_can_have_is_named(name: str, change: Any, says: str) -> None:
+def test_values_impossible_for_a_pair_of_branches_are_named(name: str, change: Any, says: str) -> None:
     values = record().plain()
     with pytest.raises(UserError, match=says):
         PairSpectrum.from_plain(values | {name: change(values[name])})

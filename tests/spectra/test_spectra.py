@@ -46,7 +46,7 @@ def test_singular_values_hold_six_decades_to_a_thousandth() -> None:
     assert_close(singular_values(with_spectrum(s, 200, 300)), s, rtol=1e-3, atol=0)
 
 
-def test_what_a_gram_matrix_cannot_hold_is_zero() -> None:
+def test_values_below_a_gram_matrix_s_resolution_are_zero() -> None:
     z = gaussian(40, 1) @ gaussian(1, 60, seed=1)
     assert singular_values(z)[1:].count_nonzero() == 0
 
@@ -92,7 +92,7 @@ def test_effective_rank_lies_between_one_and_the_smaller_side(
 
 @properties
 @given(shapes, seeds, conventions, st.floats(1e-12, 1e12), st.sampled_from([torch.float32, torch.float64]))
-def test_effective_rank_knows_no_scale_rotation_or_order(
+def test_effective_rank_ignores_scale_rotation_and_order(
     shape: tuple[int, int], seed: int, of: Convention, scale: float, dtype: torch.dtype
 ) -> None:
     z = gaussian(*shape, seed=seed)
@@ -155,7 +155,7 @@ def test_the_mean_s_share_of_energy() -> None:
         (torch.ones(5, 5, dtype=torch.int64), "got int64"),
     ],
 )
-def test_what_has_no_rank_is_an_error(score: Callable[[Tensor], Tensor], z: Tensor, says: str) -> None:
+def test_a_batch_without_a_rank_is_an_error(score: Callable[[Tensor], Tensor], z: Tensor, says: str) -> None:
     with pytest.raises(UserError, match=says):
         score(z)
 

@@ -87,14 +87,14 @@ def test_a_pair_of_one_column_keeps_its_columns_and_a_metric_can_be_copied() -> 
     assert first.compute().rows == 6
 
 
-def test_what_cannot_be_added_is_named() -> None:
-    with pytest.raises(UserError, match=r"wants a batch \(N, 4\), got \(3, 5\)"):
+def test_a_batch_that_cannot_be_added_is_named() -> None:
+    with pytest.raises(UserError, match=r"expects a batch \(N, 4\), got \(3, 5\)"):
         EffectiveRank(4).update(torch.zeros(3, 5))
     with pytest.raises(UserError, match="1 of 12 values are not finite"):
         EffectiveRank(4).update(torch.cat([torch.zeros(11), torch.tensor([math.nan])]).view(3, 4))
     with pytest.raises(UserError, match="row by row"):
         PairSpectra(4).update(torch.ones(3, 4), torch.ones(2, 4))
-    with pytest.raises(UserError, match="no batch was added"), pytest.warns(UserWarning, match="before"):
+    with pytest.raises(UserError, match="no batch has been added"), pytest.warns(UserWarning, match="before"):
         EffectiveRank(4).compute()
     zero = EffectiveRank(4)
     zero.update(torch.zeros(3, 4))

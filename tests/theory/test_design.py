@@ -288,16 +288,16 @@ def test_design_prints_the_pair_and_draws_it(tmp_path: Path, capsys: pytest.Capt
     assert "online s/(s+0.1) (low-pass), target power:-1 (high-pass)" in said
     assert "low-pass: online against target, score +1.00" in said
     assert f"rank difference {expected.rank_difference:+.1f}" in said
-    assert f"{expected.rate:+.1f} a unit of time" in said
+    assert f"{expected.rate:+.1f} per unit of time" in said
     assert "target: the rank rises, 256.0 >= 74.6" in said
     assert "bfloat16:" in said
-    assert "nothing speaks against it" in said
+    assert "no warnings: dimensions grow" in said
     with Image.open(out) as image:
         assert image.format == "PNG"
     assert main(["design", "--online", "power:-0.5", "--spectrum", "3,2,1", "--out", str(out)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "warning: the rank difference is -" in said
-    assert "nothing speaks" not in said
+    assert "no warnings" not in said
 
 
 @pytest.mark.parametrize(

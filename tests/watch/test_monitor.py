@@ -28,7 +28,7 @@ from tests.training import descend, sgd, tiny_encoder
 
 
 class SimSiam(nn.Module):
-    """As people write it: each view through the modules by itself."""
+    """As people write it: each view passes through the modules by itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_views_stacked_in_one_batch_are_told_apart() -> None:
     assert monitor.history[0].erank_target == pytest.approx(float(effective_rank(z[20:])), rel=1e-5)
 
 
-def test_our_own_models_give_all_views_at_once() -> None:
+def test_our_own_models_return_all_views_at_once() -> None:
     model = build("byol", backbone="resnet_tiny", heads=HEADS, size=8, channels=1)
     with RankMonitor(model, online="online_map", target="target_map", every=1) as monitor:
         out = model(torch.randn(2, 8, 1, 8, 8))
@@ -93,7 +93,7 @@ def test_our_own_models_give_all_views_at_once() -> None:
     assert monitor.history[0].erank_target == pytest.approx(float(effective_rank(out.target[1])), rel=1e-5)
 
 
-def test_every_so_many_steps_are_read_and_evaluation_is_not() -> None:
+def test_every_few_steps_are_read_and_evaluation_is_not() -> None:
     model = SimSiam()
     with RankMonitor(model, every=3) as monitor:
         for seed in range(7):
@@ -192,10 +192,10 @@ def test_online_view_1_meets_target_view_2_or_the_only_one() -> None:
 
 def test_the_newest_rows_have_a_record_and_are_not_copied() -> None:
     monitor = RankMonitor(window=False)
-    with pytest.raises(UserError, match="no finite outputs were read yet"):
+    with pytest.raises(UserError, match="no finite outputs have been read yet"):
         monitor.batch_spectrum()
     monitor.update(torch.full((4, 3), torch.nan), torch.zeros(4, 3))
-    with pytest.raises(UserError, match="no finite outputs were read yet"):
+    with pytest.raises(UserError, match="no finite outputs have been read yet"):
         monitor.batch_spectrum()
     for seed in range(2):
         p, t = views(seed)
@@ -232,7 +232,7 @@ def test_a_step_and_an_exponent_can_be_given() -> None:
     assert monitor.step == 22
 
 
-def test_a_resumed_monitor_goes_on_as_if_it_had_not_been_interrupted() -> None:
+def test_a_resumed_monitor_continues_as_if_it_had_not_been_interrupted() -> None:
     rows = [(torch.eye(6, 4),) * 2] * 4 + [(torch.ones(6, 4),) * 2] * 6
     whole_run, first, second = (RankMonitor(thresholds=Thresholds(patience=3, early=6)) for _ in range(3))
     for pair in rows:
@@ -255,7 +255,7 @@ def test_a_resumed_monitor_goes_on_as_if_it_had_not_been_interrupted() -> None:
     assert (fresh.step, fresh.history) == (0, [])
 
 
-def test_what_cannot_be_watched_is_named() -> None:
+def test_modules_and_outputs_that_cannot_be_watched_are_named() -> None:
     model = SimSiam()
     with pytest.raises(UserError, match=r"SimSiam has no module 'predictr'; nearest: predictor"):
         RankMonitor(model, online="predictr")
@@ -263,7 +263,7 @@ def test_what_cannot_be_watched_is_named() -> None:
         RankMonitor(model, online="backbone.9")
     with pytest.raises(UserError, match=r"online is \(20, 12\), target \(20, 8\)"):
         RankMonitor().update(views(0)[0], torch.zeros(20, 8))
-    with pytest.raises(UserError, match="no step was sampled"):
+    with pytest.raises(UserError, match="no step has been read"):
         RankMonitor().compute()
     with pytest.raises(UserError, match="1 or more"):
         RankMonitor(every=0)
@@ -278,7 +278,7 @@ def test_what_cannot_be_watched_is_named() -> None:
         model.projector(torch.randn(4, 16)).sum().backward()
 
 
-# Diagnosis: each kind is trained into, on points that come in groups and are seen with noise.
+# Diagnosis: a run is trained into each kind, on points that come in groups and are seen with noise.
 
 
 HEADS = Heads(

@@ -1,4 +1,4 @@
-"""The picture as code: branches, the maps on them, the alignment, and the rows that combine these."""
+"""The picture as code: branches, the maps on them, the alignment, and the rows that combine them."""
 
 from rankgap.model.assembly import assemble
 from rankgap.model.branches import Branch, DualBranch, Outputs

@@ -1,6 +1,6 @@
-"""Alignments: the loss of a method, a function of what both branches give.
+"""Alignments: the losses of the methods, functions of both branches' outputs.
 
-Shapes: V views, B images a view, D width of both outputs, K prototypes.
+Shapes: V views, B images per view, D width of both outputs, K prototypes.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ def cosine(online: Tensor, target: Tensor) -> Tensor:
 
 
 def centred_cosine(online: Tensor, target: Tensor) -> Tensor:
-    """`cosine` after each view's batch mean is taken away: no constant direction earns anything (RDM, eq. 2).
+    """`cosine` after subtracting each view's batch mean, so that constant directions earn nothing (RDM, eq. 2).
 
-    The mean is that of the process's own batch.
+    The mean is taken over the process's own batch.
     """
     online, target = online.float(), target.float()
     return cosine(online - online.mean(1, keepdim=True), target - target.mean(1, keepdim=True))
 
 
 def regression(online: Tensor, target: Tensor) -> Tensor:
-    """Squared distance of unit vectors, 2 - 2 cos, summed over ordered pairs of views (BYOL, eq. 2)."""
+    """Squared distance between unit vectors, 2 - 2 cos, summed over ordered pairs of views (BYOL, eq. 2)."""
     views = len(online)
     return views * (views - 1) * (2 + 2 * cosine(online, target))
 
 
 def squared(online: Tensor, target: Tensor) -> Tensor:
-    """Squared distance |P - T|^2 of what is not normalised, mean over images, summed over ordered pairs of views.
+    """Squared distance |P - T|^2, not normalised, averaged over images and summed over ordered pairs of views.
 
-    Under a predictor that passes gradients straight through, this is the Euclidean IsoLoss |z - sg(T + z - W z)|^2
-    (Halvagal et al. 2023), and `regression` has the gradient of their cosine one.
+    With a predictor that passes gradients straight through, this is the Euclidean IsoLoss |z - sg(T + z - W z)|^2
+    (Halvagal et al. 2023), and `regression` has the gradient of their cosine IsoLoss.
     """
     views = len(online)
     distances = (online.float().unsqueeze(1) - target.float()).square().sum(-1)  # (V, V, B)

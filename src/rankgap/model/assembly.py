@@ -1,4 +1,4 @@
-"""From a row, an encoder and options to a model."""
+"""Assembling a model from a row, an encoder and options."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rankgap.spectra.pair import Side
 
 
 def assemble(row: Method, encoder: nn.Module, heads: Heads, *, features: int, views: int = 2) -> DualBranch:
-    """A branch model: a plain `nn.Module` whose forward takes views and gives `Outputs`.
+    """A branch model: a plain `nn.Module` whose forward takes views and returns `Outputs`.
 
     Args:
         row: the method, filters included.
         encoder: images (B, C, H, W) -> (B, F).
-        heads: the options of everything behind the encoder; a recipe is one too.
-        features: F.
-        views: number of views V a step.
+        heads: the options of everything after the encoder; a recipe has them too.
+        features: width F of the encoder's output.
+        views: number of views V per step.
 
     Raises:
         UserError: a map is unknown, stands on the wrong branch, or its options do not fit it.

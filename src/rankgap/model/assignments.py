@@ -1,6 +1,6 @@
 """Assignment to prototypes: SwAV's and DINO's online map, and their target maps.
 
-Shapes: V views, B images a view, N rows of a view over all processes, D embedding width, K prototypes.
+Shapes: V views, B images per view, N rows of a view over all processes, D embedding width, K prototypes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class AssignmentOptions:
     """How sharp the online assignment is.
 
     Args:
-        temperature: t; smaller is sharper.
+        temperature: temperature t; smaller is sharper.
     """
 
     temperature: float = 0.1
@@ -37,8 +37,8 @@ class Assignment(nn.Module):
     """Soft assignment to prototypes, softmax(scores / t): the online map of SwAV and DINO.
 
     Args:
-        place: where it stands; the prototypes are shared with the target map, or averaged into it.
-        options: its temperature.
+        place: where the map stands; the target map shares its prototypes, or has their average.
+        options: the temperature.
     """
 
     def __init__(self, place: Place, options: AssignmentOptions) -> None:
@@ -74,13 +74,13 @@ def sinkhorn(scores: Tensor, *, eps: float = 0.05, iterations: int = 3) -> Tenso
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SinkhornOptions:
-    """SwAV's transport and queue.
+    """The options of SwAV's transport and queue.
 
     Args:
         eps: entropy of the transport; smaller gives harder codes.
         iterations: Sinkhorn iterations.
-        queue: length of each view's queue in embeddings, of each process; 0 for no queue.
-        queue_epochs: epochs before the queue is used; it is also left alone until it is full.
+        queue: length of each view's queue in each process, in embeddings; 0 for no queue.
+        queue_epochs: epochs before the queue is used; it is never used before it is full.
     """
 
     eps: float = 0.05
@@ -93,10 +93,10 @@ class SinkhornOptions:
 class SinkhornCodes(Scheduled):
     """SwAV's target map: balanced codes of a batch, helped by a queue of earlier embeddings.
 
-    Each view has a queue of its own, since a view and its twin must not compete.
+    Each view has its own queue, because two views of an image must not compete.
 
     Args:
-        place: where it stands; the prototypes are the online branch's own.
+        place: where the map stands; the prototypes are the online branch's own.
         options: transport and queue.
     """
 
@@ -110,7 +110,7 @@ class SinkhornCodes(Scheduled):
         self.steps, self.due = 0, False
 
     def prepare(self, clock: Clock) -> None:
-        """Note the time: the queue is used from its epoch on, once it is full."""
+        """Note the step: the queue is used from `queue_epochs` on, once it is full."""
         self.steps, self.due = clock.step, clock.epoch >= self.queue_epochs
 
     def forward(self, z: Tensor) -> Tensor:
@@ -132,10 +132,10 @@ class CentredAssignmentOptions:
     """How DINO's target is sharpened and centred.
 
     Args:
-        temperature: t after the warm-up.
+        temperature: temperature t after the warm-up.
         warmup_temperature: t at the start.
-        warmup_epochs: epochs in which t goes from one to the other, linearly.
-        momentum: of the centre.
+        warmup_epochs: epochs in which t goes linearly from one to the other.
+        momentum: momentum of the centre.
     """
 
     temperature: float = 0.07
@@ -149,10 +149,10 @@ class CentredAssignment(Scheduled):
     """DINO's target map: softmax((scores - centre) / t), centred and sharpened (DINO section 3.1, eq. 4).
 
     The centre is an exponential mean of the teacher's scores over all views and processes; a batch is centred by
-    what came before it, then added.
+    earlier batches, and then added.
 
     Args:
-        place: where it stands; the prototypes are the teacher's.
+        place: where the map stands; the prototypes are the teacher's.
         options: temperatures and momentum.
     """
 
@@ -165,7 +165,7 @@ class CentredAssignment(Scheduled):
         self.register_buffer("centre", torch.zeros(self.prototypes.weight.shape[0]))
 
     def prepare(self, clock: Clock) -> None:
-        """Warm the temperature up."""
+        """Warm up the temperature."""
         o = self.options
         self.temperature = ramp(clock, o.warmup_temperature, o.temperature, o.warmup_epochs)
 

@@ -16,7 +16,7 @@ SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most
 
 
 class Encoder(nn.Module):
-    """A backbone that gives one feature vector an image: (B, C, H, W) -> (B, F).
+    """A backbone that returns one feature vector per image: (B, C, H, W) -> (B, F).
 
     Args:
         network: a timm model without its classifier.
@@ -43,7 +43,7 @@ def small_image_stem(network: ResNet, channels: int) -> ResNet:
 
 
 def resnet_tiny(channels: int) -> ResNet:
-    """Four stages of one basic block, width 16 to 128, 0.3 million parameters: it trains on a CPU in minutes."""
+    """Four stages of one basic block, 16 to 128 wide, 0.3 million parameters; it trains on a CPU in minutes."""
     # Residual branches that start at zero (timm's default) have barely opened when a short run ends.
     network = ResNet(
         BasicBlock,
@@ -57,8 +57,8 @@ def resnet_tiny(channels: int) -> ResNet:
     network.bn1 = nn.BatchNorm2d(16)
     network.layer1[0] = BasicBlock(16, 16)
     small_image_stem(network, channels)
-    # Behind batch norm a convolution turns at lr / |weights|^2. PyTorch's weights are 2.4 times smaller than
-    # timm's: a short run turns them well at a learning rate under which the heads keep their rank.
+    # Before batch norm a convolution's weights turn at lr / |weights|^2. PyTorch's initial weights are 2.4 times
+    # smaller than timm's: a short run turns them enough at a learning rate at which the heads keep their rank.
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.reset_parameters()
@@ -66,7 +66,7 @@ def resnet_tiny(channels: int) -> ResNet:
 
 
 def check_backbone(name: str) -> None:
-    """Raise `UserError`, with the nearest names there are, unless `build_encoder` knows the name."""
+    """Raise `UserError`, with the nearest names, unless `build_encoder` knows the name."""
     if name != "resnet_tiny" and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)
         raise unknown("backbone", name, ["resnet_tiny", "resnet18", "resnet50", "vit_tiny_patch16_224", *near])
@@ -90,21 +90,21 @@ def build_encoder(name: str, *, channels: int = 3, size: int = 32) -> Encoder:
         network = _create(name, channels, size).eval()
         if isinstance(network, ResNet) and size < SMALL_IMAGE and isinstance(network.conv1, nn.Conv2d):
             network = small_image_stem(network, channels)
-        with torch.no_grad():  # timm's own word for the width is not that of the output in every model
+        with torch.no_grad():  # the width that timm states is not that of the output in every model
             features = network(torch.zeros(1, channels, size, size))
     except (ValueError, AssertionError, TypeError, RuntimeError) as error:
         raise UserError(
             f"backbone {name} does not take {channels}-channel images of {size} px: {error}"
         ) from error
     if features.ndim != 2:
-        raise UserError(f"backbone {name} gives {tuple(features.shape)} for an image, not one vector")
+        raise UserError(f"backbone {name} returns {tuple(features.shape)} for an image, not one vector")
     return Encoder(network.train(), features.shape[1])
 
 
 def _create(name: str, channels: int, size: int) -> nn.Module:
     options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
     network: nn.Module
-    try:  # transformers must know the size, convolutional networks do not take it
+    try:  # transformers must know the size; convolutional networks do not take it
         network = timm.create_model(name, img_size=size, **options)
     except TypeError:
         network = timm.create_model(name, **options)

@@ -4,7 +4,7 @@
                                                 |                      +-> alignment loss
                (same weights, or an EMA copy) --+-> target map  -> T --+   (T carries no gradient)
 
-Shapes: V views, B images a view, C channels, F feature width, D embedding width, D' output width of a map.
+Shapes: V views, B images per view, C channels, F feature width, D embedding width, D' output width of a map.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class TeacherOptions:
     """How the EMA teacher follows the online branch.
 
     Args:
-        momentum: at the start; it ends at 1 (`schedule.teacher_momentum`).
+        momentum: momentum at the start; it ends at 1 (`schedule.teacher_momentum`).
     """
 
     momentum: float = 0.99
@@ -36,13 +36,13 @@ class TeacherOptions:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What one step of a branch model gives.
+    """The outputs of one step of a branch model.
 
     Args:
         loss: the alignment loss, a 0-d tensor.
-        online: P (V, B, D'), what the online map gave, before any normalisation.
-        target: T (V, B, D'), what the target map gave.
-        features: the online encoder's features (V, B, F), what one keeps after training.
+        online: P (V, B, D'), the online map's output, before any normalisation.
+        target: T (V, B, D'), the target map's output.
+        features: the online encoder's features (V, B, F), the ones to use after training.
     """
 
     loss: Tensor
@@ -52,9 +52,10 @@ class Outputs:
 
 
 class Branch(nn.Module):
-    """What both branches have: an encoder, a projector and, where the method has them, prototypes.
+    """One branch: an encoder, a projector and, if the method has them, prototypes.
 
-    Batch-norm statistics are a view's own, as in the methods' papers; without batch norm all views pass together.
+    Each view has its own batch-norm statistics, as in the methods' papers; without batch norm all views pass
+    together.
     """
 
     def __init__(self, encoder: nn.Module, projector: nn.Module, prototypes: Prototypes | None = None) -> None:
@@ -73,18 +74,18 @@ class DualBranch(nn.Module):
     """A two-branch model: every method of the zoo is one of these.
 
     The target branch shares the online weights (`momentum=None`), or is their exponential moving average.
-    Policy of the average: parameters are averaged after each step; buffers (batch-norm statistics) are the
-    teacher's own, from its own forward passes in training mode, as the methods' authors do.
+    In the average, parameters are averaged after each step, while buffers (batch-norm statistics) are the
+    teacher's own, from its forward passes in training mode, as the methods' authors have it.
 
     Args:
         online: the online encoder, projector and prototypes.
         online_map: embeddings (V, B, D) -> P.
-        make_target_map: called with the target branch, gives the target map; it needs the branch because
-            prototypes belong to one.
+        make_target_map: called with the target branch, returns the target map; it needs the branch because
+            prototypes belong to a branch.
         alignment: (P, T) -> loss.
-        momentum: of the EMA teacher at the start; it follows a cosine to 1 (BYOL section 3.3). None: the
-            teacher is the online branch itself.
-        stop_gradient: whether the target is a constant (all methods but the symmetric ones).
+        momentum: momentum of the EMA teacher at the start; it follows a cosine to 1 (BYOL section 3.3). None: the
+            target branch shares the online weights.
+        stop_gradient: whether the target is a constant, as in all methods except the symmetric ones.
 
     Example:
         >>> from rankgap.model.alignments import cosine
@@ -125,7 +126,7 @@ class DualBranch(nn.Module):
             if self.teacher is not None:
                 z = self.teacher(views)[1]
             t = self.target_map(z.detach() if self.stop_gradient else z)
-        with torch.autocast(p.device.type, enabled=False):  # a loss in bfloat16 has two digits
+        with torch.autocast(p.device.type, enabled=False):  # a loss in bfloat16 has only two digits
             loss = self.alignment(p, t)
         return Outputs(loss, p, t, features)
 
@@ -134,18 +135,18 @@ class DualBranch(nn.Module):
         return (self.online if side == "online" or self.teacher is None else self.teacher).encoder
 
     def prepare(self, clock: Clock) -> None:
-        """Tell every scheduled part the time; call it before each training step."""
+        """Pass the clock to every scheduled module; call this before each training step."""
         for module in self.modules():
             if isinstance(module, Scheduled):
                 module.prepare(clock)
 
     def momentum_at(self, clock: Clock) -> float:
-        """The EMA momentum of a step (`schedule.teacher_momentum`); 0 where weights are shared."""
+        """The EMA momentum of a step (`schedule.teacher_momentum`); 0 if the weights are shared."""
         return 0.0 if self.momentum is None else teacher_momentum(clock, self.momentum)
 
     @torch.no_grad()
     def update_teacher(self, clock: Clock) -> None:
-        """Move the teacher towards the online branch; call it after each optimiser step."""
+        """Move the teacher towards the online branch; call this after each optimiser step."""
         if self.teacher is None:
             return
         online = [p.detach() for p in self.online.parameters()]

@@ -1,8 +1,8 @@
-"""Linear predictors that no gradient trains.
+"""Linear predictors that are computed, not trained.
 
-A closed-form predictor is set from what comes before it: C = E[z z^T] = V diag(l) V^T, averaged over views,
-processes and steps, gives W = (C / l_1)^alpha + eps I and P = Z W, W held constant. Every published one is a row
-of `CLOSED_FORMS`. Unlike a filter's gain, eps also acts where C has nothing: the null rule of `filters` holds for
+A closed-form predictor is computed from its inputs: C = E[z z^T] = V diag(l) V^T, averaged over views, processes
+and steps, gives W = (C / l_1)^alpha + eps I and P = Z W, with W held constant. Every published one is a row of
+`CLOSED_FORMS`. Unlike a filter's gain, eps also acts in the null space of C: the null rule of `filters` applies to
 (l / l_1)^alpha alone.
 
 Shapes: N rows of a view, D columns, `...` leading batch dimensions (views).
@@ -26,16 +26,16 @@ _LANCZOS_STEPS = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClosedForm:
-    """W = (C / l_1)^alpha + eps I, a row of `CLOSED_FORMS`; called with C (D, D), it gives W.
+    """W = (C / l_1)^alpha + eps I, a row of `CLOSED_FORMS`; called with C (D, D), it returns W.
 
     Args:
-        alpha: above 0; 1 to 4, whole, take products alone, others a decomposition.
-        eps: at or above 0, relative to the strongest direction's gain of 1.
-        momentum: of C, see `filters.RunningMap`.
-        straight: the gradient passes as if W were 1: dL/dZ = dL/dP (IsoLoss).
+        alpha: the power, above 0; 1, 2, 3 and 4 take only products, others a decomposition.
+        eps: the constant added to each gain, at least 0 and relative to the strongest direction's gain of 1.
+        momentum: momentum of C, see `filters.RunningMap`.
+        straight: the gradient passes as if W were the identity: dL/dZ = dL/dP (IsoLoss).
 
     Raises:
-        UserError: alpha is not a finite number above 0, or eps not one at or above 0.
+        UserError: alpha is not finite and above 0, or eps is not finite and at least 0.
     """
 
     alpha: float
@@ -45,10 +45,10 @@ class ClosedForm:
 
     def __post_init__(self) -> None:
         if not (0 < self.alpha < math.inf and 0 <= self.eps < math.inf):
-            raise UserError(f"expected finite alpha > 0 and eps >= 0, not {self.alpha:g} and {self.eps:g}")
+            raise UserError(f"expected finite alpha > 0 and eps >= 0, got {self.alpha:g} and {self.eps:g}")
 
     def __call__(self, correlation: Tensor) -> Tensor:
-        """W (D, D) of C (D, D), float64; eps I for a C that is 0.
+        """W (D, D) from C (D, D), float64; eps I if C is 0.
 
         Raises:
             NonFiniteError, RuntimeError: as `spectra.solve_gram`.
@@ -61,15 +61,15 @@ class ClosedForm:
             return power + self.eps * identity
         tolerance = rank_tolerance(len(correlation), len(correlation), torch.float32)
         x, v, keep = eigenbasis(correlation, tolerance, "closed-form predictor")
-        gain = torch.where(keep, (x / x[0]) ** (2 * self.alpha), 0.0)  # a dead C keeps nothing
+        gain = torch.where(keep, (x / x[0]) ** (2 * self.alpha), 0.0)  # an all-zero C keeps nothing
         return v * gain @ v.mT + self.eps * identity
 
 
 def largest_eigenvalue(matrix: Tensor) -> Tensor:
-    """The largest eigenvalue of a positive semi-definite matrix (D, D), 0-d, from below.
+    """The largest eigenvalue of a positive semi-definite matrix (D, D), 0-d, approached from below.
 
-    32 steps of Lanczos from a fixed vector, a product of matrix and vector each: exact where the first stands
-    apart, at most 1% too small where many are close to it (tests hold it).
+    This takes 32 Lanczos steps from a fixed vector, one matrix-vector product each. It is exact where the largest
+    eigenvalue stands apart, and at most 1% too small where many are close to it (a test checks this).
 
     Raises:
         NonFiniteError, RuntimeError: as `spectra.solve_gram`.
@@ -81,17 +81,17 @@ def largest_eigenvalue(matrix: Tensor) -> Tensor:
         ahead = ahead - (basis[:i] @ ahead) @ basis[:i]
         basis[i] = ahead / ahead.norm().clamp_min(torch.finfo(matrix.dtype).tiny)
         ahead = matrix @ basis[i]
-    q = torch.linalg.qr(basis.mT).Q  # where nothing new was left, rows above are rounding, and not orthogonal
+    q = torch.linalg.qr(basis.mT).Q  # once nothing new is left, the rows are rounding and not orthogonal
     eigenvalues: Tensor = solve_gram(torch.linalg.eigvalsh, q.mT @ matrix @ q, "closed-form predictor")
     return eigenvalues[-1]
 
 
 # directpred: Tian, Chen & Ganguli 2021, normalised as in their code, sqrt(l / l_1) + eps (the paper writes
 #   sqrt(l) + eps l_1, which is another predictor at another scale of Z); rho and eps are the paper's.
-# directcopy: the code of Halvagal, Laborieux & Zenke 2023. The code of Wang et al. (2021), whose idea it is, adds
-#   eps to a C that is not normalised.
-# isoloss: that of Halvagal et al. too: no eps, and gradients pass straight through. Their C moves once a view,
-#   ours once a step by all views.
+# directcopy: as in the code of Halvagal, Laborieux & Zenke 2023. The code of Wang et al. (2021), who had the idea,
+#   adds eps to a C that is not normalised.
+# isoloss: Halvagal et al. too: no eps, and gradients pass straight through. Their C moves once per view, ours
+#   once per step from all views.
 CLOSED_FORMS: dict[str, ClosedForm] = {
     "directpred": ClosedForm(alpha=0.5, eps=0.1, momentum=0.3),
     "directcopy": ClosedForm(alpha=1, eps=0.25, momentum=0.998),
@@ -100,14 +100,14 @@ CLOSED_FORMS: dict[str, ClosedForm] = {
 
 
 class ClosedFormPredictor(nn.Module):
-    """P = Z W with W from a running correlation: (..., N, D) -> (..., N, D), no parameters.
+    """P = Z W with W from a running correlation: (..., N, D) -> (..., N, D), without parameters.
 
-    W follows the batch it acts on and all before it, and is set anew at every training step, as published (Tian et
-    al. set it after the step instead); never in evaluation.
+    W follows the batch it acts on and all earlier ones. It is computed again at every training step, as published
+    (Tian et al. do so after the step instead), and never in evaluation.
 
     Args:
-        place: where it stands.
-        form: W of a correlation.
+        place: where the map stands.
+        form: how W follows from a correlation.
 
     Raises:
         UserError: a momentum outside [0, 1).
@@ -119,10 +119,10 @@ class ClosedFormPredictor(nn.Module):
         self.running = RunningMap(form, place.dim, momentum=form.momentum, every=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Follow a batch in training mode, and predict; float32, or float64 for a float64 input.
+        """Update W in training mode, and predict; float32, or float64 for a float64 input.
 
         Raises:
-            UserError: not a (..., N, D) of numbers, or no batch was seen in training mode yet.
+            UserError: `z` is not a floating-point (..., N, D), or W has not seen a batch in training mode yet.
             NonFiniteError, RuntimeError: as `spectra.solve_gram`.
         """
         check_batch(z, "a closed-form predictor")
@@ -138,7 +138,7 @@ class ClosedFormPredictor(nn.Module):
 
 
 def _with_power(form: ClosedForm, text: str) -> ClosedForm:
-    """The form with the power that a user wrote behind its name."""
+    """The form with the power that the user wrote after its name."""
     try:
         alpha = float(text)
     except ValueError:
@@ -150,7 +150,7 @@ def _with_power(form: ClosedForm, text: str) -> ClosedForm:
 
 for _name, _form in CLOSED_FORMS.items():
     register_map(_name, "online", options=_form, predicts=True)(ClosedFormPredictor)
-# DirectSet(alpha) of Wang, Chen, Du & Tian (2021): directpred with its power left open, directset:2.
+# DirectSet(alpha) of Wang, Chen, Du & Tian (2021): directpred with a free power, as in directset:2.
 register_map(
     "directset",
     "online",

@@ -1,4 +1,4 @@
-"""What follows the encoder: the options of the projector, the prototypes, the teacher and the maps.
+"""Heads: the options of the projector, the prototypes, the teacher and the maps, which follow the encoder.
 
 Each group of options is defined beside the code that reads it; this file only collects them, as recipes nest them.
 """
@@ -18,13 +18,13 @@ from rankgap.spectra.pair import Side
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heads:
-    """The options of everything behind the encoder.
+    """The options of everything after the encoder.
 
     Args:
-        projector: its layers.
-        prototypes: their number and schedule, for methods that assign to them.
-        teacher: the EMA teacher's momentum, for methods that have one.
-        online: map -> its options, for maps of the online branch; a map that is not named has its defaults.
+        projector: the projector's layers.
+        prototypes: number and schedule of the prototypes, for methods that assign to them.
+        teacher: momentum of the EMA teacher, for methods that have one.
+        online: map -> its options, for maps of the online branch; a map that is not listed has its defaults.
         target: the same for the target branch.
 
     Example:
@@ -47,5 +47,5 @@ class Heads:
         return self.online if side == "online" else self.target
 
     def options(self, side: Side, kind: MapKind, argument: str = "") -> Any:
-        """The options of a map on a branch: those given, else the map's defaults, as its argument makes them."""
+        """The options of a map on a branch: those given, or the map's defaults, configured by its argument."""
         return kind.configure(self.of(side).get(kind.name, kind.options), argument)

@@ -1,4 +1,4 @@
-"""What stands on a branch: every map of the zoo registers its name, its sides and its options here.
+"""The maps on a branch: every map of the zoo registers its name, its sides and its options here.
 
 A map takes the embeddings (V, B, D) of all views at once, because it may look at a batch as a whole (Sinkhorn,
 centring), and treats each view as a batch of its own. To add one, write a module that takes a `Place` and its
@@ -30,7 +30,7 @@ from rankgap.spectra.pair import Side
 
 Builder = Callable[["Place", Any], nn.Module]
 _B = TypeVar("_B", bound=Builder)
-FILTER = "filter"  # the map that a gain stands for: it is written as its gain, such as power:0.5
+FILTER = "filter"  # the map that a gain stands for; users write the gain, such as power:0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,11 +38,11 @@ class Place:
     """Where a map stands.
 
     Args:
-        side: its branch.
+        side: the branch.
         dim: width D of the embeddings.
         views: number of views V.
-        prototypes: those of the branch, where the method has any.
-        argument: what the user wrote behind the map's name (directset:2), or the gain of a filter.
+        prototypes: the branch's prototypes, if the method has any.
+        argument: what the user wrote after the map's name (directset:2), or the gain of a filter.
     """
 
     side: Side = "online"
@@ -61,14 +61,14 @@ class MapKind:
     """A kind of map.
 
     Args:
-        name: how users write it.
+        name: the name that users write.
         sides: the branches that it may stand on.
-        build: from a place and options to the module.
+        build: (place, options) -> the module.
         options: the defaults, an instance of the map's own dataclass.
-        predicts: it takes the predictor's place.
-        assigns: it assigns to prototypes, which the branch must have; a filter or predictor stands before it.
-        argument: what follows the name behind a colon, in one word; empty where the name stands alone.
-        configure: options and argument -> the options meant; raises `UserError` where the argument is not one.
+        predicts: whether the map takes the predictor's place.
+        assigns: whether it assigns to prototypes, which the branch must have; a filter or predictor comes first.
+        argument: one word for what follows the name after a colon; empty if the name stands alone.
+        configure: (options, argument) -> the options to use; raises `UserError` if the argument is invalid.
     """
 
     name: str
@@ -101,12 +101,12 @@ def register_map(
     """Register a map under a name; decorates its class, or a function that builds it. See `MapKind`.
 
     Raises:
-        UserError: another map has the name.
+        UserError: another map already has the name.
     """
 
     def register(build: _B) -> _B:
         if name in MAPS:
-            raise UserError(f"there is a map called {name!r} already: register this one under another name")
+            raise UserError(f"a map called {name!r} is already registered: choose another name")
         MAPS[name] = MapKind(
             name=name,
             sides=sides,
@@ -128,10 +128,10 @@ def kinds_on(side: Side) -> dict[str, MapKind]:
 
 
 def find_map(text: str, side: Side) -> tuple[MapKind, str]:
-    """The kind of map that a text names, and its argument: a registered name, or the gain of a filter.
+    """The map that a text names, and its argument. The text is a registered name or the gain of a filter.
 
     Raises:
-        UserError: a map of the other side, a name without its argument, or a text that is no map and no gain.
+        UserError: a map of the other side, a name without its argument, or a text that is neither map nor gain.
 
     Example:
         >>> kind, argument = find_map("power:0.5", "online")
@@ -146,7 +146,7 @@ def find_map(text: str, side: Side) -> tuple[MapKind, str]:
         return MAPS[FILTER], text
     if side not in kind.sides:
         raise UserError(
-            f"{text} stands on the {' or '.join(kind.sides)} branch; the {side} takes identity or a gain"
+            f"{text} belongs on the {' or '.join(kind.sides)} branch; the {side} takes identity or a gain"
         )
     try:
         kind.configure(kind.options, argument)

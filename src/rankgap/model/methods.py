@@ -1,6 +1,6 @@
 """The zoo. A method is a row: which maps stand on the two branches, and how they are aligned.
 
-To add a method, add a row to `METHODS`. A map that does not exist yet registers itself, see `rankgap.model.maps`.
+To add a method, add a row to `METHODS`. A new map registers itself; see `rankgap.model.maps`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-# The modules of the maps are imported for what they register.
+# The modules of the maps are imported for the maps that they register.
 from rankgap.errors import unknown
 from rankgap.model import assignments, closed_forms, predictor, spectral_maps  # noqa: F401
 from rankgap.model.maps import FILTER, MapKind, find_map, kinds_on
@@ -27,9 +27,9 @@ class Method:
             spectral filter.
         target: the same for the target branch.
         alignment: a name of `alignments.ALIGNMENTS`.
-        body: whose projector, optimiser and views it is trained with by default.
-        ema: the target branch is an EMA copy (else it shares the weights).
-        stop_gradient: the target is a constant.
+        body: the method whose projector, optimiser and views it is trained with by default.
+        ema: whether the target branch is an EMA copy; otherwise it shares the weights.
+        stop_gradient: whether the target is a constant.
         source: the paper.
     """
 
@@ -90,7 +90,7 @@ METHODS: dict[str, Method] = {
     "directpred": Method(
         online=("directpred",), alignment="regression", body="byol", ema=True, source="Tian et al. 2021"
     ),
-    # 1/2 would be directpred, 1 is directcopy but for eps and momentum.
+    # The power 1/2 would be directpred, and 1 is directcopy except for eps and momentum.
     "directset": Method(
         online=("directset:2",), alignment="regression", body="byol", ema=True, source="Wang et al. 2021"
     ),
@@ -111,17 +111,17 @@ METHODS: dict[str, Method] = {
 
 
 def design(method: str, *, online: str | None = None, target: str | None = None) -> Method:
-    """A row of the zoo, with a filter on either branch.
+    """A row of the zoo, with the given maps on its branches.
 
     A filter takes the predictor's place; where a method assigns to prototypes, it acts on the embeddings
-    before they are assigned. With a target filter alone the predictor goes too (it would be a second
-    asymmetry): `online="predictor"` keeps it.
+    before they are assigned. A target filter alone also removes the predictor, which would be a second
+    asymmetry; `online="predictor"` keeps it.
 
     Args:
         method: a name of `METHODS`.
         online: None (the method's own), "identity", a map such as "predictor" or "directset:2", or a gain such as
             "power:0.5".
-        target: None, "identity", a map of the target's, or a gain such as "power:-0.5".
+        target: None, "identity", a map of the target branch, or a gain such as "power:-0.5".
 
     Raises:
         UserError: an unknown method or gain, or a predictor on the target.
@@ -141,7 +141,7 @@ def design(method: str, *, online: str | None = None, target: str | None = None)
 
 
 def _replaced(maps: tuple[str, ...], choice: str | None, side: Side) -> tuple[str, ...]:
-    """The maps of a branch with the user's choice in the predictor's place, in front of any prototypes."""
+    """The maps of a branch with the user's choice in the predictor's place, before any prototypes."""
     if choice is None:
         return maps
     rest = tuple(text for text in maps if not find_map(text, side)[0].predicts)
@@ -152,11 +152,11 @@ def _replaced(maps: tuple[str, ...], choice: str | None, side: Side) -> tuple[st
 
 
 def title(method: str, *, online: str | None = None, target: str | None = None) -> str:
-    """How a design is called in tables: its method, and the filters on it."""
+    """A design's name in tables: its method, and the filters on it."""
     parts = [f"{side} {gain}" for side, gain in (("online", online), ("target", target)) if gain is not None]
     return " ".join([method, *parts])
 
 
 def choices(side: Side) -> list[str]:
-    """The maps that a user may put on a branch in place of a gain, as help shows them."""
+    """The maps that a user may put on a branch in place of a gain, as the help shows them."""
     return [kind.label for kind in kinds_on(side).values() if not kind.assigns and kind.name != FILTER]

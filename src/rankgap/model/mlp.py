@@ -1,6 +1,6 @@
 """Multi-layer perceptrons, and how a module takes views.
 
-Shapes: V views, B images a view, D embedding width.
+Shapes: V views, B images per view, D embedding width.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class ProjectorOptions:
     """The projector's layers.
 
     Args:
-        widths: of its layers, output last.
+        widths: widths of the layers, output last.
         norm: batch norm in the hidden layers.
         output_norm: what follows the last layer: nothing, or batch norm without or with an affine map.
-        activation: between the layers.
+        activation: activation between the layers.
     """
 
     widths: tuple[int, ...]
@@ -52,7 +52,7 @@ def mlp(
         dims: widths, input first; two or more.
         norm: batch norm before each hidden activation (the linear layer then has no bias).
         output_norm: what follows the last layer: nothing, or batch norm without or with an affine map.
-        activation: between layers, never after the last.
+        activation: activation between layers, never after the last.
 
     Raises:
         UserError: fewer than two widths.
@@ -73,14 +73,14 @@ def mlp(
 
 
 def mixes_images(module: nn.Module) -> bool:
-    """Whether a module takes statistics of a batch in training: whether batch norm is anywhere in it."""
+    """Whether a module uses statistics of a batch in training, that is, whether it contains batch norm."""
     return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 def per_view(module: nn.Module, views: Tensor | Sequence[Tensor]) -> Tensor:
     """Views (V, B, ...), or a list of them -> (V, B, ...): batch norm sees one view at a time (SimSiam, BYOL).
 
-    Views in one tensor pass together where there is no batch norm: the same numbers in one forward.
+    Without batch norm, views in one tensor pass together: the same numbers in one forward pass.
     """
     if isinstance(views, Tensor) and not mixes_images(module):
         flat: Tensor = module(views.flatten(0, 1))
@@ -90,7 +90,7 @@ def per_view(module: nn.Module, views: Tensor | Sequence[Tensor]) -> Tensor:
 
 
 class PerView(nn.Module):
-    """Applies a module to each view alone, see `per_view`."""
+    """Applies a module to each view separately; see `per_view`."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

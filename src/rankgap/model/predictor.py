@@ -1,6 +1,6 @@
 """The MLP predictor of BYOL and SimSiam.
 
-Shapes: V views, B images a view, D embedding width.
+Shapes: V views, B images per view, D embedding width.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class PredictorOptions:
     """The predictor's layers.
 
     Args:
-        widths: of the hidden layers; the output is as wide as the input.
-        activation: between the layers.
+        widths: widths of the hidden layers; the output is as wide as the input.
+        activation: activation between the layers.
     """
 
     widths: tuple[int, ...] = ()
@@ -27,20 +27,20 @@ class PredictorOptions:
 
 @register_map("predictor", "online", options=PredictorOptions(), predicts=True)
 class Predictor(PerView):
-    """A multi-layer perceptron from embeddings (V, B, D) to predictions (V, B, D), each view by itself.
+    """A multi-layer perceptron from embeddings (V, B, D) to predictions (V, B, D), for each view separately.
 
     Args:
-        place: where it stands.
-        options: its layers.
+        place: where the map stands.
+        options: the layers.
 
     Raises:
-        UserError: no hidden layer has a width.
+        UserError: the options give no hidden layer.
     """
 
     def __init__(self, place: Place, options: PredictorOptions) -> None:
         if not options.widths:
             raise UserError(
-                "the predictor needs the width of a hidden layer, and the recipe gives none: set "
+                "the predictor needs the width of a hidden layer, but the recipe has none: set "
                 "online.predictor.widths"
             )
         super().__init__(mlp((place.dim, *options.widths, place.dim), activation=options.activation))

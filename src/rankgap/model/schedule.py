@@ -1,4 +1,4 @@
-"""Time: what training does at which step.
+"""Schedules: what training does at each step.
 
 Everything here is a function of the step (and of the run's seed), so that a resumed run needs no other state.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-_EPOCHS_APART, _STEPS_APART = 1_000_003, 4099  # primes, so that neighbouring seeds do not meet
+_EPOCHS_APART, _STEPS_APART = 1_000_003, 4099  # primes, so that neighbouring seeds do not collide
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,7 @@ class Scheduled(nn.Module):
     """A module that follows the clock: `prepare` is called before each training step."""
 
     def prepare(self, clock: Clock) -> None:
-        """Set what depends on the time of training; no tensor is touched."""
+        """Set what depends on the step; no tensor is touched."""
         raise NotImplementedError
 
 
@@ -55,11 +55,11 @@ def learning_rate(clock: Clock, *, peak: float, final: float, warmup_epochs: flo
     """The learning rate of a step: a linear warm-up, then a cosine, both per step.
 
     Args:
-        clock: the step.
+        clock: where training stands.
         peak: the rate at the end of the warm-up.
-        final: where the cosine ends.
-        warmup_epochs: how long the warm-up takes.
-        warmup_from: where it starts, at most the peak.
+        final: the rate at the end of the cosine.
+        warmup_epochs: length of the warm-up.
+        warmup_from: the rate at the start of the warm-up, at most the peak.
     """
     warmup = warmup_epochs * clock.steps_per_epoch
     if clock.step < warmup:
@@ -75,21 +75,21 @@ def teacher_momentum(clock: Clock, base: float) -> float:
 
 
 def ramp(clock: Clock, start: float, end: float, epochs: float) -> float:
-    """A value that goes linearly from `start` to `end` in some epochs, then stays (DINO's temperature)."""
+    """A value that goes linearly from `start` to `end` in some epochs, then stays there (DINO's temperature)."""
     share = min(clock.epoch / epochs, 1.0) if epochs > 0 else 1.0
     return start + (end - start) * share
 
 
 def is_frozen(clock: Clock, epochs: float) -> bool:
-    """Whether the first `epochs` are not over yet."""
+    """Whether training is still within the first `epochs`."""
     return clock.epoch < epochs
 
 
 def order_seed(seed: int, epoch: int) -> int:
-    """The seed of the order of the images in an epoch."""
+    """The seed for the order of the images in an epoch."""
     return seed * _EPOCHS_APART + epoch
 
 
 def views_seed(seed: int, step: int, process: int) -> int:
-    """The seed of the random views of a step in one process of a run."""
+    """The seed for the random views of a step in one process of a run."""
     return (seed * _EPOCHS_APART + step) * _STEPS_APART + process

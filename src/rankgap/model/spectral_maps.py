@@ -11,7 +11,7 @@ from rankgap.model.maps import FILTER, Place, register_map
 
 @register_map(FILTER, "online", "target", options=FilterOptions(), argument="gain")
 def spectral_map(place: Place, options: FilterOptions) -> SpectralFilter:
-    """The filter of a gain: low-pass gains belong on the online branch, high-pass ones on the target."""
+    """The spectral filter of a gain: low-pass gains belong on the online branch, high-pass ones on the target."""
     return SpectralFilter(place.argument, place.side, dim=place.dim, **asdict(options))
 
 

@@ -1,1 +1,1 @@
-"""A run: what it is asked to be, what that leads to, how it trains, and the folder that it leaves."""
+"""A run: its configuration, the plan that this resolves to, its training, and its folder."""

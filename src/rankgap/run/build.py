@@ -21,20 +21,20 @@ def build(
     size: int = 32,
     views: int = 2,
 ) -> DualBranch:
-    """A branch model: a plain `nn.Module` whose forward takes views and gives `Outputs`.
+    """A branch model: a plain `nn.Module` whose forward takes views and returns `Outputs`.
 
     Args:
         method: a name of the zoo, or a row of your own.
         backbone: `resnet_tiny`, any timm name, or an encoder with its width in `.features`.
         online: replaces the online map: "identity", a map ("predictor", "directcopy"), or a gain ("power:0.5").
-        target: replaces the target map: "identity", a map of the target's, or a gain ("power:-0.5").
+        target: replaces the target map: "identity", a map of the target branch, or a gain ("power:-0.5").
         heads: widths, temperatures and momenta; the method's CIFAR recipe by default.
         channels: channels of an image.
         size: side of a view in pixels (it decides the stem).
-        views: number of views a step.
+        views: number of views per step.
 
     Raises:
-        UserError: an unknown method, map, gain or backbone, with the nearest name there is.
+        UserError: an unknown method, map, gain or backbone; the message suggests the nearest name.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder while it trains: checkpoints and spectra."""
+"""Callbacks that write a run's checkpoints and spectra while it trains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rankgap.run.processes import is_main_process
 from rankgap.run.saved import library_versions
 from rankgap.spectra.effective_rank import rankme
 
-SNAPSHOTS = 40  # of the spectra in a run, about
+SNAPSHOTS = 40  # approximate number per run
 BEST_OF = 2048  # images whose features rate an epoch
 
 
@@ -25,14 +25,14 @@ class Checkpoints(L.Callback):
 
     Args:
         plan: the run; its configuration says which checkpoints to keep.
-        folder: where they go.
-        state: of the checkpoint to go on from.
+        folder: the run folder.
+        state: the checkpoint to resume from; None for a new run.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, state: dict[str, Any] | None) -> None:
         config = plan.config
         self.folder, self.keep_every, self.size = folder, config.keep_every, plan.size
-        # RankMe of these images' features says which epoch is the best.
+        # RankMe of these images' features decides which epoch is best.
         self.sample = plan.train.sample(BEST_OF) if config.save_best else None
         self.seconds: float = state["seconds"] if state else 0.0
         self.best: float = state.get("best", 0.0) if state else 0.0
@@ -44,7 +44,7 @@ class Checkpoints(L.Callback):
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """At the end of an epoch, write `last.ckpt` and what else was asked for."""
+        """At the end of an epoch, write `last.ckpt` and any other checkpoint that is due."""
         assert isinstance(pl_module, SelfSupervised)
         epoch, rest = divmod(pl_module.step, pl_module.work.steps_per_epoch)
         if rest:
@@ -52,7 +52,7 @@ class Checkpoints(L.Callback):
         names = []
         if self.keep_every and epoch % self.keep_every == 0:
             names.append(f"epoch-{epoch:04d}")
-        # An encoder that has hardly trained has the high rank of its random weights.
+        # A barely trained encoder still has the high rank of its random weights.
         late = 2 * pl_module.step >= pl_module.work.steps
         if self.sample is not None and late and self._is_best(pl_module):
             names.append("best")
@@ -67,11 +67,11 @@ class Checkpoints(L.Callback):
         return better
 
     def elapsed(self) -> float:
-        """Seconds of training, earlier parts of the run counted in."""
+        """Seconds of training, including earlier parts of the run."""
         return self.seconds + time.perf_counter() - self._started
 
     def save(self, trainer: L.Trainer, module: SelfSupervised, *names: str) -> None:
-        """Write a checkpoint, under further names too, unless the weights are spoilt."""
+        """Write a checkpoint, also under the given names, unless the weights are not finite."""
         module.check_finite(weights=True)
         if is_main_process():
             cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -90,13 +90,13 @@ class Checkpoints(L.Callback):
 
 
 class SpectraFile(L.Callback):
-    """Writes both branches' spectra at some of the steps that are read: some forty times in a run."""
+    """Writes both branches' spectra at about forty of the steps that are read in a run."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Write those of the step that ended, where they are due."""
+        """Write the spectra of the step that has just ended, if they are due."""
         assert isinstance(pl_module, SelfSupervised)
         monitor, work, step = pl_module.monitor, pl_module.work, pl_module.step - 1
         every = monitor.every * max(work.steps // (SNAPSHOTS * monitor.every), 1)
@@ -106,13 +106,13 @@ class SpectraFile(L.Callback):
 
 
 class Restore(L.Callback):
-    """Puts a checkpoint's optimiser and random state back once the trainer has made the optimiser."""
+    """Restores a checkpoint's optimiser and random state once the trainer has created the optimiser."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.state = state
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Put them back."""
+        """Restore both."""
         trainer.optimizers[0].load_state_dict(self.state["optimizer"])
         torch.set_rng_state(self.state["random"]["cpu"])
         if torch.cuda.is_available() and self.state["random"]["cuda"]:

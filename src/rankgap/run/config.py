@@ -1,4 +1,4 @@
-"""What a run is asked to be: every flag of `rankgap train`, typed."""
+"""The configuration of a run: every flag of `rankgap train`, typed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _LEAST = {"epochs": 1, "batch_size": 2, "rank_every": 1, "devices": 1, "limit": 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """What to train, on what, and where to put it.
+    """What to train, on which data, and where the run goes.
 
     Args:
-        method: a row of the zoo (`rankgap methods` lists them).
+        method: a method of the zoo (`rankgap methods` lists them).
         online: replaces the online map: identity, the gain of a low-pass filter (power:0.5, log1p, or a formula in
             s, such as "s/(s+0.1)"), learned (a low-pass whose gain is trained), or a predictor (predictor,
             directpred, directset:2, directcopy, isoloss).
@@ -38,38 +38,38 @@ class TrainConfig:
             paper's authors wrote it).
         data: training images: digits, cifar10, cifar100, folder:DIR (any nested folder of images, labels not
             needed), or hf:NAME_OR_DIR (a Hub name, or a folder of Parquet).
-        eval: further test sets, as NAME=DATA.
+        eval: further evaluation sets, as NAME=DATA.
         limit: train on the first N images of a seeded shuffle.
-        size: side of a view in pixels; by default the images' own up to 96 px, else at most 224.
-        channels: convert all images to this many channels (1 or 3); by default they must agree.
+        size: side of a view in pixels; by default the images' own up to 96 px, otherwise at most 224.
+        channels: convert all images to this many channels (1 or 3); by default all must have the same number.
         backbone: resnet_tiny, or any timm name; by default resnet_tiny on a CPU and resnet18 elsewhere.
         epochs: passes over the images.
-        batch_size: images a step, over all devices.
-        recipe: auto (the method's published recipe, adapted where the work is small), cifar or imagenet100 (as
-            published), or a path of a YAML file.
+        batch_size: images per step, over all devices.
+        recipe: auto (the method's published recipe, adapted if the run is small), cifar or imagenet100 (as
+            published), or the path of a YAML file.
         lr: peak learning rate for a batch of 256, in place of the recipe's.
-        settings: further values in place of the recipe's, as KEY=VALUE (prototypes.count=512,
+        settings: other values in place of the recipe's, as KEY=VALUE (prototypes.count=512,
             target.sinkhorn.eps=0.03, views.0.flip=0).
         rank_every: steps between two readings of the ranks.
-        loggers: where readings go beside metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.
-        keep_every: also keep the checkpoint of every N-th epoch (checkpoints/epoch-0010.ckpt); by default the last
-            alone.
-        save_best: rank also keeps, as checkpoints/best.ckpt, that epoch in the second half of the run whose
-            features have the highest RankMe on 2,048 training images (no labels used).
+        loggers: where readings go besides metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.
+        keep_every: also keep the checkpoint of every N-th epoch (checkpoints/epoch-0010.ckpt); by default only the
+            last is kept.
+        save_best: rank also keeps, as checkpoints/best.ckpt, the epoch in the second half of the run whose
+            features have the highest RankMe on 2,048 training images (no labels are used).
         protocol: evaluation at the end: knn, linear, linear_sgd, joined by commas; none for no evaluation.
-        seed: of weights, order of images and views; the same seed gives the same numbers on a CPU.
+        seed: seed of weights, image order and views; the same seed gives the same numbers on a CPU.
         precision: auto is bf16-mixed where the device has bf16, else 16-mixed on a GPU and 32-true on a CPU.
-        compile: compile the encoder with torch.compile: the first step waits for it (half a minute on a CPU), each
-            other one is faster. Numbers differ in the last digits.
+        compile: compile the encoder with torch.compile. The first step waits for it (half a minute on a CPU); the
+            others are faster. Numbers differ in the last digits.
         accelerator: auto, cpu, gpu, cuda or mps.
-        devices: how many devices; they share each batch.
-        workers: processes that decode files ahead; by default 0 for sets in memory, else one a core.
-        out: the run folder; by default runs/ and a name made of method, filters, data and seed.
-        resume: go on from the run folder's last checkpoint.
-        overwrite: replace a run folder that exists.
+        devices: number of devices, which share each batch.
+        workers: processes that decode files ahead; by default 0 for sets in memory, else one per core.
+        out: the run folder; by default a folder in runs/ named after method, filters, data and seed.
+        resume: resume from the run folder's last checkpoint.
+        overwrite: replace an existing run folder.
 
     Raises:
-        UserError: a number below its least value, or flags that contradict each other.
+        UserError: a number below its minimum, or flags that contradict each other.
     """
 
     method: str = "simsiam"
@@ -108,19 +108,19 @@ class TrainConfig:
             if value is not None and value < least:
                 raise UserError(f"{flag(name)} must be at least {least}, got {value}")
         if self.batch_size % self.devices:
-            raise UserError(f"--batch-size {self.batch_size} does not divide among {self.devices} devices")
+            raise UserError(f"--batch-size must be a multiple of --devices {self.devices}, got {self.batch_size}")
         if self.resume and self.overwrite:
-            raise UserError("--resume goes on with a run and --overwrite replaces it: choose one")
+            raise UserError("--resume continues a run and --overwrite replaces it: choose one")
         if "test" in self.eval:
-            raise UserError("--eval test=...: test is the name of the data's own test set, choose another")
+            raise UserError("--eval test=...: the data's own test set is called test, choose another name")
 
     def begun(self) -> TrainConfig:
-        """The same, as a run folder keeps it: how it was begun this time does not belong there."""
+        """The configuration as a run folder keeps it, without the flags that resume or overwrite a run."""
         return replace(self, resume=False, overwrite=False)
 
     @property
     def title(self) -> str:
-        """What the run is called in tables."""
+        """The run's name in tables."""
         return title(self.method, online=self.online, target=self.target)
 
     @property
@@ -133,5 +133,5 @@ class TrainConfig:
 
 
 def file_name(text: str) -> str:
-    """A title as the name of a folder: no spaces, no colons."""
+    """A title as a folder name, without spaces or colons."""
     return re.sub(r"[^\w.+-]+", "-", text.replace(":", ""))

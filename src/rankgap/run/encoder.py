@@ -1,4 +1,4 @@
-"""The encoder that one keeps of a run."""
+"""The trained encoder of a run."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from rankgap.views.random_views import eval_view
 
 
 class TrainedEncoder(nn.Module):
-    """What one keeps of a run: from images as they come to features.
+    """A run's encoder, which takes images as they are and returns features.
 
     Args:
         encoder: normalised images (B, C, S, S) -> features (B, F).
         size: S, side of a view in pixels.
-        mean: of each channel in [0, 1].
+        mean: mean of each channel in [0, 1].
         std: standard deviation of each channel in [0, 1].
     """
 
@@ -30,18 +30,18 @@ class TrainedEncoder(nn.Module):
         self.encoder, self.size, self.mean, self.std = encoder, size, tuple(mean), tuple(std)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) of any size, resized and normalised as in training's evaluation -> (B, F)."""
+        """uint8 (B, C, H, W) of any size -> (B, F), resized and normalised as in the run's evaluation."""
         features: Tensor = self.encoder(eval_view(images, None, self.size, self.mean, self.std))
         return features
 
 
 def load_encoder(path: str | Path, *, checkpoint: str = "last", branch: Side = "online") -> TrainedEncoder:
-    """The trained encoder of a run, in evaluation mode; needs no data.
+    """Load the trained encoder of a run, in evaluation mode. No data are needed.
 
     Args:
         path: the run folder.
-        checkpoint: which of those that the run has kept: last, best, or epoch-0010 and the like.
-        branch: whose encoder; the target's is the EMA teacher where the method has one.
+        checkpoint: one of the run's checkpoints: last, best, or one like epoch-0010.
+        branch: the branch whose encoder is loaded; the target's is the EMA teacher if the method has one.
 
     Raises:
         UserError: no run, no such checkpoint, or a checkpoint of another model.

@@ -1,4 +1,4 @@
-"""The batches of each epoch: in which order a run sees its images."""
+"""The batches of each epoch, in the order in which a run sees its images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rankgap.run.work import Work
 
 
 class EpochBatches(Dataset[Batch]):
-    """The batches of one epoch, from a given step of the run on; the order depends on seed and epoch alone.
+    """The batches of one epoch, from a given step of the run. Their order depends only on seed and epoch.
 
     Args:
         images: the training set.
         work: batch size and steps.
-        seed: of the order.
-        step: the run's step at which to begin.
-        process: the number of this process; it takes its share of each batch.
-        processes: how many there are.
+        seed: seed of the order.
+        step: the run's step to start from.
+        process: index of this process, which takes its share of each batch.
+        processes: number of processes.
     """
 
     def __init__(
@@ -46,8 +46,8 @@ class TrainingData(L.LightningDataModule):
     Args:
         images: the training set.
         work: batch size and steps.
-        seed: of the order.
-        workers: processes that decode files ahead; 0 where the set lies in memory.
+        seed: seed of the order.
+        workers: processes that decode files ahead; 0 if the set is in memory.
     """
 
     def __init__(self, images: ImageSet, work: Work, *, seed: int = 0, workers: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Flags of the command line, made of types and docstrings, and what their texts say as plain values."""
+"""Command-line flags, made from types and docstrings, and their texts as plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rankgap.errors import UserError
 
 
 def _present(kind: Any) -> Any:
-    """A type without the None that may stand in its place."""
+    """An optional type without its None."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
         return next(part for part in typing.get_args(kind) if part is not type(None))
     return kind
@@ -29,9 +29,9 @@ def add_flags(
     positional: Sequence[str] = (),
     headings: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
-    """One flag for each parameter of a function or field of a dataclass; its help is the docstring's.
+    """Add one flag for each parameter of a function or field of a dataclass; its help comes from the docstring.
 
-    What is not given stays out of the result, so that a flag that repeats its default counts as given.
+    Flags that are not given stay out of the result, so that one given with its default value still counts.
     """
     docs = {p.arg_name: p.description for p in docstring_parser.parse(inspect.getdoc(target) or "").params}
     place: Any = parser
@@ -52,14 +52,14 @@ def add_flags(
 
 
 def _said_of(default: Any) -> str:
-    """The end of a flag's help: its default, where it has one that says something."""
+    """The end of a flag's help: its default, if that is worth showing."""
     shown = ",".join(default) if isinstance(default, tuple) else default
     is_worth_it = isinstance(shown, str | int | float) and not isinstance(shown, bool) and shown != ""
     return f" (default: {shown})" if is_worth_it else ""
 
 
 def _metavar(kind: Any) -> str:
-    """What stands for a flag's value in help."""
+    """The placeholder for a flag's value in the help."""
     kind = _present(kind)
     if typing.get_origin(kind) is Literal:
         return f"{{{','.join(map(str, typing.get_args(kind)))}}}"
@@ -74,13 +74,13 @@ def _is_mapping(kind: Any) -> bool:
 
 
 def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
-    """The parameters of a function, or fields of a dataclass: name -> type, default."""
+    """The parameters of a function, or fields of a dataclass: name -> (type, default)."""
     hints = typing.get_type_hints(target, localns=_Types())
     return {name: (hints[name], p.default) for name, p in inspect.signature(target).parameters.items()}
 
 
 class _Types(dict[str, Any]):
-    """The types that are imported for the type checker alone, loaded where a command has them."""
+    """Types that are imported only for the type checker, loaded when a command needs them."""
 
     def __missing__(self, name: str) -> Any:
         homes = {"Protocol": "rankgap.evaluate.evaluation", "Side": "rankgap.spectra.pair"}
@@ -95,7 +95,7 @@ def flag(name: str) -> str:
 
 
 def plain_value(name: str, kind: Any, given: Any) -> Any:
-    """What a flag's text says, as YAML would: 3 is a number, a,b a list, KEY=VALUE ... are keys and values."""
+    """A flag's text as a plain value, as in YAML: 3 is a number, a,b a list, and KEY=VALUE ... keys and values."""
     from rankgap.run.reader import parse_yaml
 
     present = _present(kind)

@@ -1,4 +1,4 @@
-"""A run folder: what is in it, how it is written, and how it is read again.
+"""A run folder: what it contains, and how that is written and read.
 
 config.yaml   metrics.csv   spectra.jsonl   results.json   scores.json   tensorboard/
 checkpoints/last.ckpt
@@ -43,12 +43,12 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """What the run is called: its folder's name."""
+        """The folder's name."""
         return self.path.resolve().name
 
     @property
     def config_file(self) -> Path:
-        """All that was resolved, with a format version."""
+        """The resolved configuration, with a format version."""
         return self.path / "config.yaml"
 
     @property
@@ -67,20 +67,22 @@ class RunFolder:
         return self.path / "spectra.jsonl"
 
     def check_free(self, *, overwrite: bool) -> None:
-        """Refuse a folder that holds something, before any work is done for it.
+        """Refuse a folder that is not empty, before any work is done for it.
 
         Raises:
-            UserError: it holds something, and `overwrite` is not set, or it holds no run.
+            UserError: the folder is not empty, and either `overwrite` is not set or it holds no run.
         """
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         if not overwrite:
-            raise UserError(f"{self.path} exists: choose another --out, go on with --resume, or --overwrite it")
+            raise UserError(
+                f"{self.path} exists: use another --out, continue it with --resume, or replace it with --overwrite"
+            )
         if not self.config_file.is_file():
-            raise UserError(f"{self.path} holds no run, so it is not overwritten; choose another --out")
+            raise UserError(f"{self.path} holds no run, so it is not overwritten: choose another --out")
 
     def create(self) -> None:
-        """Make the folder anew; what it held is gone (`check_free` comes first)."""
+        """Create the folder, and delete what it held (call `check_free` first)."""
         if self.path.exists():
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True)
@@ -91,18 +93,18 @@ class RunFolder:
         self.config_file.write_text(text, encoding="utf-8")
 
     def saved(self) -> SavedRun:
-        """What `config.yaml` holds.
+        """The contents of `config.yaml`.
 
         Raises:
-            UserError: there is none, or it cannot be read; the key and what it should hold are named.
+            UserError: the file is missing or cannot be read; the message names the key and what it should hold.
         """
         if not self.config_file.is_file():
-            raise UserError(f"{self.path} is no run folder: it has no config.yaml")
+            raise UserError(f"{self.path} is not a run folder: it has no config.yaml")
         where = str(self.config_file)
         return SavedRun.read(parse_yaml(read_text(self.config_file), where), where)
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Write `results.json`; what is not finite becomes null."""
+        """Write `results.json`; numbers that are not finite become null."""
 
         def clean(value: Any) -> Any:
             if isinstance(value, Mapping):
@@ -118,7 +120,7 @@ class RunFolder:
         replace_file(self.path / "scores.json", json.dumps(scores, indent=2).encode() + b"\n")
 
     def results(self) -> dict[str, Any]:
-        """What `results.json` holds; empty where the run has none yet."""
+        """The contents of `results.json`; empty if the run has none yet."""
         file = self.path / "results.json"
         if not file.is_file():
             return {}
@@ -129,7 +131,7 @@ class RunFolder:
         return values
 
     def metrics(self) -> dict[str, list[float]]:
-        """The columns of `metrics.csv` as numbers, without a half-written row; empty where there are none yet."""
+        """The columns of `metrics.csv` as numbers, without a half-written row; empty before the first reading."""
         if not self.metrics_file.is_file():
             return {}
         with self.metrics_file.open(newline="", encoding="utf-8") as file:
@@ -139,16 +141,16 @@ class RunFolder:
         return {name: [float(row[i]) for row in whole] for i, name in enumerate(names)}
 
     def last_reading(self) -> dict[str, float]:
-        """The last row of the metrics; empty where there are none yet."""
+        """The last row of the metrics; empty before the first reading."""
         return {name: values[-1] for name, values in self.metrics().items() if values}
 
     def add_spectra(self, pair: PairSpectrum) -> None:
-        """Append the spectra of a step to `spectra.jsonl`, by name and with five digits a number."""
+        """Append the spectra of a step to `spectra.jsonl`, by name and to five digits."""
         with self.spectra_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(pair.plain()) + "\n")
 
     def spectra(self) -> list[PairSpectrum]:
-        """The spectra in `spectra.jsonl`, without a half-written line; empty where there are none yet."""
+        """The spectra in `spectra.jsonl`, without a half-written line; empty if there are none yet."""
         if not self.spectra_file.is_file():
             return []
         whole = read_text(self.spectra_file).rpartition("\n")[0].splitlines()
@@ -158,17 +160,17 @@ class RunFolder:
             raise UserError(f"{self.spectra_file} is not a list of spectra: {error}") from error
 
     def forget_spectra(self, step: int) -> None:
-        """Drop the spectra from a step on: a resumed run writes them again."""
+        """Drop the spectra from a step onwards; a resumed run writes them again."""
         if self.spectra_file.is_file():
             kept = [json.dumps(pair.plain()) + "\n" for pair in self.spectra() if (pair.step or 0) < step]
             replace_file(self.spectra_file, "".join(kept).encode())
 
     def save_checkpoint(self, state: Mapping[str, Any], *copies: str) -> None:
-        """Write `checkpoints/last.ckpt`; a crash in between leaves the old one.
+        """Write `checkpoints/last.ckpt`; a crash meanwhile leaves the old one intact.
 
         Args:
-            state: what it holds.
-            copies: further names to keep it under, without `.ckpt`.
+            state: contents of the checkpoint.
+            copies: other names to save it under, without `.ckpt`.
         """
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         partial = self.checkpoint.with_suffix(".partial")
@@ -180,7 +182,7 @@ class RunFolder:
         os.replace(partial, self.checkpoint)
 
     def checkpoints(self) -> list[Path]:
-        """All that there are, `last.ckpt` at the end."""
+        """All checkpoints, with `last.ckpt` at the end."""
         found = sorted(self.checkpoint.parent.glob("*.ckpt"))
         return sorted(found, key=lambda path: path == self.checkpoint)
 
@@ -196,13 +198,13 @@ class RunFolder:
         return found.get(name, self.checkpoint)
 
     def load_checkpoint(self, path: Path | None = None) -> dict[str, Any]:
-        """A checkpoint, on the CPU. It is read with `weights_only=True`: it can run no code.
+        """Load a checkpoint on the CPU, with `weights_only=True`, so that it cannot run code.
 
         Args:
-            path: of the file; the newest one by default.
+            path: the checkpoint's file; the newest by default.
 
         Raises:
-            UserError: there is none, or the file is not one of ours.
+            UserError: the file does not exist, or is not a rankgap checkpoint.
         """
         path = path or self.checkpoint
         if not path.is_file():
@@ -211,7 +213,7 @@ class RunFolder:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
             raise UserError(f"{path} cannot be loaded as weights: {str(error).splitlines()[0]}") from error
-        except KeyError as error:  # torch, of a file that only begins like a pickle
+        except KeyError as error:  # raised by torch for a file that only begins like a pickle
             raise UserError(f"{path} is not a rankgap checkpoint") from error
         if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
             raise UserError(f"{path} is not a rankgap checkpoint")
@@ -219,14 +221,14 @@ class RunFolder:
 
 
 def labels(folders: Sequence[RunFolder]) -> list[str]:
-    """What to call runs beside each other: their titles, with as much of the path as tells them apart.
+    """Labels for runs side by side: their titles, with as much of the path as tells them apart.
 
     Raises:
-        UserError: a folder without a run, or one that is given twice.
+        UserError: a folder that holds no run, or is given twice.
     """
     for path, count in Counter(folder.path.resolve() for folder in folders).items():
         if count > 1:
-            raise UserError(f"{path} is given {count} times")
+            raise UserError(f"{path} is given {count} times: give each run once")
     titles = [folder.saved().title for folder in folders]
     named = [f"{title} ({folder.name})" for title, folder in zip(titles, folders, strict=True)]
     whole = [f"{title} ({folder.path})" for title, folder in zip(titles, folders, strict=True)]
@@ -238,7 +240,7 @@ def labels(folders: Sequence[RunFolder]) -> list[str]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     os.replace(partial, path)

@@ -1,4 +1,4 @@
-"""Where a run's readings go: `metrics.csv`, and those of Lightning's loggers that were asked for."""
+"""The loggers of a run: `metrics.csv`, and any of Lightning's loggers that are asked for."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rankgap.run.processes import is_main_process
 
 
 class MetricsFile(Logger):
-    """A Lightning logger that writes `metrics.csv`, one row a reading.
+    """A Lightning logger that writes `metrics.csv`, one row per reading.
 
     Args:
         path: the file.
-        step: keep the rows before this step, drop the rest (a resumed run writes them again).
+        step: keep the rows before this step and drop the rest (a resumed run writes them again).
     """
 
     def __init__(self, path: Path, *, step: int = 0) -> None:
@@ -41,7 +41,7 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """What Lightning calls this logger."""
+        """The logger's name in Lightning."""
         return "metrics"
 
     @property
@@ -50,10 +50,10 @@ class MetricsFile(Logger):
         return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the configuration has a file of its own."""
+        """Do nothing: the configuration has its own file."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row: the step, then the metrics in their order."""
+        """Append a row: the step, then the metrics in order."""
         if not is_main_process():
             return
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -64,7 +64,7 @@ class MetricsFile(Logger):
             writer.writerow([step, *(f"{value:.8g}" for value in metrics.values())])
 
 
-# Lightning's own, each in the run folder unless its environment says otherwise.
+# Lightning's own loggers, which write to the run folder unless their environment variables say otherwise.
 _LOGGERS: dict[LoggerName, Callable[[RunFolder, str], Logger]] = {
     "tensorboard": lambda folder, title: TensorBoardLogger(folder.path, name=None, version="tensorboard"),
     "csv": lambda folder, title: CSVLogger(folder.path, name=None, version="csv"),
@@ -84,7 +84,7 @@ def open_loggers(config: TrainConfig, folder: RunFolder, *, step: int) -> list[L
 
 
 def close_loggers(opened: Iterable[Logger]) -> None:
-    """Finish the W&B run: it would otherwise go on, and the process's next run would be added to it."""
+    """Finish the W&B run, which would otherwise stay open and take in the process's next run."""
     for logger in opened:
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()

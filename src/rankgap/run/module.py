@@ -1,4 +1,4 @@
-"""Training by Lightning: a step, its schedules, the teacher, and a reading of both branches along the way."""
+"""Training with Lightning: a step, its schedules, the teacher, and a reading of both branches along the way."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from rankgap.watch.monitor import RankMonitor
 class SelfSupervised(L.LightningModule):
     """Trains a `DualBranch` on uint8 images.
 
-    Every schedule and every random view is a function of `step` and `seed`, so that a resumed run is the run
-    that was not interrupted.
+    Every schedule and every random view is a function of `step` and `seed`, so that a resumed run equals
+    an uninterrupted one.
 
     Args:
         model: the branch model.
         views: makes the views of a batch on the model's device.
-        optimizer: the recipe's.
+        optimizer: the recipe's optimiser options.
         work: the size of the run.
-        seed: of the views.
+        seed: seed of the views.
         rank_every: steps between two readings of the ranks.
 
     Attributes:
         step: optimiser steps done.
-        monitor: reads both branches, as it reads anyone's; it has no hooks here.
+        monitor: the `RankMonitor` that reads both branches, without hooks.
         last_reading: the newest row of the metrics.
     """
 
@@ -60,34 +60,34 @@ class SelfSupervised(L.LightningModule):
         self.step = 0
         self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
         self.last_reading: dict[str, float] = {}
-        self._outputs: Outputs | None = None  # after a step that is to be read
+        self._outputs: Outputs | None = None  # kept during a step that is to be read
         self._generator: torch.Generator | None = None
 
     @property
     def clock(self) -> Clock:
-        """The time of training."""
+        """Where training stands."""
         return self.work.clock(self.step)
 
     @property
     def is_read(self) -> bool:
-        """Whether this step is read: every `rank_every` steps, and at the last."""
+        """Whether this step is read: every `rank_every`-th step, and the last one."""
         return self.step % self.monitor.every == 0 or self.step == self.work.steps - 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The recipe's optimiser; its rate is set each step from the clock."""
+        """The recipe's optimiser; its learning rate is set from the clock at each step."""
         return build_optimizer(self.model, self.optimizer)
 
     def on_fit_start(self) -> None:
         """Warn that accumulated gradients are not a larger batch."""
         if (passes := self.trainer.accumulate_grad_batches) > 1:
             warnings.warn(
-                f"accumulating {passes} gradients is not a batch {passes} times as large: spectra, codes, centres "
-                f"and batch norms still see {self.work.batch_size} images",
+                f"accumulating {passes} gradients does not make a batch {passes} times as large: spectra, codes, "
+                f"centres and batch norms still see {self.work.batch_size} images",
                 stacklevel=1,
             )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """Views, both branches, the loss."""
+        """Make the views, run both branches, and return the loss."""
         clock = self.clock
         self.model.prepare(clock)
         peak, rate = (self.optimizer.peak(self.work.batch_size), self.optimizer.rate(clock, self.work.batch_size))
@@ -103,7 +103,7 @@ class SelfSupervised(L.LightningModule):
         return outputs.loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The optimiser's step, then what follows one: move the teacher, read both branches where due, go on."""
+        """Take the optimiser's step, move the teacher, read both branches if due, and count the step."""
         super().optimizer_step(*args, **kwargs)
         self.model.update_teacher(self.clock)
         if self._outputs is not None:
@@ -126,18 +126,18 @@ class SelfSupervised(L.LightningModule):
             logger.log_metrics(self.last_reading, step=self.step)
 
     def _exponent(self) -> float | None:
-        """The exponent that an `auto` filter chose for this step, where the model has one."""
+        """The exponent that an `auto` filter chose for this step, if the model has one."""
         filters = (m for m in self.model.modules() if isinstance(m, SpectralFilter))
         return next((float(f.exponent) for f in filters if f.exponent is not None), None)
 
     def check_finite(self, *, weights: bool = False) -> None:
-        """Stop where a loss was not finite, or where the weights are not.
+        """Stop training if a loss was not finite, or if the weights are not.
 
         Args:
-            weights: look at the weights too: a finite loss may have a gradient that is not.
+            weights: check the weights too, because a finite loss may have a gradient that is not finite.
 
         Raises:
-            NonFiniteError: names the first step at which it happened.
+            NonFiniteError: a loss or the weights are not finite; the message names the step of the first bad loss.
         """
         if (step := int(self.first_bad)) >= 0:
             raise NonFiniteError(f"the loss is not finite at step {step}")

@@ -1,4 +1,4 @@
-"""The recipe's optimiser over a model's parameters."""
+"""The optimiser that a recipe asks for, over a model's parameters."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ OptimizerName = Literal["sgd", "lars", "adamw"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerOptions:
-    """How the weights move.
+    """The optimiser and its learning-rate schedule.
 
     Args:
         name: sgd, lars (timm's) or adamw.
         lr: peak learning rate for a batch of 256; it is scaled by batch / 256.
         weight_decay: L2 for sgd and lars, decoupled for adamw.
-        momentum: of sgd and lars.
-        warmup_epochs: linear warm-up from `warmup_lr`.
-        warmup_lr: where the warm-up starts; it is not scaled.
-        final_lr: where the cosine ends, for a batch of 256.
+        momentum: momentum of sgd and lars.
+        warmup_epochs: length of the linear warm-up from `warmup_lr`.
+        warmup_lr: learning rate at which the warm-up starts; it is not scaled.
+        final_lr: learning rate at which the cosine ends, for a batch of 256.
         decay_all: apply weight decay (and LARS's scaling) to biases and norms too.
         constant_predictor_lr: keep the predictor's learning rate at its peak (SimSiam).
         trust: LARS's coefficient eta.
@@ -58,7 +58,7 @@ class OptimizerOptions:
 
 
 def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[str, Any]]:
-    """Parameters by weight decay (biases and norms have none) and schedule (a predictor may keep its rate)."""
+    """Parameters by weight decay (none for biases and norms) and by schedule (a predictor may keep its rate)."""
     branch = {id(p) for p in model.online.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for p in model.parameters():
@@ -79,7 +79,7 @@ def build_optimizer(model: DualBranch, options: OptimizerOptions) -> torch.optim
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)
     if options.name == "adamw":
         return torch.optim.AdamW(groups, lr=options.lr, fused=True)
-    from timm.optim.lars import Lars  # a command that only reads a run need not wait for timm
+    from timm.optim.lars import Lars  # a command that only reads a run must not wait for timm
 
     lars: torch.optim.Optimizer = Lars(
         groups, lr=options.lr, momentum=options.momentum, trust_coeff=options.trust, trust_clip=True

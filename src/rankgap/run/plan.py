@@ -1,4 +1,4 @@
-"""A plan: all that a configuration leads to, resolved once. Nothing behind it parses text or loads a recipe."""
+"""A plan: a configuration, resolved once. Code that takes a plan parses no text and loads no recipe."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from rankgap.views.random_views import Views
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Plan:
-    """A configuration with everything it leads to, ready to train.
+    """A resolved configuration, ready to train.
 
     Args:
-        config: what was asked for.
-        method: its row, filters included.
-        recipe: what it is trained with, the options of its own maps included.
+        config: the configuration it was resolved from.
+        method: the method's row, including filters.
+        recipe: the recipe, including the options of the method's maps.
         work: the size of the run.
-        model: with its first weights, which the seed decides.
+        model: the model, with initial weights drawn from the seed.
         backbone: name of the encoder.
         size: side of a view in pixels.
         train: the training images.
         tests: evaluation sets by name; the data's own is `test`.
-        device: where it computes.
-        precision: of the autocast.
+        device: the device to compute on.
+        precision: precision of the autocast.
         workers: processes that decode files ahead.
-        notes: what was chosen and why, a sentence each.
-        warnings: what is known to fail, a sentence each.
+        notes: what was chosen and why, one sentence each.
+        warnings: choices known to fail, one sentence each.
     """
 
     config: TrainConfig
@@ -68,7 +68,7 @@ class Plan:
         return Views(self.recipe.views, self.size, self.train.mean, self.train.std)
 
     def saved(self) -> SavedRun:
-        """What `config.yaml` keeps of it."""
+        """The part that `config.yaml` keeps."""
         return SavedRun(
             format=FORMAT,
             title=self.config.title,
@@ -93,14 +93,14 @@ def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
     """Check every choice, read the data, choose the recipe, build the model, and say what was chosen.
 
     Args:
-        config: what is asked for.
-        recipe: that of a run that exists, in place of what presets would choose today.
+        config: the configuration to resolve.
+        recipe: the recipe of an existing run, in place of the one that presets would choose now.
 
     Raises:
-        UserError: something in the configuration cannot be done; where the data do not matter, before they are
-            read.
+        UserError: the configuration cannot be carried out. Checks that do not need the data come before the data
+            are read.
     """
-    config = read(TrainConfig, plain(config), "the configuration")  # one made in Python may hold anything
+    config = read(TrainConfig, plain(config), "the configuration")  # one made in Python is not checked yet
     method = design(config.method, online=config.online, target=config.target)
     device = find_device(config.accelerator)
     backbone = config.backbone or ("resnet_tiny" if device.type == "cpu" else "resnet18")
@@ -138,9 +138,9 @@ def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
                 notes += small_notes
         recipe = override(recipe, settings).used_by(method)
     if mixes_images(encoder):
-        notes.append(f"{backbone} sees one view at a time: batch norm's statistics are a view's own")
+        notes.append(f"{backbone} sees one view at a time, so that each view has its own batch-norm statistics")
     else:
-        notes.append(f"{backbone} sees all views in one forward: it has no batch norm")
+        notes.append(f"{backbone} sees all views in one forward pass: it has no batch norm")
     return Plan(
         config=config,
         method=method,
@@ -160,7 +160,7 @@ def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
 
 
 def recipe_settings(config: TrainConfig, method: Method) -> dict[str, Any]:
-    """What the user puts in place of the recipe's values, by dotted key: --lr, --scale and --settings.
+    """The user's values in place of the recipe's, by dotted key, from --lr, --scale and --settings.
 
     Raises:
         UserError: an option of a map that the method does not have.
@@ -176,22 +176,23 @@ def recipe_settings(config: TrainConfig, method: Method) -> dict[str, Any]:
         side, _, rest = key.partition(".")
         name = rest.partition(".")[0]
         if side in has and name not in has[side]:
-            raise unknown(f"map in --settings {key}: on the {side} branch of {config.title}", name, has[side])
+            there = ", ".join(has[side]) or "no map"
+            raise UserError(f"--settings {key}: the {side} branch of {config.title} has {there}, not {name!r}")
     return settings | dict(config.settings)
 
 
 def published_recipe(data: str, body: str, size: int, channels: int) -> tuple[Recipe, list[str]]:
-    """The published recipe for images of a kind, its views made fit for them, and what was changed."""
+    """The published recipe with views adapted to the images, and notes on what was changed."""
     return presets.adapt_views(load_recipe("cifar" if size <= 96 else "imagenet100", body), data, channels)
 
 
 def view_size(asked: int | None, images: ImageSet) -> int:
-    """The side of a view: the one asked for, else the stored images' own up to 96 px, else at most 224."""
+    """The side of a view: the given one, or the stored images' own up to 96 px and otherwise at most 224."""
     return asked or (images.size if images.size <= 96 else min(images.size, 224))
 
 
 def find_device(accelerator: str) -> torch.device:
-    """Where a run computes.
+    """The device that a run computes on.
 
     Args:
         accelerator: auto, cpu, gpu, cuda or mps.
@@ -206,7 +207,7 @@ def find_device(accelerator: str) -> torch.device:
         raise unknown("accelerator", accelerator, wanted)
     found = next((name for name in wanted[accelerator] if available[name]), None)
     if found is None:
-        raise UserError(f"--accelerator {accelerator}: torch finds none here; leave it out, or take cpu")
+        raise UserError(f"--accelerator {accelerator}: torch finds none on this machine; leave it out, or use cpu")
     return torch.device(found)
 
 
@@ -224,11 +225,11 @@ def find_precision(precision: Precision, device: torch.device) -> Autocast:
 def _check_installed(loggers: Iterable[str]) -> None:
     for name in loggers:
         if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
-            raise UserError(f"--loggers {name}: it is not installed here (pip install {name})")
+            raise UserError(f"--loggers {name}: the package is not installed (pip install {name})")
 
 
 def _eval_sets(config: TrainConfig, train: ImageSet, test: ImageSet | None) -> dict[str, ImageSet]:
-    """The data's own test set and those of `--eval` (of which the test split, where they have one)."""
+    """The data's own test set and those of `--eval` (their test splits, if they have any)."""
     tests = {} if test is None else {"test": test}
     for name, data in config.eval.items():
         first, second = load_data(data, size=config.size, channels=train.channels)
@@ -238,7 +239,7 @@ def _eval_sets(config: TrainConfig, train: ImageSet, test: ImageSet | None) -> d
 
 
 def _workers(config: TrainConfig, train: ImageSet) -> int:
-    """Processes that decode files ahead: none for sets in memory, else one a core."""
+    """Processes that decode files ahead: none for sets in memory, else one per core."""
     if config.workers is not None:
         return config.workers
     return 0 if train.in_memory else (os.cpu_count() or 1)

@@ -1,7 +1,7 @@
-"""Presets for small work, and warnings about what is known to fail.
+"""Presets for small runs, and warnings about known failures.
 
 Recipes are published for hundreds of epochs of a large network; most first runs are a few hundred steps of
-a small one. `adapt` changes what then goes wrong, and says what it changed and why.
+a small one. `adapt` changes the settings that then go wrong, and says what it changed and why.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from rankgap.views.random_views import ViewConfig
 
 Jitter = tuple[float, float, float, float]
 MILD_JITTER: Jitter = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
-LR = 0.06  # of SGD, for a batch of 256
-SQUARED_LR = LR / 16  # vectors of their own length: the first loss is 16 times that of unit vectors
-MILD_CROP = 0.2  # share of the image's area; SimSiam's and MoCo's own least
+LR = 0.06  # for SGD and a batch of 256
+SQUARED_LR = LR / 16  # without normalisation the first loss is 16 times that of unit vectors
+MILD_CROP = 0.2  # share of the image's area; the minimum in SimSiam and MoCo
 
 
 def _milder(view: ViewConfig) -> ViewConfig:
@@ -34,11 +34,11 @@ def _milder(view: ViewConfig) -> ViewConfig:
 
 
 def adapt(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]]:
-    """A published recipe, made fit for a short run of a small network.
+    """A published recipe, adapted to a short run of a small network.
 
     Args:
         recipe: the published one.
-        method: the row it is for; only what the row uses is spoken of.
+        method: the row it is for; the sentences only mention what the row uses.
         work: the size of the run.
 
     Returns:
@@ -57,12 +57,13 @@ def _optimizer(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list
         lr = SQUARED_LR if method.alignment == "squared" else LR
         optimizer = replace(optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False)
         notes.append(
-            f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's"
+            f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's "
+            f"optimiser"
         )
     warmup = min(optimizer.warmup_epochs, 0.1 * work.epochs if work.epochs >= 50 else 0)
     if warmup != optimizer.warmup_epochs:
         optimizer = replace(optimizer, warmup_epochs=warmup)
-        notes.append(f"warm-up {warmup:g} epochs: the recipe's is for hundreds of epochs")
+        notes.append(f"warm-up {warmup:g} epochs: the recipe's is meant for hundreds of epochs")
     return replace(recipe, optimizer=optimizer), notes
 
 
@@ -74,7 +75,7 @@ def _widths(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[st
         if widths != projector.widths:
             for name, options in online.items():
                 if isinstance(options, PredictorOptions):
-                    # A bottleneck stays one: hidden widths keep their share of the projector's output.
+                    # Hidden widths keep their share of the projector's output, so that a bottleneck stays one.
                     hidden = tuple(min(width, d * widths[-1] // projector.widths[-1]) for d in options.widths)
                     online[name] = replace(options, widths=hidden)
             projector = replace(projector, widths=widths)
@@ -90,7 +91,7 @@ def _views(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str
     if [v.scale for v in views] != [v.scale for v in recipe.views]:
         notes.append(f"crops of {MILD_CROP:.0%} of an image or more: smaller ones cost a short run its rank")
     if [v.jitter for v in views] != [v.jitter for v in recipe.views]:
-        notes.append(f"colour jitter {MILD_JITTER} at most: under a stronger one a short run assigns uniformly")
+        notes.append(f"colour jitter {MILD_JITTER} at most: with stronger jitter a short run assigns uniformly")
     return replace(recipe, views=views), notes
 
 
@@ -112,7 +113,7 @@ def _prototypes(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, lis
 
 
 def _memories(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[str]]:
-    """The teacher's, and a closed-form predictor's: neither may look back over more than the run has seen."""
+    """Shorten the memories of the teacher and of a closed-form predictor: neither may exceed the run."""
     teacher, online, notes = recipe.teacher, dict(recipe.online), []
     slowest = max(1 - 4 / work.steps, 0.9)
     if method.ema and teacher.momentum > slowest:
@@ -128,7 +129,7 @@ def _memories(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[
 
 
 def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
-    """Combinations known to fail, one sentence each with what to do; an empty list where all is well."""
+    """Combinations known to fail, one sentence each with what to do; empty if there are none."""
     found, prototypes = [], recipe.prototypes
     for kind, argument in method.maps("target"):
         options = recipe.options("target", kind, argument)
@@ -141,23 +142,23 @@ def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
     memory = 1 / max(1 - momentum, 1e-9)
     if method.ema and memory > work.steps:
         found.append(
-            f"EMA momentum {momentum:g} averages over {memory:,.0f} steps and the run has {work.steps}, "
+            f"EMA momentum {momentum:g} averages over {memory:,.0f} steps but the run has {work.steps}, "
             f"so the teacher stays near its random start: lower teacher.momentum"
         )
     if work.batch_size // work.devices < 32:
         found.append(
-            f"{work.batch_size // work.devices} images a device and step: they bound the effective rank, and "
-            f"batch norm is noisy: use 32 or more"
+            f"{work.batch_size // work.devices} images per device and step bound the effective rank and make "
+            f"batch norm noisy: use 32 or more"
         )
     if method.assigns and prototypes.freeze_epochs >= work.epochs:
         found.append(f"the prototypes are frozen for all {work.epochs} epochs: lower prototypes.freeze_epochs")
     if work.images % work.batch_size == 1:
-        found.append("the last batch of an epoch would hold 1 image, which batch norm cannot take: it is left out")
+        found.append("the last batch of an epoch would hold 1 image, too few for batch norm: it is left out")
     return found
 
 
 def adapt_views(recipe: Recipe, data: str, channels: int) -> tuple[Recipe, list[str]]:
-    """The recipe's views, made fit for the images.
+    """The recipe with its views adapted to the images, and notes on what was changed.
 
     Args:
         recipe: the published one, for natural colour images.
@@ -167,8 +168,8 @@ def adapt_views(recipe: Recipe, data: str, channels: int) -> tuple[Recipe, list[
     if data == "digits":
         views = tuple(replace(v, scale=(0.5, 1.0), flip=0.0, solarize_p=0.0, blur_p=0.0) for v in recipe.views)
         return replace(recipe, views=views), [
-            "crops of half a digit or more, no flip, no solarisation: those make another sign of it"
+            "crops of half a digit or more, no flip, no solarisation: otherwise it may turn into another character"
         ]
     if channels not in (1, 3):
-        return recipe, [f"{channels} channels: colour is jittered in brightness and contrast alone"]
+        return recipe, [f"{channels} channels: colour jitter changes only brightness and contrast"]
     return recipe, []

@@ -13,24 +13,24 @@ from rankgap.views.random_views import Views
 
 
 def preview(config: TrainConfig, *, images: int = 24) -> tuple[Inspection, Batch, Tensor]:
-    """Look at every image of a run's data, and draw views of some as its method would.
+    """Inspect every image of a run's data, and draw views of some as its method would.
 
     Args:
-        config: data, method, size, channels and seed are used.
-        images: how many to draw views of.
+        config: only data, method, size, channels and seed are used.
+        images: number of images to draw views of.
 
     Returns:
         The inspection, B images, and their views (V, B, C, S, S) in [0, 1].
 
     Raises:
-        UserError: an unknown method, no such data, or no image that can be read.
+        UserError: an unknown method, missing data, or no image that can be read.
     """
     method = design(config.method)
     found = inspect(config.data, size=config.size, channels=config.channels)
     size, train = view_size(config.size, found.images), found.images
     recipe, _ = published_recipe(config.data, method.body, size, train.channels)
     batch = found.sample(images, config.seed)
-    # With mean 0 and deviation 1 the views stay in [0, 1], to be shown.
+    # With mean 0 and deviation 1 the views stay in [0, 1], ready to be shown.
     views = Views(recipe.views, size, [0.0] * train.channels, [1.0] * train.channels)
     generator = torch.Generator().manual_seed(config.seed)
     return found, batch, views(batch.images, batch.sizes, generator)

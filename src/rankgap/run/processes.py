@@ -1,4 +1,4 @@
-"""Which process of a run speaks and writes."""
+"""Which process of a run prints and writes."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks and writes for a run; the others of a distributed run only compute."""
+    """Whether this process prints and writes for its run; the others of a distributed run only compute."""
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]

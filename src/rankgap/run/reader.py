@@ -1,8 +1,8 @@
-"""The one reader of what people and files say: plain values, as YAML gives them, become typed dataclasses.
+"""The one reader of flags and files: plain values, as YAML gives them, become typed dataclasses.
 
-It is strict. A value of another type, an unknown key or a missing one is refused with its place, what was
-expected, what came, and the nearest key that exists. pydantic does the checking, in its strict JSON mode: a list
-may stand for a tuple and a whole number for a number, and nothing else is converted.
+It is strict. A value of the wrong type, an unknown key or a missing one is an error that names its place, what was
+expected, what came, and the nearest existing key. pydantic does the checking in its strict JSON mode: a list may
+stand for a tuple and a whole number for a number, and nothing else is converted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rankgap.errors import UserError, unknown
 
 T = TypeVar("T")
 
-_EXPECTED = {  # by pydantic's name of the error
+_EXPECTED = {  # by pydantic's error type
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
@@ -59,57 +59,57 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """Plain values of a text in YAML.
+    """The plain values of a YAML text.
 
     Args:
         text: the text.
-        where: what an error calls it.
+        where: its name in an error.
 
     Raises:
-        UserError: it is not YAML.
+        UserError: the text is not YAML.
     """
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number that Python refuses
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number that Python rejects
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def read_text(path: Path) -> str:
-    """The text of a file in UTF-8.
+    """The text of a UTF-8 file.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def read(kind: type[T], values: object, where: str) -> T:
-    """Plain values as a dataclass, or as any other type.
+    """Read plain values as a dataclass, or as any other type.
 
     Args:
-        kind: what they shall be.
-        values: as YAML gives them.
-        where: what an error calls their place; empty where the key alone is the place.
+        kind: the type.
+        values: the values as YAML gives them.
+        where: their place, as an error names it; empty if the key alone is enough.
 
     Raises:
-        UserError: they are not one; it names the place, what was expected and what came.
+        UserError: the values do not fit; the message names the place, what was expected and what came.
     """
     result: T = _read(kind, values, lambda path: ".".join([part for part in (where, *path) if part]))
     return result
 
 
 def read_over(default: T, values: object, where: str) -> T:
-    """Plain values as a dataclass; what they leave out is as in another one.
+    """Read plain values as a dataclass, and take missing fields from another instance.
 
     Args:
-        default: the other one.
-        values: as YAML gives them.
-        where: what an error calls their place.
+        default: the other instance.
+        values: the values as YAML gives them.
+        where: their place, as an error names it.
 
     Raises:
         UserError: as `read`.
@@ -120,12 +120,12 @@ def read_over(default: T, values: object, where: str) -> T:
 
 
 def read_fields(kind: type, values: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
-    """Some of a dataclass's fields, each read as its type.
+    """Read some of a dataclass's fields, each as its type.
 
     Args:
         kind: the dataclass.
-        values: by the names of fields.
-        place: what an error calls a field.
+        values: the values by field name.
+        place: field name -> its name in an error.
 
     Raises:
         UserError: as `read`.
@@ -142,7 +142,7 @@ def read_fields(kind: type, values: Mapping[str, Any], place: Callable[[str], st
 
 
 def plain(value: Any) -> Any:
-    """A dataclass as plain values, fit for YAML and JSON: `read` gives it back."""
+    """A dataclass as plain values, ready for YAML and JSON; `read` turns them back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -159,10 +159,8 @@ def type_hints(kind: type) -> dict[str, Any]:
 def _read(kind: Any, values: object, place: Callable[[Sequence[str]], str]) -> Any:
     try:
         text = json.dumps(values)
-    except (TypeError, ValueError, RecursionError) as error:  # a set, a value that holds itself
-        raise UserError(
-            f"{place(())} holds what is neither text, number, list nor keys and values: {error}"
-        ) from None
+    except (TypeError, ValueError, RecursionError) as error:  # such as a set, or a value that contains itself
+        raise UserError(f"{place(())} may only hold text, numbers, lists, and keys and values: {error}") from None
     try:
         return _adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
@@ -178,7 +176,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def _dataclasses(kind: Any) -> Iterator[Any]:
-    """A type's dataclasses, its own and those of its fields."""
+    """The dataclasses in a type: itself and those of its fields."""
     if dataclasses.is_dataclass(kind):
         yield kind
         for hint in type_hints(typing.cast(type, kind)).values():
@@ -188,25 +186,25 @@ def _dataclasses(kind: Any) -> Iterator[Any]:
 
 
 def _at(kind: Any, path: Sequence[str | int]) -> Any:
-    """The type at a place in another."""
+    """The type at a path inside another type."""
     for part in path:
         kind = _present(kind)
         if dataclasses.is_dataclass(kind):
             kind = type_hints(typing.cast(type, kind))[str(part)]
-        else:  # of a list or of a mapping, whose last argument is what it holds
+        else:  # a list or a mapping: its last argument is the type of its items
             kind = next(hint for hint in reversed(typing.get_args(kind)) if hint is not Ellipsis)
     return _present(kind)
 
 
 def _present(kind: Any) -> Any:
-    """A type without the None that may stand in its place."""
+    """An optional type without its None."""
     if typing.get_origin(kind) in (Union, types.UnionType):
         return next(part for part in typing.get_args(kind) if part is not type(None))
     return kind
 
 
 def _message(kind: Any, errors: Sequence[ErrorDetails], place: Callable[[Sequence[str]], str]) -> str:
-    # An unknown key says more than the missing one that it was meant to be.
+    # An unknown key is more informative than the missing one that it was meant to be.
     first = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
     path = [str(part) for part in first["loc"]]
     here = place(path)

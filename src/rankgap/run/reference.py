@@ -1,4 +1,4 @@
-"""The spectrum of a run, to design filters on."""
+"""The spectrum of a run, for designing filters."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rankgap.theory.design import Reference
 
 
 def spectrum_of_run(folder: RunFolder) -> Reference:
-    """The last spectrum of Z that a run kept: of a branch without a map, or else of its target.
+    """The last spectrum of Z that a run kept: from a branch without a map, otherwise from its target.
 
     Raises:
-        UserError: no run, a run without spectra, or one whose last spectrum is all 0.
+        UserError: no run, a run without spectra, or a last spectrum that is all 0.
     """
     saved = folder.saved()
     if not (spectra := folder.spectra()):
-        raise UserError(f"{folder.path} has no spectra yet: let it train a step, or take another run")
+        raise UserError(f"{folder.path} has no spectra yet: let it train for a step, or choose another run")
     last = spectra[-1]
     row = design(saved.run.method, online=saved.run.online, target=saved.run.target)
     s = last.spectrum_online if row.target and not row.online else last.spectrum_target
     note = f", after {' and '.join(row.target)}" if row.target and row.online else ""
     if not s.any():
-        raise UserError(f"{folder.path}: the last spectrum is all 0, the run has collapsed; take another run")
+        raise UserError(f"{folder.path}: the last spectrum is all 0, so the run has collapsed: choose another run")
     name = f"{folder.name} at step {last.step:,}{note}"
     return Reference(name, s / math.sqrt(last.rows), last.rows, saved.recipe.projector.widths[-1])

@@ -1,4 +1,4 @@
-"""A trained run opened again, to be evaluated or scored."""
+"""Restoring a trained run, to evaluate or score it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from rankgap.spectra.pair import Side
 def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) -> Plan:
     """The plan of a run with its trained model, from a run folder.
 
-    The recipe is the one that the run was started with, whatever presets say now.
+    The recipe is the one that the run was started with, whatever the presets would choose now.
 
     Args:
         path: the run folder.
-        checkpoint: its file; the last one by default.
+        checkpoint: the checkpoint's file; the last one by default.
         changes: fields of the configuration to replace.
 
     Raises:
@@ -40,19 +40,19 @@ def load_weights(model: nn.Module, state: dict[str, Any], where: Path) -> None:
     """Load a model's weights.
 
     Raises:
-        UserError: they are another model's.
+        UserError: the weights are another model's.
     """
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(
-            f"{where} holds another model than {type(model).__name__} here: {lines[1][:200]}"
+            f"{where} holds another model, not this {type(model).__name__}: {lines[1][:200]}"
         ) from error
 
 
 def evaluate_plan(plan: Plan, *, branch: Side = "online") -> dict[str, object]:
-    """Score the encoder of a branch on the run's evaluation sets, as `results.json` keeps it."""
+    """Evaluate a branch's encoder on the run's evaluation sets; returns what `results.json` keeps."""
     return evaluate(
         plan.model.encoder(branch),
         plan.train,

@@ -1,4 +1,4 @@
-"""What `config.yaml` says of a run: all that was resolved, as it is written and as it is read again."""
+"""The contents of `config.yaml`: everything that was resolved for a run, as written and as read back."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _LIBRARIES = ("rankgap", "torch", "torchvision", "timm", "lightning", "torchmetr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedModel:
-    """What the encoder is, and what it takes.
+    """The encoder, and the images that it takes.
 
     Args:
-        backbone: its name.
+        backbone: name of the encoder.
         channels: channels of an image.
         size: side of a view in pixels.
-        mean: of each channel in [0, 1], to normalise with.
+        mean: mean of each channel in [0, 1], for normalisation.
         std: standard deviation of each channel in [0, 1].
     """
 
@@ -44,15 +44,15 @@ class SavedRun:
 
     Args:
         format: version of the file's format.
-        title: what the run is called in tables.
-        run: what it was asked to be.
+        title: the run's name in tables.
+        run: its configuration.
         model: its encoder.
-        recipe: what it is trained with, the options of its own maps included.
+        recipe: its recipe, including the options of the method's maps.
         work: its size.
-        notes: what was chosen and why, a sentence each.
-        warnings: what is known to fail, a sentence each.
-        versions: of the libraries that it was made with.
-        commit: of rankgap's own checkout, where it ran from one.
+        notes: what was chosen and why, one sentence each.
+        warnings: choices known to fail, one sentence each.
+        versions: versions of the libraries that it was made with.
+        commit: commit of rankgap's own checkout, if it ran from one.
     """
 
     format: int
@@ -71,30 +71,30 @@ class SavedRun:
         """A saved run from plain values.
 
         Args:
-            values: as YAML gives them.
-            where: what an error calls the file.
+            values: the values as YAML gives them.
+            where: the file's name in an error.
 
         Raises:
-            UserError: another format, or a value that does not belong there; its place is named.
+            UserError: another format, or a wrong value, whose place the message names.
         """
         if not isinstance(values, dict) or "run" not in values or "recipe" not in values:
             raise UserError(f"{where} is not a run's configuration")
         if (version := values.get("format")) != FORMAT:
             written = "rankgap 0.1" if version is None else f"another version of rankgap (format {version!r})"
             raise UserError(
-                f"{where} was written by {written}, and format {FORMAT} is read here: train the run again"
+                f"{where} was written by {written}, but this version reads format {FORMAT}: train the run again"
             )
         saved = read(cls, values, where)
         return replace(saved, recipe=with_map_options(saved.recipe, f"{where}.recipe"))
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of rankgap and of what it stands on, as installed."""
+    """The installed versions of rankgap and of the libraries it builds on."""
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def checkout_commit() -> str | None:
-    """The commit of rankgap's own checkout, where it runs from one."""
+    """The commit of rankgap's own checkout, if it runs from one."""
     here = Path(__file__).parent
     found = subprocess.run(
         ["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Which checkpoint, without labels: every checkpoint of a run, rated on one fixed sample of its images."""
+"""Choosing a checkpoint without labels: every checkpoint of a run, rated on one fixed sample of its images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def score_run(folder: RunFolder, *, images: int = 2048, repeats: int = 20, branc
     """Rate every checkpoint of a run on one fixed sample of its training images, and write `scores.json`.
 
     Args:
-        folder: of the run.
-        images: in the sample.
-        repeats: half-samples, for the intervals.
-        branch: whose encoder.
+        folder: the run folder.
+        images: number of images in the sample.
+        repeats: number of half-samples for each interval.
+        branch: the branch whose encoder is rated.
 
     Raises:
         UserError: no run, no checkpoint, or too few images.
     """
     if images < 8 or repeats < 2:
-        raise UserError(f"a score needs 8 images and 2 repeats or more, got {images} and {repeats}")
+        raise UserError(f"a score needs at least 8 images and 2 repeats, got {images} and {repeats}")
     paths = folder.checkpoints()
     if not paths:
         raise UserError(f"{folder.path} has no checkpoint yet ({folder.checkpoint})")

@@ -31,7 +31,7 @@ from rankgap.run.restored import evaluate_plan, load_weights
 from rankgap.watch.doctor import alarms
 from rankgap.watch.reading import readings
 
-# What may change on resumption.
+# Fields that may change when a run is resumed.
 _FREE = {
     "out",
     "resume",
@@ -55,7 +55,7 @@ _REPORTED = {
 
 
 class _Interruption(L.Callback):
-    """Ends training after the step that runs, once it is asked to."""
+    """Ends training after the current step, once it is asked to."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -66,7 +66,7 @@ class _Interruption(L.Callback):
 
 @contextmanager
 def _stops_on_interrupt() -> Iterator[_Interruption]:
-    """Ctrl-C ends training after the step that runs; a second one ends it at once."""
+    """Ctrl-C ends training after the current step; a second one ends it at once."""
     interruption = _Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption
@@ -85,24 +85,24 @@ def _stops_on_interrupt() -> Iterator[_Interruption]:
 
 @contextmanager
 def _known_warnings_silenced() -> Iterator[None]:
-    """Without the warnings of Lightning that are meant for other loops than ours."""
+    """Silence those of Lightning's warnings that do not apply to our loop."""
     with warnings.catch_warnings():
         # Sets in memory are fed by index: a worker process would only copy them.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # Lightning 2.6 asks torch 2.14 by a name that torch has deprecated.
+        # Lightning 2.6 uses a name that torch 2.14 has deprecated.
         warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
         yield
 
 
 def resumed(path: Path, given: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of a run to go on with: the saved one, and what the user says anew.
+    """The configuration with which to resume a run: the saved one, with the user's changes.
 
     Args:
         path: the run folder.
-        given: fields that the user gives; only what leaves the numbers alone may differ from the saved run.
+        given: fields that the user sets; only those that do not affect the numbers may differ from the saved run.
 
     Raises:
-        UserError: no run, or a field that was another when the run was started.
+        UserError: no run, or a field that had another value when the run was started.
     """
     saved = RunFolder(path).saved().run
     for name, value in given.items():
@@ -120,17 +120,17 @@ def train(
     """Train and evaluate a run, and fill its folder.
 
     Args:
-        config: what to train; to go on with a run, the one that `resumed` gives.
-        callbacks: further Lightning callbacks (a progress bar).
-        announce: called once with what was chosen, before the first step.
+        config: what to train; to resume a run, the configuration that `resumed` returns.
+        callbacks: further Lightning callbacks, such as a progress bar.
+        announce: called once with the plan, before the first step.
 
     Returns:
-        What `results.json` holds.
+        The contents of `results.json`.
 
     Raises:
-        UserError: the configuration cannot be done.
-        NonFiniteError: training met what is not finite; the message names step and last good checkpoint.
-        InterruptedRunError: Ctrl-C; the run can be resumed.
+        UserError: the configuration cannot be carried out.
+        NonFiniteError: training met non-finite numbers; the message names the step and the last good checkpoint.
+        InterruptedRunError: Ctrl-C was pressed; the run can be resumed.
     """
     folder, state = RunFolder(config.path), None
     if config.resume:
@@ -216,7 +216,7 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
-                f"torch.compile cannot do the encoder {plan.backbone} here ({reason}): leave --compile out"
+                f"torch.compile cannot compile the encoder {plan.backbone} ({reason}): leave --compile out"
             ) from error
         finally:
             close_loggers(trainer.loggers)
@@ -224,10 +224,10 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
     if module.step < plan.work.steps:
         raise InterruptedRunError(
             f"interrupted at step {module.step} of {plan.work.steps}; "
-            f"go on with: rankgap train --out {folder.path} --resume"
+            f"resume with: rankgap train --out {folder.path} --resume"
         )
 
 
 def _last_reading(folder: RunFolder) -> dict[str, float]:
-    """The last row of the metrics, by the names that results.json uses."""
+    """The last row of the metrics, limited to what results.json reports."""
     return {name: value for name, value in folder.last_reading().items() if name in _REPORTED}

@@ -13,11 +13,11 @@ LONG = 20_000  # optimiser steps; from here on the published schedules fit as th
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """How much there is to do.
+    """The size of a run, in images and steps.
 
     Args:
         images: training images.
-        batch_size: images a step, over all devices.
+        batch_size: images per step, over all devices.
         epochs: passes over the images.
         features: width of the encoder's output.
         devices: processes that share a batch.
@@ -31,7 +31,7 @@ class Work:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps an epoch; an incomplete last batch is left out."""
+        """Optimiser steps per epoch; an incomplete last batch is left out."""
         return max(self.images // self.batch_size, 1)
 
     @property
@@ -45,5 +45,5 @@ class Work:
         return self.images <= SMALL_IMAGES and self.batch_size <= SMALL_BATCH and self.steps < LONG
 
     def clock(self, step: int) -> Clock:
-        """The time at a step."""
+        """Where training stands at a step."""
         return Clock(step=step, steps=self.steps, steps_per_epoch=self.steps_per_epoch)

@@ -1,4 +1,4 @@
-"""The columns of every table of results: what each number is called, where it is found, how it is written."""
+"""The columns of every table of results: what each number is called, where it is found, and how it is written."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Column:
     """One number of a run's results.
 
     Args:
-        heading: of the column.
-        key: of the number in `results.json`.
+        heading: heading of the column.
+        key: key of the number in `results.json`.
         form: a format specification, as `format` takes it.
         factor: what the number is multiplied by before it is written: 100 turns a share into a percentage.
 

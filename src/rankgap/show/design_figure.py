@@ -1,4 +1,4 @@
-"""The picture of a design: its gains, the spectrum before and after them, and the linear flow."""
+"""The picture of a design: its gains, the spectrum before and after filtering, and the linear flow."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def design_figure(found: Assessment, path: str | Path) -> Figure:
 
     Args:
         found: the pair, assessed.
-        path: the PNG's file; its folder is made.
+        path: the PNG's file; its folder is created if there is none.
     """
     figure = Figure(figsize=(10, 4.1), dpi=DPI)
     reading = (
         "Left: what each branch multiplies a singular value by. Middle: the spectrum before and after.\n"
-        "Right: both ranks in the linear model. Without a filter, alignment alone loses dimensions."
+        "Right: both ranks in the linear model. Without a filter, the alignment alone loses dimensions."
     )
     top = 1 - header(figure, f"Design: {found.title}", reading) - 0.42 / 4.1
     figure.subplots_adjust(left=0.06, right=0.9, top=top, bottom=0.13, wspace=0.26)

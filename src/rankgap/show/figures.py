@@ -1,6 +1,6 @@
-"""Static pictures: effective ranks along training, a benchmark at a glance, eigenspaces and measured filters.
+"""Static pictures: effective ranks during training, a benchmark at a glance, eigenspaces and measured filters.
 
-Each is drawn on a `Figure` of its own (without pyplot, so nothing is global), returned, and saved as PNG. The
+Each is drawn on its own `Figure` (without pyplot, so nothing is global), returned, and saved as PNG. The
 colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
@@ -29,14 +29,14 @@ DPI = 100
 
 @dataclass(frozen=True, slots=True)
 class RankTrace:
-    """The effective ranks of one run along its training.
+    """The effective ranks of one run during training.
 
     Args:
         name: the run's title.
         step: training step or epoch of each reading.
         erank_online: effective rank of the online output at each reading.
         erank_target: effective rank of the target output at each reading.
-        knn: accuracy of nearest neighbours in [0, 1], if it is known.
+        knn: kNN accuracy in [0, 1], if it is known.
     """
 
     name: str
@@ -52,7 +52,7 @@ class ResultRow:
 
     Args:
         name: the method's title.
-        knn: accuracy of nearest neighbours for each seed in [0, 1].
+        knn: kNN accuracy for each seed in [0, 1].
         linear: accuracy of the linear probe for each seed in [0, 1].
         erank_online: final effective rank of the online output for each seed.
         erank_target: final effective rank of the target output for each seed.
@@ -66,7 +66,7 @@ class ResultRow:
 
 
 def plain(axes: Axes) -> None:
-    """Take the box off the axes, and draw a pale grid."""
+    """Remove the box from the axes, and draw a pale grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(AXIS)
     axes.tick_params(colors=GREY, labelsize=8, length=3)
@@ -82,14 +82,14 @@ def save(figure: Figure, path: str | Path) -> Figure:
 
 
 def log_ticks(axis: Axis) -> None:
-    """Ticks at 1, 2, 5, 10, ... written as plain numbers."""
+    """Put ticks at 1, 2, 5, 10, ..., written as plain numbers."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_locator(NullLocator())
 
 
 def header(figure: Figure, title: str, reading: str) -> float:
-    """Write the title and how to read the figure; returns the share of its height that they take."""
+    """Write the title and how to read the figure; return the share of its height that they take."""
     inches = figure.get_figheight()
     figure.text(0.12 / figure.get_figwidth(), 1 - 0.1 / inches, title, size=12, weight="bold", va="top")
     figure.text(0.12 / figure.get_figwidth(), 1 - 0.36 / inches, reading, size=9, color=GREY, va="top")
@@ -97,11 +97,11 @@ def header(figure: Figure, title: str, reading: str) -> float:
 
 
 def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = "epoch") -> Figure:
-    """Both branches' effective rank along training, one panel per run, on shared axes.
+    """Both branches' effective rank during training, one panel per run, on shared axes.
 
     Args:
-        runs: 1 to about 20.
-        path: of the PNG; its folder is created if there is none.
+        runs: the runs, 1 to about 20.
+        path: the PNG's file; its folder is created if there is none.
         x_label: the unit of `RankTrace.step`.
     """
     assert runs, "no run to draw"
@@ -114,7 +114,7 @@ def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = 
     )
     top = (
         1
-        - header(figure, "Effective rank of both branches along training", reading)
+        - header(figure, "Effective rank of both branches during training", reading)
         - 0.5 / figure.get_figheight()
     )
     figure.subplots_adjust(
@@ -172,8 +172,8 @@ def _rank_panel(axes: Axes, run: RankTrace) -> None:
 
 
 def _label_ends(axes: Axes, run: RankTrace) -> None:
-    """Write each line's name and last value beside its end, apart from one another if the ends are close."""
-    axes.get_ylim()  # the shared limits are settled here
+    """Write each line's name and last value beside its end, moved apart if the ends are close."""
+    axes.get_ylim()  # this settles the shared limits
     ends: list[tuple[float, float, str, str]] = []  # height as a share of the panel, value, name, colour
     for name, values, colour in (("online", run.erank_online, ONLINE), ("target", run.erank_target, TARGET)):
         finite = [float(v) for v in values if math.isfinite(v)]
@@ -197,12 +197,12 @@ def mini_figure(
 ) -> Figure:
     """Accuracy of each method over its seeds, beside the final effective ranks of both branches.
 
-    Rows are ordered by mean kNN accuracy, the best on top. The large dot is the mean, and small dots are seeds.
+    Rows are ordered by mean kNN accuracy, the best on top. Large marks are means, and small marks are seeds.
 
     Args:
         rows: the methods.
-        path: of the PNG; its folder is created if there is none.
-        title: of the figure.
+        path: the PNG's file; its folder is created if there is none.
+        title: title of the figure.
     """
     assert rows, "no row to draw"
     rows = sorted(rows, key=lambda row: np.nan_to_num(_mean(row.knn), nan=-1))
@@ -271,7 +271,7 @@ def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figu
 
     Args:
         runs: title -> record of the run's branches.
-        path: of the PNG; its folder is created if there is none.
+        path: the PNG's file; its folder is created if there is none.
     """
     figure, panels = _panel_row(
         runs,
@@ -288,7 +288,7 @@ def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figu
         panel.set_ylim(0, 1.04)
         panel.set_xscale("log")
         log_ticks(panel.xaxis)
-        panel.set_xlabel("number of the eigenvector", size=8, color=GREY)
+        panel.set_xlabel("index of the eigenvector", size=8, color=GREY)
     panels[0][0].set_ylabel("eigenspace alignment", size=8, color=GREY)
     return save(figure, path)
 
@@ -296,7 +296,7 @@ def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figu
 def largest_passed(gains: Sequence[float], transfer: Sequence[float]) -> float:
     """The value that filters are drawn as shares of: the largest transfer, or the largest gain if none is above 0.
 
-    The largest measured gain is no good scale: it may be leaked energy divided by next to nothing.
+    The largest measured gain is not a good scale: it may be leaked energy divided by next to nothing.
     """
     return max([0.0, *transfer]) or max([0.0, *gains])
 
@@ -306,7 +306,7 @@ def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure
 
     Args:
         runs: title -> record of the run's branches.
-        path: of the PNG; its folder is created if there is none.
+        path: the PNG's file; its folder is created if there is none.
     """
     figure, (above, below) = _panel_row(
         runs,
@@ -325,7 +325,7 @@ def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure
             held = int(np.searchsorted(energy.cumsum(), 0.9999)) + 1  # those that hold 99.99%, as in the paper
             top.plot(np.arange(1, held + 1), energy[:held], color=colour, linewidth=1.5, label=branch)
         top.set_title(name, size=9, weight="bold", loc="left", parse_math=False)
-        top.set_xlabel("number of the eigenvalue", size=8, color=GREY)
+        top.set_xlabel("index of the eigenvalue", size=8, color=GREY)
         s = pair.spectrum_target[: len(pair.measured_filter)]
         largest = largest_passed(pair.measured_filter.tolist(), pair.transfer.tolist())
         for gains, label, look in (

@@ -21,11 +21,11 @@ from rankgap.watch.reading import readings
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40  # readings in a line
-_SPEED_OVER = 30  # looks at the run that its speed is measured over
+_SPEED_OVER = 30  # updates over which the speed is measured
 
 
 def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
-    """A curve in one line of text, from its smallest to its largest value; a value that is not finite is a blank.
+    """A curve in one line of text, from its smallest to its largest value; values that are not finite are blank.
 
     Example:
         >>> sparkline([0, 1, 2, 3])
@@ -41,11 +41,11 @@ def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
 
 
 def live_view(folder: RunFolder, images_per_second: float | None) -> RenderableType:
-    """What a run has so far: progress, loss, both ranks and their difference, alarms.
+    """The state of a run: progress, loss, both ranks and their difference, alarms.
 
     Args:
         folder: the run's folder.
-        images_per_second: None where the speed is not known yet.
+        images_per_second: the speed; None if it is not known yet.
 
     Raises:
         UserError: the folder holds no run.
@@ -78,13 +78,13 @@ def follow(folder: RunFolder, every: float) -> None:
 
     Args:
         folder: the run's folder.
-        every: seconds between two looks.
+        every: seconds between two updates.
 
     Raises:
         UserError: the folder holds no run.
     """
     batch = folder.saved().work.batch_size
-    seen: list[tuple[float, float]] = []  # when, and the last step read by then
+    seen: list[tuple[float, float]] = []  # time, and the last step read by then
     speed: float | None = None
     with Live(live_view(folder, None), console=console, auto_refresh=False) as live:
         while not folder.results():

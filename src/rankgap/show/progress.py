@@ -17,7 +17,7 @@ class Progress(L.Callback):
     """A progress bar for a run, with its loss and both ranks. A new alarm is printed above it.
 
     Args:
-        name: what to call the run.
+        name: the run's name.
     """
 
     def __init__(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The contact sheet: images beside the views that training makes of them."""
+"""The contact sheet: images beside the views that training makes from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def contact_sheet(images: Tensor, views: Tensor, path: str | Path) -> Figure:
     Args:
         images: originals, uint8 (B, C, H, W).
         views: (V, B, C, h, w), not normalised: values are shown from 0 to 1 and clipped outside.
-        path: the PNG's file; its folder is made.
+        path: the PNG's file; its folder is created if there is none.
     """
     assert views.shape[1] == len(images) > 0, (views.shape, images.shape)
     originals = images.float()[None] / 255  # (1, B, C, H, W)

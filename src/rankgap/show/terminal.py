@@ -1,4 +1,4 @@
-"""What the terminal shows: tables of results, and what was chosen, found or refused."""
+"""Terminal output: tables of results, and what was chosen, found or refused."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from rankgap.model.methods import METHODS, choices
 from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS
 from rankgap.watch.doctor import Diagnosis
 
-if TYPE_CHECKING:  # a table need not wait for Lightning, timm and scipy
+if TYPE_CHECKING:  # a table must not wait for Lightning, timm and scipy
     from rankgap.data import Inspection
     from rankgap.evaluate.scores import RunScores
     from rankgap.run.plan import Plan
     from rankgap.theory.design import Assessment
 
-# Text is shown as it is: what looks like markup or an emoji in a title or a file's name is neither.
+# Text is shown as it is: titles and file names may look like markup or emoji codes, but are neither.
 console = Console(markup=False, emoji=False, highlight=False)
 
 INTERVALS = (
     "Intervals are 1.96 standard deviations over random halves of the sample. No labels were used. A network that "
-    "has hardly trained has the high rank of its random weights, so compare late checkpoints."
+    "has barely trained still has the high rank of its random weights, so compare late checkpoints."
 )
 FLOW = (
-    "erank is the effective rank of the correlation. The flow is the linear model's, with the cosine loss, from "
-    "white inputs; views share x²/(x² + n) of a direction, where n is a quarter of the mean x²; a unit of time is "
-    "the sum of x². The flow compares designs and does not predict the ranks of a run. The dynamic range is the "
-    "strongest singular value over the weakest."
+    "erank is the effective rank of the correlation. The flow is that of the linear model, with the cosine loss "
+    "and white inputs. Views share x²/(x² + n) of a direction, where n is a quarter of the mean x². A unit of "
+    "time is the sum of x². The flow compares designs and does not predict the ranks of a run. The dynamic range "
+    "is the strongest singular value over the weakest."
 )
-ACROSS = 4  # checkpoints that eighty columns hold
+ACROSS = 4  # checkpoints that fit in eighty columns
 
 
 def say(*parts: str | tuple[str, str], wrap: bool = True) -> None:
@@ -69,7 +69,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     """A table of runs.
 
     Args:
-        results: the results of each run by its title.
+        results: the results of each run, by title.
     """
     table = Table(
         caption=CONVENTION,
@@ -88,7 +88,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print runs side by side, their alarms, and the protocols that the accuracies were measured by."""
+    """Print runs side by side, their alarms, and the protocols by which the accuracies were measured."""
     console.print(results_table(results))
     lines: dict[str, None] = {}  # each once, in order
     for title, found in results.items():
@@ -180,15 +180,15 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
         say(("broken:", "red"), f" {broken.name}: {broken.reason}")
     for problem in found.problems:
         say(("training would stop:", "yellow"), f" {problem}")
-    say(f"images beside their views: {picture}", wrap=False)
+    say(f"images and their views: {picture}", wrap=False)
 
 
 def show_assessment(found: Assessment, picture: Path) -> None:
-    """Print what a pair of filters would do, and what speaks against it.
+    """Print what a pair of filters would do, and any warnings about it.
 
     Args:
         found: the pair, assessed.
-        picture: the file it was drawn to.
+        picture: the picture's file.
     """
     kinds = {(True, False): "low-pass", (False, True): "high-pass", (True, True): "constant"}
     flow, baseline = (each.erank_online.tolist() for each in (found.flow, found.baseline))
@@ -210,7 +210,7 @@ def show_assessment(found: Assessment, picture: Path) -> None:
             for side, lemma in found.lemmas.items()
         ),
         "linear flow": f"online erank {flow[0]:.1f} -> {flow[-1]:.1f} by time {time:.3g}{ended}; "
-        f"{found.rate:+.1f} a unit of time at first\nwithout filters {baseline[0]:.1f} -> {baseline[-1]:.1f}",
+        f"{found.rate:+.1f} per unit of time at first\nwithout filters {baseline[0]:.1f} -> {baseline[-1]:.1f}",
         "dynamic range": ", ".join(f"{name} {spread:.3g}" for name, spread in found.ranges.items()),
         "rounding": "\n".join(
             f"{each.dtype}: online {each.rounding_online:.1g} of the energy, target {each.rounding_target:.1g}"
@@ -224,7 +224,7 @@ def show_assessment(found: Assessment, picture: Path) -> None:
     for warning in (warnings := found.warnings()):
         say(("warning:", "yellow"), f" {warning}")
     if not warnings:
-        say("nothing speaks against it: dimensions grow, and the numbers are safe in every dtype above")
+        say("no warnings: dimensions grow, and the numbers are safe in every dtype above")
     say((FLOW, "dim"))
     say(f"picture: {picture}", wrap=False)
 
@@ -233,8 +233,8 @@ def show_methods() -> None:
     """Print the zoo."""
     *maps, last = choices("online")
     table = Table(
-        caption="Any gain goes on any row: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, "
-        f"or a formula in s). So does, with --online, {', '.join(maps)} or {last}.",
+        caption="Every row takes any gain: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, "
+        f"or a formula in s). --online also takes {', '.join(maps)} or {last}.",
         caption_justify="left",
     )
     for heading in ("method", "online map", "target map", "teacher", "alignment", "source"):
@@ -252,7 +252,7 @@ def show_methods() -> None:
 
 
 def show_demo(found: tuple[Mapping[str, Mapping[str, Any]], Path]) -> None:
-    """Print the demo's table, where its picture is, and what to look at."""
+    """Print the demo's table, the path of its picture, and what to look at."""
     results, picture = found
     console.print(results_table(results))
     say(f"picture: {picture}", wrap=False)

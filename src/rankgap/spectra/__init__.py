@@ -1,4 +1,4 @@
-"""What the spectrum of a batch is: effective rank, Gram matrices, two branches side by side."""
+"""Spectra of batches: effective rank, Gram matrices, and two branches side by side."""
 
 from rankgap.spectra.effective_rank import (
     Convention,

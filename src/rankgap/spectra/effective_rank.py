@@ -57,10 +57,10 @@ def checked_spectrum(z: Tensor, name: str, *, center: bool = False, shares: bool
 
     Args:
         z: (..., N, D).
-        name: of the caller, for errors.
-        center: as `singular_values`.
+        name: the caller's name, for errors.
+        center: as in `singular_values`.
         shares: only each s_i^2 / sum s^2 matters, so large float32 batches are decomposed in float32. Rounding
-            of these shares moved no effective rank by more than 4e-5 for any spectrum tried (a test holds it).
+            these shares moved no effective rank by more than 4e-5 for any spectrum tried (a test checks this).
     """
     check_batch(z, name)
     z = z.detach()
@@ -74,7 +74,7 @@ def checked_spectrum(z: Tensor, name: str, *, center: bool = False, shares: bool
         squares: Tensor = solve_gram(torch.linalg.eigvalsh, lower_gram(z.float()), name).double()
         return squares.clamp_min(0).sqrt().flip(-1)
     s = singular_values(z, center=center)
-    if (s[..., 0] <= max(z.shape[-2:]) * EPS64 * norm).any():  # centring leaves rounding of equal rows
+    if (s[..., 0] <= max(z.shape[-2:]) * EPS64 * norm).any():  # centring equal rows leaves only rounding
         what = "all rows are equal and nothing is left after centring" if center else "all values are zero"
         raise UserError(f"{name}: {what}, so no rank is defined")
     return s

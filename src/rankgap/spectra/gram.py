@@ -2,7 +2,7 @@
 
 Z is a batch of outputs whose rows are samples. Its thin SVD is Z = U diag(s) V^T with s_1 >= s_2 >= ... >= 0. Both
 factors come from the smaller Gram matrix (Z Z^T or Z^T Z) in float64, which autocast leaves alone. Squaring halves
-the digits: singular values below `RESOLUTION` s_1 cannot be told from rounding, and are given as 0. Nothing here
+the digits: singular values below `RESOLUTION` s_1 cannot be told from rounding and are returned as 0. Nothing here
 carries a gradient.
 
 Shapes: N rows (samples), D columns (features), R = min(N, D), `...` leading batch dimensions.
@@ -24,9 +24,9 @@ _Solution = TypeVar("_Solution")
 
 EPS64 = torch.finfo(torch.float64).eps
 
-# The eigenvalues of a float64 Gram matrix were seen to err by up to 6 eps l_1 (at 2048 x 2048).
+# The eigenvalues of float64 Gram matrices were measured to err by up to 6 eps l_1 (at 2048 x 2048).
 _GRAM_NOISE = 16 * EPS64
-RESOLUTION = math.sqrt(_GRAM_NOISE)  # 2^-24 = 6e-8, of the largest singular value
+RESOLUTION = math.sqrt(_GRAM_NOISE)  # 2^-24 = 6e-8, relative to the largest singular value
 
 _NotConverged: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
@@ -48,16 +48,16 @@ class Basis(NamedTuple):
 def rank_tolerance(n: int, d: int, dtype: torch.dtype) -> float:
     """The relative singular value at and below which a direction counts as null: s_i <= tol s_1.
 
-    This is max(N, D) eps, as in `torch.linalg.matrix_rank`, with eps of the dtype that Z came in, and two bounds.
-    For half precision it is eps of float32: with its own eps (0.008 for bfloat16) nothing would be left from
-    D = 128 on. For float64 it is the resolution of a Gram matrix, sqrt(max(N, D) eps). A batch-normed batch that
+    This is max(N, D) eps, as in `torch.linalg.matrix_rank`, with the eps of Z's original dtype, and two bounds.
+    Half precision uses the eps of float32: with its own eps (0.008 for bfloat16) nothing would be left from
+    D = 128 upwards. Float64 uses the resolution of a Gram matrix, sqrt(max(N, D) eps). A batch-normed batch that
     was rounded to bfloat16 therefore keeps its null direction, at about 5e-4 s_1. That is harmless: even whitening
     gives it no more than the 1 / R of the energy that every direction gets.
 
     Args:
-        n: rows.
-        d: columns.
-        dtype: of the input, before it was cast.
+        n: number of rows.
+        d: number of columns.
+        dtype: dtype of the input, before it was cast.
 
     Example:
         >>> round(rank_tolerance(256, 2048, torch.float32), 6)
@@ -71,7 +71,7 @@ def check_batch(z: Tensor, name: str) -> None:
     """Raise `UserError` unless `z` is a non-empty floating-point (..., N, D)."""
     if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
         raise UserError(
-            f"{name} wants a non-empty floating-point tensor (..., N, D), rows are samples; "
+            f"{name} expects a non-empty floating-point tensor (..., N, D) whose rows are samples; "
             f"got {str(z.dtype).removeprefix('torch.')} of shape {tuple(z.shape)}"
         )
 
@@ -79,7 +79,7 @@ def check_batch(z: Tensor, name: str) -> None:
 def lower_gram(z: Tensor) -> Tensor:
     """Z Z^T or Z^T Z, whichever is smaller, on and below the diagonal, which is all that eigen-solvers read.
 
-    It is computed in up to eight block rows, so that little more than half of the products are done. Blocks above
+    It is computed in up to eight block rows, so that just over half of the products are done. Blocks above
     the diagonal are zero.
     """
     z = z if z.shape[-2] <= z.shape[-1] else z.mT
@@ -105,7 +105,7 @@ def solve_gram(solve: Callable[[Tensor], _Solution], gram: Tensor, step: str) ->
         RuntimeError: the decomposition did not converge, even with jitter.
     """
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    if not diagonal.sum().isfinite():  # LAPACK takes NaN without complaint, and may answer with finite numbers
+    if not diagonal.sum().isfinite():  # LAPACK accepts NaN silently, and may return finite numbers
         raise NonFiniteError(f"{step}: the input is not finite")
     try:
         return solve(gram)
@@ -171,7 +171,7 @@ def svd_basis(z: Tensor, step: str) -> Basis:
 def singular_values(z: Tensor, *, center: bool = False) -> Tensor:
     """Singular values, descending: (..., N, D) -> (..., min(N, D)), float64.
 
-    Those below `RESOLUTION` s_1 (6e-8 s_1) are 0: a Gram matrix in float64 holds no more.
+    Those below `RESOLUTION` s_1 (6e-8 s_1) are 0: a float64 Gram matrix does not resolve them.
 
     Args:
         z: any float dtype; shape and values are not checked (see `effective_rank`).

@@ -1,4 +1,4 @@
-"""The record of a pair of branches: both spectra, and how the online output stands to the target's.
+"""The record of a pair of branches: both spectra, and how the online output relates to the target's.
 
 P is the online output and T the target's; row i of both comes from the same image. v_i are the target's right
 singular vectors and s_i its singular values. Nothing here carries a gradient, and everything is float64.
@@ -21,17 +21,17 @@ from rankgap.errors import NonFiniteError, UserError, unknown
 from rankgap.spectra.effective_rank import effective_rank_of
 from rankgap.spectra.gram import check_batch, eigenbasis, gram_singular_values, lower_gram, rank_tolerance
 
-Side = Literal["online", "target"]  # of a two-branch model
+Side = Literal["online", "target"]  # the branches of a model
 
-_DIGITS = 5  # significant ones of a number on disk
+_DIGITS = 5  # significant digits of a number on disk
 
 _PAIR = "a pair of branches"
-_TIE = 1e-6  # gains closer than this, relatively, count as equal
+_TIE = 1e-6  # gains with a smaller relative difference count as equal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PairSpectrum:
-    """How the online output stands to the target's, over one batch or over many.
+    """How the online output relates to the target's, over one batch or many.
 
     Args:
         spectrum_online: singular values of P (R,), descending.
@@ -39,7 +39,7 @@ class PairSpectrum:
         eigenspace_alignment: a_i = |cos(C_p v_i, v_i)| (R',), see `eigenspace_alignment`.
         measured_filter: g_i = |P v_i| / |T v_i| (R',), one for each of the first R' of `spectrum_target`.
         transfer: h_i = (P v_i . T v_i) / |T v_i|^2 (R',), see `transfer`.
-        rows: N.
+        rows: number of rows N.
         step: the training step at which the rows were taken; None outside training.
     """
 
@@ -68,7 +68,7 @@ class PairSpectrum:
 
     @property
     def low_pass_score(self) -> Tensor:
-        """The `low_pass_score` of the measured filter: 1 is low-pass, -1 high-pass, 0 neither."""
+        """The `low_pass_score` of the measured filter: 1 for a low-pass, -1 for a high-pass, 0 for neither."""
         return low_pass_score(self.spectrum_target[: len(self.measured_filter)], self.measured_filter)
 
     @property
@@ -82,14 +82,14 @@ class PairSpectrum:
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
-        """The record that `plain` wrote.
+        """Restore the record that `plain` wrote.
 
         Raises:
-            UserError: a name is missing or unknown, or a value cannot be that of a pair of branches; the message
+            UserError: a name is missing or unknown, or its value is impossible for a pair of branches; the message
                 names it.
         """
         if not isinstance(values, Mapping):
-            raise UserError(f"the spectra of a pair are fields by name, got {type(values).__name__}")
+            raise UserError(f"the spectra of a pair must be fields by name, got {type(values).__name__}")
         names = [field.name for field in fields(cls)]
         for name in values:
             if name not in names:
@@ -104,13 +104,13 @@ class PairSpectrum:
 
 
 class PairGrams(NamedTuple):
-    """Products of P and T, float64: between columns, or, for fewer rows than columns, between rows.
+    """Products of P and T, float64: between columns, or between rows if there are fewer rows than columns.
 
     Attributes:
         online: P^T P (D, D), or P P^T (N, N).
         target: T^T T (D, D), or T T^T (N, N); only the lower triangle is read.
         cross: P^T T (D, D), or P T^T (N, N).
-        rows: N.
+        rows: number of rows N.
         between_rows: whether the matrices are (N, N).
     """
 
@@ -129,14 +129,14 @@ def pair_spectrum(online: Tensor, target: Tensor) -> PairSpectrum:
         target: T (N, D).
 
     Raises:
-        UserError: the batches are not two (N, D) of one shape.
+        UserError: the batches are not both (N, D) of the same shape.
         NonFiniteError: either batch has a NaN or an infinity.
     """
     for z in (online, target):
         check_batch(z, _PAIR)
     if online.shape != target.shape or online.ndim != 2:
         raise UserError(
-            f"{_PAIR} is two batches of one shape (N, D), got {tuple(online.shape)} and {tuple(target.shape)}"
+            f"{_PAIR} needs two batches of one shape (N, D), got {tuple(online.shape)} and {tuple(target.shape)}"
         )
     if not online.isfinite().all():
         raise NonFiniteError(f"{_PAIR}: the online batch is not finite")
@@ -154,14 +154,14 @@ def pair_spectrum(online: Tensor, target: Tensor) -> PairSpectrum:
 
 
 def spectrum_of_grams(grams: PairGrams, tolerance: float) -> PairSpectrum:
-    """The record that Gram matrices hold.
+    """The record, computed from Gram matrices.
 
     All of it follows from three energies of each direction v of the target: |P v|^2, P v . T v and |P^T P v|^2.
     Between columns v is an eigenvector w of T^T T. Between rows an eigenvector w of T T^T gives v = T^T w / s, so
     that P v = P T^T w / s and T v = s w.
 
     Args:
-        grams: of P and T.
+        grams: Gram matrices of P and T.
         tolerance: the relative singular value at and below which a direction of the target is null.
 
     Raises:
@@ -177,7 +177,7 @@ def spectrum_of_grams(grams: PairGrams, tolerance: float) -> PairSpectrum:
         image = grams.online @ w  # P^T P v (D, R')
         energy, shared = _dots(image, w).clamp_min(0), _dots(grams.cross @ w, w)
         image_energy = _dots(image, image)
-    # |P v|^2 <= |P^T P v| (Cauchy and Schwarz), except for rounding: so alignments stay in [0, 1].
+    # |P v|^2 <= |P^T P v| (Cauchy-Schwarz) except for rounding: eigenspace alignments stay in [0, 1].
     image_norm = torch.maximum(image_energy.clamp_min(0).sqrt(), energy)
     return PairSpectrum(
         spectrum_online=gram_singular_values(grams.online, _PAIR)[: grams.rows],
@@ -190,22 +190,22 @@ def spectrum_of_grams(grams: PairGrams, tolerance: float) -> PairSpectrum:
 
 
 def eigenspace_alignment(online: Tensor, target: Tensor, top: int = 512) -> Tensor:
-    """How far the target's eigenvectors are the online branch's too: a_i = |cos(C_p v_i, v_i)|, in [0, 1].
+    """How far the target's eigenvectors are also the online branch's: a_i = |cos(C_p v_i, v_i)|, in [0, 1].
 
-    v_i are the eigenvectors of C_t = T^T T / N by falling eigenvalue, and C_p = P^T P / N (RDM, which averages
+    v_i are the eigenvectors of C_t = T^T T / N by decreasing eigenvalue, and C_p = P^T P / N (RDM, which averages
     over the top 512). 1 means that v_i is an eigenvector of C_p. The value is 0 where the online branch has no
     energy.
 
     Args:
         online: P (N, D).
         target: T (N, D).
-        top: eigenvectors at most.
+        top: maximum number of eigenvectors.
 
     Returns:
         (min(top, R'),).
 
     Raises:
-        UserError: the batches are not two (N, D) of one shape.
+        UserError: the batches are not both (N, D) of the same shape.
         NonFiniteError: either batch has a NaN or an infinity.
     """
     return pair_spectrum(online, target).eigenspace_alignment[:top]
@@ -225,7 +225,7 @@ def measured_filter(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         s (R',) descending and g (R',).
 
     Raises:
-        UserError: the batches are not two (N, D) of one shape.
+        UserError: the batches are not both (N, D) of the same shape.
         NonFiniteError: either batch has a NaN or an infinity.
 
     Example:
@@ -245,7 +245,7 @@ def transfer(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
     h_i = (P v_i . T v_i) / |T v_i|^2, the least-squares gain (the H1 estimate of a transfer function, Bendat &
     Piersol). T's columns T v_i are orthogonal, so h_i = v_i^T W v_i wherever P = T W, whatever W is. Energy that W
-    brings from other directions does not change it, nor does what P alone has (a mean where T has none);
+    brings from other directions does not change it, nor does energy that P alone has (a mean where T has none);
     `measured_filter` counts both, so |h_i| <= g_i. Where P is a spectral filter of T, both are its gain.
 
     Args:
@@ -256,7 +256,7 @@ def transfer(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         s (R',) descending and h (R',), which may be negative.
 
     Raises:
-        UserError: the batches are not two (N, D) of one shape.
+        UserError: the batches are not both (N, D) of the same shape.
         NonFiniteError: either batch has a NaN or an infinity.
 
     Example:
@@ -270,10 +270,10 @@ def transfer(online: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
-    """Weighted Kendall correlation of gains with singular values: 1 is low-pass, -1 high-pass, 0 neither.
+    """Weighted Kendall correlation of gains with singular values: 1 is a low-pass, -1 a high-pass, 0 neither.
 
     It is taken over the pairs that are not tied (Goodman & Kruskal's gamma), each weighted by its target energies
-    s_i^2 s_j^2: of two directions drawn by energy, how much more often the stronger one has the larger gain than
+    s_i^2 s_j^2: for two directions drawn by energy, how much more often the stronger one has the larger gain than
     the smaller one. Only the order of the gains counts, so g and log g score the same. Gains within 1e-6 of one
     another are tied; if all are (the identity), the score is 0.
 
@@ -282,7 +282,7 @@ def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
         g: measured gains, or transfers (R,).
 
     Returns:
-        0-d, in [-1, 1], float64. Memory is R^2.
+        0-d, in [-1, 1], float64. Memory use grows as R^2.
     """
     s, g = s.double(), g.double()
     rises = torch.sign(s[:, None] - s)
@@ -338,6 +338,6 @@ def _check_columns(columns: Mapping[str, Tensor], rows: int) -> None:
         if name != "transfer" and (column < 0).any():
             raise UserError(f"{name} of a pair's spectra cannot be negative, got {float(column.min()):g}")
         if spectrum and (column[:-1] < column[1:]).any():
-            raise UserError(f"{name} of a pair's spectra must descend")
+            raise UserError(f"{name} of a pair's spectra must be in descending order")
         if name == "eigenspace_alignment" and (column > 1).any():
             raise UserError(f"{name} of a pair's spectra cannot be above 1, got {float(column.max()):g}")

@@ -15,7 +15,7 @@ def is_distributed() -> bool:
 def gather_rows(z: Tensor) -> Tensor:
     """The rows of all processes, without gradient: (..., N, D) -> (..., world x N, D), in the processes' order.
 
-    Every process calls it, with the same shape. Without `torch.distributed`, or in a world of one, the result is
+    Every process must call it with the same shape. Without `torch.distributed`, or with one process, the result is
     `z` itself (detached).
     """
     z = z.detach()

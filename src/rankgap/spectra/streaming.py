@@ -1,4 +1,4 @@
-"""`spectra.sums` as metrics of torchmetrics: batches add up, and so do the processes of a distributed run.
+"""`spectra.sums` as torchmetrics metrics, summed over batches and over the processes of a distributed run.
 
 Shapes: N rows so far, D columns.
 """
@@ -18,10 +18,10 @@ from rankgap.spectra.sums import PairSums, RowSums
 
 
 class EffectiveRank(Metric):
-    """Effective rank of all rows seen, as `spectra.effective_rank` of one batch.
+    """Effective rank of all rows seen, as `spectra.effective_rank` computes it for one batch.
 
     Args:
-        width: D.
+        width: number of columns D.
         of: "correlation" or "features", as in `effective_rank`.
         center: subtract the mean row.
 
@@ -57,10 +57,10 @@ class EffectiveRank(Metric):
         return self._sums.spectrum("EffectiveRank", center=self.center)
 
     def compute(self) -> Tensor:
-        """0-d, float64.
+        """The effective rank, 0-d, float64.
 
         Raises:
-            UserError: no row was added, or all values are zero.
+            UserError: no row has been added, or all values are zero.
         """
         s = self.spectrum()
         if not s[0] > 0:
@@ -76,7 +76,7 @@ class PairSpectra(Metric):
     """The `PairSpectrum` of paired outputs, over all rows seen.
 
     Args:
-        width: D of both.
+        width: number of columns D of both outputs.
     """
 
     full_state_update = False
@@ -102,12 +102,12 @@ class PairSpectra(Metric):
         """The record of all rows of all processes.
 
         Raises:
-            UserError: no row was added.
+            UserError: no row has been added.
         """
         return self._sums.spectrum()
 
     def _wrap_compute(self, compute: Callable[[], PairSpectrum]) -> Callable[[], PairSpectrum]:
-        # torchmetrics would squeeze columns of one number and refuses frozen dataclasses: it gets a sealed box.
+        # torchmetrics would squeeze columns of one number, and it refuses frozen dataclasses: wrap the record.
         sealed = super()._wrap_compute(lambda: _Sealed(compute()))
         return lambda: sealed().record
 

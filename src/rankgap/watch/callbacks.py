@@ -1,4 +1,4 @@
-"""The part that the callbacks of all trainers share."""
+"""The part shared by the callbacks of all trainers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rankgap.watch.monitor import RankMonitor
 
 Action = Literal["warn", "stop"]
 
-RANKS = ("erank_online", "erank_target", "rank_difference")  # the numbers of a reading that loggers get
+RANKS = ("erank_online", "erank_target", "rank_difference")  # the numbers of a reading that are logged
 
 
 class Watcher:
@@ -24,8 +24,8 @@ class Watcher:
         online: dotted name of the module whose output is P.
         target: dotted name of the module whose output is T.
         every: steps between two readings; a step is one backward pass.
-        stacked: views that one output holds.
-        thresholds: of the diagnosis.
+        stacked: number of views in one output.
+        thresholds: thresholds of the diagnosis.
         on_alarm: what to do when a new diagnosis is not healthy: "warn", "stop" (warn and end training), or a
             function that is called with it.
 
@@ -61,7 +61,7 @@ class Watcher:
             self.monitor.__exit__(None, None, None)
 
     def look(self) -> tuple[dict[str, float], bool]:
-        """Called after a step: the ranks if they were read anew, and whether training should end."""
+        """Call after each step; returns the ranks of a new reading, if any, and whether training should end."""
         assert self.monitor is not None
         reading, alarm = self.monitor.news()
         ranks = {} if reading is None else {name: getattr(reading, name) for name in RANKS}

@@ -46,7 +46,7 @@ class Diagnosis:
     def __str__(self) -> str:
         if not self:
             return f"healthy at step {self.step}"
-        return f"{self.kind} at step {self.step}: {self.saw}. Likely {self.cause}; first {self.knob}."
+        return f"{self.kind} at step {self.step}: {self.saw}. Likely cause: {self.cause}. First, {self.knob}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,18 +54,18 @@ class Thresholds:
     """Where the doctor draws its lines.
 
     Args:
-        patience: readings in a row that must agree before anything but non-finite values is named.
+        patience: readings in a row that must agree before a fault is named; non-finite values are named at once.
         constant: `Reading.spread` at or below which features count as constant.
-        share: share of the target's early peak below which its effective rank counts as collapsed. Effective ranks
-            of a random network are high, and fall in healthy runs too, to a tenth in short ones.
-        floor: effective rank at or below which it counts as collapsed in any case.
-        early: readings in which that peak is sought.
+        share: share of the target's early peak below which its effective rank counts as collapsed. A random
+            network's effective ranks are high, and fall in healthy runs too, to a tenth in short ones.
+        floor: effective rank at or below which the target counts as collapsed in any case.
+        early: number of readings in which that peak is sought.
         margin: share of the online rank by which the target's must lie below it to count as a negative difference.
-            The two views of a symmetric model differ by noise, and while SimSiam's predictor is learning, the
+            The two views of a symmetric model differ by noise, and while SimSiam's predictor is learning the
             online rank exceeds the target's by up to a sixth in runs that end well. A filter on the wrong branch
             makes the online rank several times as high.
         uniform: share of ln K above which an assignment counts as uniform.
-        single: share of ln K below which one prototype counts as having it all.
+        single: share of ln K below which one prototype counts as taking everything.
     """
 
     patience: int = 5
@@ -79,14 +79,14 @@ class Thresholds:
 
 
 class Doctor:
-    """Takes in a run's readings one by one, and names what is wrong with the run.
+    """Takes a run's readings one by one, and names what is wrong with the run.
 
     Args:
         thresholds: where to draw the lines; the defaults of `Thresholds` if None.
 
     Attributes:
         peak: the highest effective rank among the target's early readings.
-        seen: how many finite readings were taken in.
+        seen: number of finite readings so far.
         recent: the newest of them, at most `Thresholds.patience`.
     """
 
@@ -97,12 +97,12 @@ class Doctor:
         self.recent: deque[Reading] = deque(maxlen=self.thresholds.patience)
 
     def __call__(self, reading: Reading) -> Diagnosis:
-        """Take in a reading, and say how the run stands."""
+        """Take a new reading, and return the diagnosis."""
         if not reading.finite:
             return Diagnosis(
                 "non-finite",
                 reading.step,
-                "outputs have values that are not finite",
+                "some outputs are not finite",
                 "a learning rate that is too high, or half precision that overflows",
                 "lower the learning rate, or train in float32",
             )
@@ -121,7 +121,7 @@ class Doctor:
             return Diagnosis(
                 "one prototype",
                 step,
-                f"the targets' mean has {now.usage:.1%} of the entropy of ln K: one prototype has it all",
+                f"the entropy of the mean target is {now.usage:.1%} of ln K: one prototype takes everything",
                 "centring that is too slow, or targets that are too sharp",
                 "lower the centre's momentum, or raise the teacher's temperature",
             )
@@ -129,7 +129,7 @@ class Doctor:
             return Diagnosis(
                 "uniform assignment",
                 step,
-                f"the targets have {now.assignment:.1%} of the entropy of ln K, so the loss stays at ln K",
+                f"the mean entropy of the targets is {now.assignment:.1%} of ln K, so the loss stays at ln K",
                 "targets that are too soft, or views too strong for so short a run",
                 "lower the teacher's temperature (or Sinkhorn's eps), or soften the colour jitter",
             )
@@ -139,7 +139,7 @@ class Doctor:
                 "complete",
                 step,
                 f"all outputs point the same way (spread {now.spread:.2g})",
-                "a missing stop-gradient, predictor or filter: both branches are the same",
+                "a missing stop-gradient, predictor or filter, so that both branches are the same",
                 "detach the target, and give one branch a filter (target power:-0.5)",
             )
         if all(not r.erank_target > max(limits.share * self.peak, limits.floor) for r in recent):
@@ -154,16 +154,16 @@ class Doctor:
             return Diagnosis(
                 "negative rank difference",
                 step,
-                f"the target's effective rank is below the online one's ({now.erank_target:.2f} < "
-                f"{now.erank_online:.2f}) for {len(recent)} readings",
-                "a filter on the wrong branch: dimensions will die",
+                f"the target's effective rank has been below the online one's for {len(recent)} readings "
+                f"({now.erank_target:.2f} < {now.erank_online:.2f})",
+                "a filter on the wrong branch, so that dimensions will die",
                 "swap the filter's sign or its branch",
             )
         return Diagnosis("healthy", step)
 
 
 def alarms(history: Iterable[Reading], thresholds: Thresholds | None = None) -> list[Diagnosis]:
-    """Every diagnosis of a history that is not healthy, once for each time that it begins."""
+    """Every diagnosis in a history that is not healthy, once for each time that it begins."""
     doctor, found, last = Doctor(thresholds), [], "healthy"
     for reading in history:
         diagnosis = doctor(reading)

@@ -1,4 +1,4 @@
-"""Forward hooks that collect what two modules of a model give, step by step."""
+"""Forward hooks that collect the outputs of two modules of a model, step by step."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rankgap.spectra.pair import Side
 class BranchHooks:
     """Collects the outputs of both branches' modules.
 
-    A step ends where gradients first reach an online output, so a module may run once a view or once for all
+    A step ends where gradients first reach an online output, so a module may run once per view or once for all
     views. Passes in evaluation mode or without gradient are skipped. Nothing is copied.
 
     Args:
         model: the model, wrapped by DDP or not.
-        names: of each side, the dotted name of the module.
-        stacked: views that one output holds, one after the other.
-        wanted: asked at each output whether this step's are collected.
+        names: the dotted name of each side's module.
+        stacked: number of views in one output, one after the other.
+        wanted: called at each output; returns whether to collect this step's outputs.
         end_step: called at the end of each step with the online and the target views, which are empty if they were
             not wanted.
 
@@ -60,7 +60,7 @@ class BranchHooks:
         self._forget()
 
     def _collect(self, side: Side, module: nn.Module, inputs: Any, output: Any) -> None:
-        # Only checkpointed layers run within a backward pass, for the second time.
+        # Only checkpointed layers run during a backward pass, for the second time.
         if not self.modules["online"].training or torch._C._current_graph_task_id() != -1:
             return
         output = _tensor(output, self.names[side])
@@ -80,7 +80,8 @@ class BranchHooks:
         self._forget()
         if online and not target:
             raise UserError(
-                f"{self.names['online']} gave an output but {self.names['target']} did not, in one step"
+                f"{self.names['online']} gave an output but {self.names['target']} did not in the same step: "
+                "name two modules that both run in every step"
             )
         self.end_step(online, target)
 
@@ -108,5 +109,5 @@ def _tensor(output: Any, name: str) -> Tensor:
         output = output[0]
     if not isinstance(output, Tensor) or output.ndim not in (2, 3):
         what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"{name} gives {what}; expected a batch (N, D) or views (V, N, D)")
+        raise UserError(f"{name} returns {what}; expected a batch (N, D) or views (V, N, D)")
     return output

@@ -1,4 +1,4 @@
-"""The monitor as a Lightning callback: two lines in anyone's training."""
+"""The monitor as a Lightning callback: two lines in any training script."""
 
 from __future__ import annotations
 

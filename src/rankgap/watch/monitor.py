@@ -2,7 +2,7 @@
 
     with RankMonitor(model, online="predictor", target="projector") as monitor:
         for images in loader:
-            ...                      # forward, backward, step, as ever
+            ...                      # forward, backward, step, as usual
             if monitor.diagnosis:
                 print(monitor.diagnosis)
     monitor.compute().rank_difference
@@ -32,12 +32,12 @@ class RankMonitor:
     """Reads the effective ranks of two branches every few steps, and says whether they collapse.
 
     With a model, forward hooks on two of its modules collect their outputs. A step ends where gradients first
-    reach an online output, so a module may run once a view or once for all views. `opposite_views` then says which
-    views are compared. Passes in evaluation mode or without gradient are skipped. Nothing is copied, and leaving
-    the `with` block removes the hooks. Without a model, call `update`.
+    reach an online output, so a module may run once per view or once for all views. `opposite_views` then says
+    which views are compared. Passes in evaluation mode or without gradient are skipped. Nothing is copied, and
+    leaving the `with` block removes the hooks. Without a model, call `update`.
 
-    Rows add up in float64 (`spectra.sums.PairSums`) until `reset`. Under `torch.distributed` every process calls
-    `compute`, which sums over processes. Readings and diagnosis are of this process's own batches.
+    Rows add up in float64 (`spectra.sums.PairSums`) until `reset`. Under `torch.distributed` every process must
+    call `compute`, which sums over processes. Readings and diagnosis are those of this process's own batches.
 
     Args:
         model: the model, wrapped by DDP or not; None to call `update` by hand.
@@ -45,14 +45,14 @@ class RankMonitor:
         target: dotted name of the module whose output is T.
         every: steps from one reading to the next. A reading costs two D x D x N products and two decompositions of
             the smaller Gram matrix, in float64.
-        stacked: views that one output holds, one after the other, where a model runs all views as one batch.
-        thresholds: of the diagnosis.
-        window: keep running sums for `compute`; they hold three float64 D x D matrices.
+        stacked: number of views in one output, one after the other, for a model that runs all views as one batch.
+        thresholds: thresholds of the diagnosis.
+        window: whether to keep running sums for `compute`: three float64 D x D matrices.
 
     Attributes:
-        step: how many steps have been counted.
+        step: number of steps counted so far.
         history: the readings so far.
-        diagnosis: of the newest readings.
+        diagnosis: diagnosis of the newest readings.
 
     Raises:
         UserError: the model has no such module (the nearest names are listed).
@@ -132,15 +132,15 @@ class RankMonitor:
         Args:
             online: P, all views of the step (V, B, D), of which `opposite_views` are read; or the rows (N, D) to
                 be read.
-            target: T, the same of the target branch.
-            step: the step that the reading is of; the monitor's own count by default.
+            target: T, the same for the target branch.
+            step: the step of the reading; by default the monitor's own count.
             exponent: the exponent that an `auto` filter chose for this step; it is kept with the reading.
 
         Returns:
-            The diagnosis, which is kept as `diagnosis` too.
+            The diagnosis, also kept as `diagnosis`.
 
         Raises:
-            UserError: the rows of the two differ in shape.
+            UserError: the rows of the two branches differ in shape.
         """
         p, t = (rows.detach() for rows in opposite_views(online, target))
         reading = read(p, t, self.step if step is None else step)._replace(exponent=exponent)
@@ -154,7 +154,7 @@ class RankMonitor:
         return self.diagnosis
 
     def resume(self, history: Iterable[Reading]) -> None:
-        """Go on from the readings of an interrupted run; `news` does not tell them again."""
+        """Continue from the readings of an interrupted run; `news` does not report them again."""
         for reading in history:
             self._take(reading)
         self._told, self._known = len(self.history), self.diagnosis.kind
@@ -165,7 +165,7 @@ class RankMonitor:
         self.step = reading.step + 1
 
     def news(self) -> tuple[Reading | None, Diagnosis | None]:
-        """The newest reading and a diagnosis of a new kind, each only once; for callbacks.
+        """The newest reading and a diagnosis of a new kind, each returned only once; for callbacks.
 
         Returns:
             The reading, or None if there was none since the last call; and the diagnosis, or None if all is well
@@ -178,13 +178,13 @@ class RankMonitor:
         return self.history[-1], self.diagnosis if self.diagnosis and self._known != known else None
 
     def batch_spectrum(self) -> PairSpectrum:
-        """The record of the rows that were read last, computed when asked for.
+        """The record of the rows that were read last, computed on request.
 
         Raises:
-            UserError: nothing finite was read yet.
+            UserError: nothing finite has been read yet.
         """
         if self._newest is None:
-            raise UserError("no finite outputs were read yet: train inside the with block, or call update")
+            raise UserError("no finite outputs have been read yet: train inside the with block, or call update")
         step, p, t = self._newest
         return dataclasses.replace(pair_spectrum(p, t), step=step)
 
@@ -192,12 +192,12 @@ class RankMonitor:
         """The record of all rows read since the last `reset`; its step is that of the newest reading.
 
         Raises:
-            UserError: nothing was read yet, a branch is all zero, or the monitor keeps no window.
+            UserError: nothing has been read yet, a branch is all zero, or the monitor keeps no window.
         """
         if not self.window:
             raise UserError("this monitor keeps no sums: call batch_spectrum, or create it with window=True")
         if self._sums is None:
-            raise UserError("no step was sampled yet: train inside the with block, or call update")
+            raise UserError("no step has been read yet: train inside the with block, or call update")
         pair = self._sums.over_processes().spectrum()
         spectra: dict[Side, Tensor] = {"online": pair.spectrum_online, "target": pair.spectrum_target}
         for side, s in spectra.items():
@@ -206,6 +206,6 @@ class RankMonitor:
         return dataclasses.replace(pair, step=self.history[-1].step)
 
     def reset(self) -> None:
-        """Begin a new window of rows; readings and diagnosis go on."""
+        """Begin a new window of rows; readings and diagnosis continue."""
         if self._sums is not None:
             self._sums.clear()

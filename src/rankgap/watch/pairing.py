@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rankgap.errors import UserError
 
-BranchOutput = Tensor | Sequence[Tensor]  # of one step: rows (N, D), or all views (V, B, D)
+BranchOutput = Tensor | Sequence[Tensor]  # one step's rows (N, D), or all its views (V, B, D)
 
 
 def opposite_views(online: BranchOutput, target: BranchOutput) -> tuple[Tensor, Tensor]:
@@ -16,18 +16,18 @@ def opposite_views(online: BranchOutput, target: BranchOutput) -> tuple[Tensor, 
 
     Args:
         online: rows (N, D), which are taken as they are, or all views of a step (V, B, D).
-        target: the same of the target branch; its number of views may differ.
+        target: the same for the target branch; its number of views may differ.
 
     Returns:
         P (N, D) and T (N, D).
 
     Raises:
-        UserError: the two are not (N, D) of one shape.
+        UserError: the two are not (N, D) of the same shape.
     """
     p, t = _views(online)[0], _views(target)[:2][-1]
     if p.shape != t.shape or p.ndim != 2:
         raise UserError(
-            f"the branches are compared row by row and column by column, (N, D) with (N, D): online is "
+            f"the branches are compared row by row, so both must have one shape (N, D): online is "
             f"{tuple(p.shape)}, target {tuple(t.shape)}"
         )
     return p, t

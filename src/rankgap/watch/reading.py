@@ -1,4 +1,4 @@
-"""One look at both branches.
+"""One reading of both branches.
 
 Shapes: N rows, D columns (or K prototypes).
 """
@@ -17,20 +17,20 @@ from rankgap.spectra.gram import singular_values
 
 
 class Reading(NamedTuple):
-    """One look at both branches; numbers are NaN where a branch is all zero or not finite.
+    """One reading of both branches; numbers are NaN where a branch is all zero or not finite.
 
     Attributes:
         step: the training step.
         erank_online: effective rank of P's uncentred correlation (RDM's).
-        erank_target: of T's.
+        erank_target: effective rank of T's uncentred correlation.
         rank_difference: erank_target - erank_online.
         erank_online_features: effective rank of P itself (Roy & Vetterli's).
-        erank_target_features: of T itself.
+        erank_target_features: effective rank of T itself.
         mean_energy_online: the share of P's energy in its mean row.
-        mean_energy_target: of T's.
-        spread: 1 - |mean of the online rows scaled to length 1|^2, in [0, 1]; 0: all point the same way.
+        mean_energy_target: the share of T's energy in its mean row.
+        spread: 1 - |mean of the online rows scaled to length 1|^2, in [0, 1]; 0 if all point the same way.
         assignment: mean entropy of the target rows over ln K, in [0, 1]; None if the rows are not distributions.
-        usage: entropy of the mean target row over ln K, 0 where one prototype has it all; None as above.
+        usage: entropy of the mean target row over ln K, 0 if one prototype takes everything; None as above.
         exponent: the exponent that an `auto` filter chose for this step; None without such a filter.
         finite: whether both branches' outputs are finite numbers.
     """
@@ -89,7 +89,7 @@ def is_distribution(z: Tensor) -> bool:
 
 
 def readings(metrics: Mapping[str, Sequence[float]]) -> list[Reading]:
-    """The readings in the columns of a run's `metrics.csv`; other columns are left out."""
+    """The readings in the columns of a run's `metrics.csv`; other columns are ignored."""
     known = [name for name in Reading._fields if name in metrics]
     rows = zip(*(metrics[name] for name in known), strict=True)
     return [Reading(**dict(zip(known, row, strict=True)))._replace(step=int(row[0])) for row in rows]

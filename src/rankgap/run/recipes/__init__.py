@@ -1,7 +1,7 @@
-"""Recipes: what a method is trained with. They are data in YAML, read into dataclasses.
+"""Recipes: the settings a method is trained with, in YAML that is read into dataclasses.
 
-A recipe is a YAML file under `recipes/<data set>/<body>.yaml`; a method names the body it stands on. The options
-of a map nest under its branch and its name, `target.sinkhorn.eps`, as the map itself defines them.
+A recipe is a YAML file under `recipes/<data set>/<body>.yaml`; each method names its body. The options of a map
+nest under its branch and its name, `target.sinkhorn.eps`, as the map itself defines them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SIDES: tuple[Side, ...] = get_args(Side)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe(Heads):
-    """All that a method is trained with, except the data: its heads, its optimiser and its views.
+    """Everything a method is trained with, except the data: its heads, its optimiser and its views.
 
     Args:
-        about: what it reaches, in which time, on which hardware, over how many seeds; and who says so.
+        about: the accuracy it reaches, in what time, on what hardware, over how many seeds, and who reports it.
         optimizer: optimiser and learning-rate schedule.
         views: augmentation of each view, two or more.
     """
@@ -44,7 +44,7 @@ class Recipe(Heads):
             raise UserError(f"views: a recipe needs two views or more, got {len(self.views)}")
 
     def used_by(self, method: Method) -> Recipe:
-        """The same with the options of all maps that a method has, and of no others."""
+        """The recipe with options for exactly the maps that a method has."""
         online, target = (
             {kind.name: self.options(side, kind, argument) for kind, argument in method.maps(side)}
             for side in SIDES
@@ -56,24 +56,24 @@ def recipe_from(values: object, where: str) -> Recipe:
     """A recipe from plain values.
 
     Args:
-        values: as YAML gives them.
-        where: what to call it in an error.
+        values: the values as YAML gives them.
+        where: the recipe's name in an error.
 
     Raises:
-        UserError: an unknown or missing key, or a value of the wrong type, named with its place.
+        UserError: an unknown or missing key, or a value of the wrong type; the message names its place.
     """
     return with_map_options(read(Recipe, values, where), where)
 
 
 def with_map_options(recipe: Recipe, where: str) -> Recipe:
-    """A recipe whose maps' options are plain values, with each read as the dataclass that its map defines.
+    """Read the plain map options of a recipe as the dataclasses that the maps define.
 
     Args:
-        recipe: as `reader.read` gives it.
-        where: what to call it in an error.
+        recipe: a recipe as `reader.read` returns it.
+        where: the recipe's name in an error.
 
     Raises:
-        UserError: an unknown map or option, or a value of the wrong type, named with its place.
+        UserError: an unknown map or option, or a value of the wrong type; the message names its place.
     """
     online, target = (_options(side, recipe.of(side), f"{where}.{side}") for side in SIDES)
     return dataclasses.replace(recipe, online=online, target=target)
@@ -88,26 +88,26 @@ def _options(side: Side, given: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def recipe_names() -> list[str]:
-    """The data sets that recipes exist for."""
+    """The data sets that have recipes."""
     return sorted(p.name for p in resources.files(__name__).iterdir() if p.is_dir() and "__" not in p.name)
 
 
 def load_recipe(name: str, body: str) -> Recipe:
-    """The recipe of a body for a data set, or of a file.
+    """Load a body's recipe for a data set, or a recipe from a file.
 
     Args:
         name: one of `recipe_names()`, or the path of a YAML file.
-        body: the method whose projector, optimiser and views are meant: byol, simsiam, swav, dino.
+        body: the method whose projector, optimiser and views to use: byol, simsiam, swav, dino.
 
     Raises:
-        UserError: no such recipe, or a file that is not one.
+        UserError: no such recipe, or a file that is not a recipe.
     """
     if name in recipe_names():
         text = (resources.files(__name__) / name / f"{body}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
         text = read_text(Path(name))
     else:
-        raise unknown("recipe", name, ["auto", *recipe_names(), "a path of a YAML file"])
+        raise unknown("recipe", name, ["auto", *recipe_names(), "the path of a YAML file"])
     return recipe_from(parse_yaml(text, f"recipe {name}"), f"recipe {name}")
 
 
@@ -115,7 +115,7 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """A recipe with some values replaced.
 
     Args:
-        recipe: the one to start from.
+        recipe: the recipe to start from.
         settings: dotted keys and values: {"optimizer.lr": 0.1, "projector.widths": [512, 128], "views.0.flip": 0}.
 
     Raises:

@@ -1,4 +1,4 @@
-// Draws the figures of a report, follows its sliders, and gives each figure's data as CSV.
+// Draws the figures of a report, follows its sliders, and offers each figure's data as CSV.
 "use strict";
 
 const FIGURES = JSON.parse(document.getElementById("figures").textContent);
@@ -11,7 +11,7 @@ function setTheme(theme) {
   document.querySelectorAll(".plot").forEach((plot) => plot.data && dress(plot));
 }
 
-// A figure's colours are names of CSS variables, resolved here so that both themes have their own.
+// A figure's colours are names of CSS variables, resolved here so that each theme has its own.
 function dress(plot) {
   const axis = { gridcolor: color("grid"), linecolor: color("line"), zerolinecolor: color("line") };
   const layout = { "font.color": color("muted") };

@@ -52,7 +52,7 @@ FILTERS = (
 )
 ALIGNMENT = (
     "At 1, this eigenvector of the target is also an eigenvector of the online branch, so that the branches "
-    "differ by a filter alone. The theory assumes this of the strong directions, on the left."
+    "differ only by a filter. The theory assumes this of the strong directions, on the left."
 )
 BARS = "Longer is better. Compare speeds only between runs of the same model on the same machine."
 SLIDER = (
@@ -122,7 +122,7 @@ def _configurations(runs: Sequence[Run]) -> str:
     flat = [_flat({key: each[key] for key in ("run", "model", "recipe", "versions")}) for each in saved]
     keys = [key for key in dict.fromkeys(k for f in flat for k in f) if len({f.get(key, "") for f in flat}) > 1]
     differ = (
-        "<p>Settings in which the runs differ:</p>"
+        "<p>Settings that differ between the runs:</p>"
         + _table(["", *(run.label for run in runs)], [[key, *(f.get(key, "") for f in flat)] for key in keys])
         if len(runs) > 1
         else ""
@@ -140,13 +140,13 @@ def _variables(colours: Mapping[str, str]) -> str:
 
 
 def report_page(folders: Sequence[RunFolder]) -> str:
-    """The report of some runs as a page of HTML.
+    """The report on some runs, as an HTML page.
 
     Args:
-        folders: one run or more. Where a run lacks readings, spectra or results, the page says so.
+        folders: one or more runs. Where a run lacks readings, spectra or results, the page says so.
 
     Raises:
-        UserError: a folder holds no run, or files that cannot be read as ours.
+        UserError: a folder holds no run, or its files cannot be read.
     """
     runs = [Run(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
     ranks = [v for run in runs for name in ("erank_online", "erank_target") for v in run.metrics.get(name, [])]
@@ -185,7 +185,7 @@ def report_page(folders: Sequence[RunFolder]) -> str:
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side"
     return string.Template((here / "page.html").read_text()).substitute(
         title=html.escape(f"rankgap: {title}"),
-        about=f"rankgap {rankgap.__version__}. This page was made from the run folders alone. It sends nothing.",
+        about=f"rankgap {rankgap.__version__}. This page was made from the run folders alone. It sends no data.",
         style=string.Template((here / "page.css").read_text()).substitute(
             light=_variables(LIGHT), dark=_variables(DARK)
         ),
@@ -197,10 +197,10 @@ def report_page(folders: Sequence[RunFolder]) -> str:
 
 
 def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
-    """Write `report_page` to a file; its folder is made.
+    """Write `report_page` to a file; its folder is created if there is none.
 
     Raises:
-        UserError: as `report_page`, or the file cannot be written.
+        UserError: as in `report_page`, or the file cannot be written.
     """
     path = Path(out)
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""The figures of the report, one function each: from a run's files to Plotly's traces and its slider's frames.
+"""The figures of the report, one function each: from a run's files to Plotly's traces and the slider's frames.
 
 Numbers are plain lists, not arrays: Plotly would pack arrays in base64, and other programs read the page too.
 """
@@ -24,7 +24,7 @@ from rankgap.spectra.pair import PairSpectrum
 from rankgap.watch.doctor import Diagnosis, alarms
 from rankgap.watch.reading import readings
 
-READINGS, FRAMES, POINTS = 400, 24, 60  # at most in a figure: ten runs and Plotly then fit in 6 MB
+READINGS, FRAMES, POINTS = 400, 24, 60  # at most per figure, so that ten runs and Plotly fit in 6 MB
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Run:
 
     @cached_property
     def saved(self) -> SavedRun:
-        """`config.yaml`."""
+        """The contents of `config.yaml`."""
         return self.folder.saved()
 
     @cached_property
@@ -51,18 +51,18 @@ class Run:
 
     @cached_property
     def spectra(self) -> list[PairSpectrum]:
-        """The records along training, thinned."""
+        """The records during training, thinned out."""
         found = self.folder.spectra()
         return [found[i] for i in thin(len(found), FRAMES)]
 
     @cached_property
     def results(self) -> dict[str, Any]:
-        """`results.json`, or the newest reading of a run that has no results yet."""
+        """The contents of `results.json`, or the newest reading of a run that has no results yet."""
         return self.folder.results() or self.folder.last_reading()
 
     @cached_property
     def alarms(self) -> list[Diagnosis]:
-        """The alarms that its readings raise."""
+        """The alarms that the run's readings raise."""
         return alarms(readings(self.metrics))
 
     @property
@@ -84,13 +84,13 @@ class Panel:
     """One figure.
 
     Args:
-        name: of its element and its CSV.
-        title: above it.
+        name: name of its element and its CSV.
+        title: title above it.
         figure: None if the run has nothing to draw.
-        frames: the contents of its traces along training: `at` (share of the run), `note`, `y`, and `x` if it
+        frames: the contents of its traces during training: `at` (share of the run), `note`, `y`, and `x` if it
             changes.
-        note: under the title, or in place of the figure.
-        rows: of bars, which set its height; 0 for the height of an ordinary panel.
+        note: text under the title, or in place of the figure.
+        rows: number of rows of bars, which sets its height; 0 for the height of an ordinary panel.
     """
 
     name: str
@@ -112,7 +112,7 @@ def thin(count: int, most: int) -> list[int]:
 
 
 def _thin_log(count: int) -> list[int]:
-    """Indices of a spectrum, evenly spaced by the logarithm of their number."""
+    """Indices of a spectrum, evenly spaced on a logarithmic scale."""
     if not count:
         return []
     return sorted({round(i) - 1 for i in np.geomspace(1, count, min(count, POINTS)).tolist()})
@@ -160,12 +160,12 @@ def _with_crossings(
 
 
 def ranks_panel(run: Run, index: int, ceiling: float) -> Panel:
-    """Both branches' effective rank along training, the difference shaded.
+    """Both branches' effective rank during training, with the difference shaded.
 
     Args:
         run: the run.
-        index: of the run on the page.
-        ceiling: greatest effective rank on the page; the panels share their axis.
+        index: index of the run on the page.
+        ceiling: the largest effective rank on the page; the panels share their axis.
     """
     metrics, title = run.metrics, run.label
     if not metrics.get("step"):
@@ -213,16 +213,16 @@ def _frame(run: Run, pair: PairSpectrum, note: str, y: list[Any], x: list[Any] |
 
 
 def _no_spectra(name: str, run: Run) -> Panel:
-    return Panel(name=name, title=run.label, figure=None, note="This run has kept no spectra.")
+    return Panel(name=name, title=run.label, figure=None, note="This run kept no spectra.")
 
 
 def spectra_panel(run: Run, index: int) -> Panel:
-    """Both branches' singular values along training, each scaled to its largest."""
+    """Both branches' singular values during training, each scaled to its largest."""
     name = f"spectra-{index}"
     if not run.spectra:
         return _no_spectra(name, run)
     keep = _thin_log(len(run.spectra[0].spectrum_target))
-    figure = _figure("number of the singular value", "share of the largest", log_x=True, log_y=True)
+    figure = _figure("index of the singular value", "share of the largest", log_x=True, log_y=True)
     figure.update_yaxes(range=[-4, 0.1], exponentformat="power", dtick=1)
     for branch in ("target", "online"):
         figure.add_trace(_series(branch, [i + 1 for i in keep], [None] * len(keep), branch))
@@ -251,7 +251,7 @@ def filter_panel(run: Run, index: int) -> Panel:
     for pair in run.spectra:
         s, measured, transfer = (v.tolist() for v in (pair.spectrum_target, pair.measured_filter, pair.transfer))
         top, keep = largest_passed(measured, transfer), _thin_log(len(transfer))
-        # A logarithmic axis has no place for a direction that does not pass at all.
+        # A logarithmic axis cannot show a direction that does not pass at all.
         points = [_numbers(g[i] / top if g[i] > 0 else math.nan for i in keep) for g in (measured, transfer)]
         x = _numbers(s[i] / s[0] for i in keep)
         scores = f"low-pass score {pair.low_pass_score:+.2f}, of the transfer {pair.transfer_score:+.2f}"
@@ -260,11 +260,11 @@ def filter_panel(run: Run, index: int) -> Panel:
 
 
 def alignment_panel(run: Run, index: int) -> Panel:
-    """How far each of the target's eigenvectors is an eigenvector of the online branch too."""
+    """How far each of the target's eigenvectors is also an eigenvector of the online branch."""
     name = f"alignment-{index}"
     if not run.spectra:
         return _no_spectra(name, run)
-    figure = _figure("number of the eigenvector", "eigenspace alignment", log_x=True)
+    figure = _figure("index of the eigenvector", "eigenspace alignment", log_x=True)
     figure.update_yaxes(range=[0, 1.03])
     figure.add_trace(_series("alignment", [], [], "target", mode="lines+markers", marker={"size": 4}))
     frames = []
@@ -281,8 +281,8 @@ def bars_panel(runs: Sequence[Run], name: str, title: str, columns: Mapping[str,
 
     Args:
         runs: the runs.
-        name: of the panel.
-        title: above it.
+        name: name of the panel.
+        title: title above it.
         columns: series -> key in `results.json`, name of a colour, factor.
     """
     figure = _figure(title, "")
