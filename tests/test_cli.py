@@ -397,6 +397,27 @@ def test_a_saved_run_is_read_strictly(
         assert says in fails(capsys, command, str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("metrics.csv", "step,loss\n0,x\n", "metrics.csv is not a table of numbers"),
+        ("metrics.csv", "step,loss\n0,1\n", "metrics.csv lacks the columns epoch, erank_online"),
+        ("metrics.csv", b"\xff\xfe\x00", "metrics.csv is not UTF-8 text"),
+        ("results.json", "[]", "should hold the results of a run by name, and holds list"),
+        ("results.json", "[" * 100_000, "results.json is not JSON"),
+        ("spectra.jsonl", "[" * 100_000 + "\n", "spectra.jsonl is not a list of spectra"),
+        ("spectra.jsonl", "{}\n", "spectra.jsonl is not a list of spectra"),
+        ("config.yaml", "a: " + "[" * 100_000, "config.yaml is not YAML"),
+    ],
+)
+def test_a_spoilt_file_of_a_run_is_named_in_one_line(
+    file: str, content: str | bytes, says: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert says in fails(capsys, "report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html"))
+
+
 def test_the_exponent_that_auto_chose_is_a_column(tmp_path: Path) -> None:
     assert train(tmp_path / "run", "--target", "auto", "--protocol", "none") == 0
     exponents = RunFolder(tmp_path / "run").metrics()["exponent"]
@@ -411,12 +432,13 @@ def test_python_m_rankgap_is_the_command() -> None:
     assert rankgap.__version__ in said
 
 
-def test_ctrl_c_from_a_terminal_leaves_a_run_that_can_be_resumed(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_ends_a_run_that_can_be_resumed(name: str, tmp_path: Path) -> None:
+    out, number = tmp_path / "run", getattr(signal, name)
     command = [
         sys.executable,
         "-m",
-        "rankgap.cli",
+        "rankgap",
         "train",
         "--epochs",
         "500",
@@ -429,12 +451,13 @@ def test_ctrl_c_from_a_terminal_leaves_a_run_that_can_be_resumed(tmp_path: Path)
     limit = time.monotonic() + 120
     while not (out / "checkpoints" / "last.ckpt").exists() and time.monotonic() < limit:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "--resume" in errors
     assert "Traceback" not in errors
-    assert torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["step"] > 0
+    kept = torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["step"]
+    assert f"interrupted at step {kept} of" in errors
 
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
@@ -527,6 +550,11 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--resume"], "no config.yaml"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--epochs", "0"], "at least 1"),
+        (["--seed", "99999999999999999999"], "--seed must be from 0 to 2^63 - 1"),
+        (["--seed=-1"], "--seed must be from 0 to 2^63 - 1"),
+        (["--lr=-1"], "--lr must be a finite number above 0"),
+        (["--lr", ".nan"], "--lr must be a finite number above 0"),
+        (["--workers=-1"], "--workers must be at least 0"),
         (["--epochs", "many"], "many"),
         (["--epoch", "3"], "--epoch"),
     ],

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # listing the commands must not load torch
     from rankgap.evaluate.evaluation import Protocol
     from rankgap.spectra.pair import Side
 
-EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = 2, 3, 130  # a run that another signal ends: 128 + its number
 
 
 # Headings of `rankgap train --help`, by the first configuration field under each.
@@ -310,7 +310,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; `sys.argv` by default.
 
     Returns:
-        The exit code: 0, 2 for an error the user can fix, 3 for non-finite numbers, 130 for an interrupted run.
+        The exit code: 0, 2 for an error the user can fix, 3 for non-finite numbers, 128 + the signal for an
+        interrupted run (130 for Ctrl-C, 143 for SIGTERM).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -328,8 +329,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UserError, NonFiniteError, InterruptedRunError) as error:
         if debug:
             traceback.print_exc()
-        codes = {NonFiniteError: EXIT_NON_FINITE, InterruptedRunError: EXIT_INTERRUPTED}
-        return _fail(str(error), codes.get(type(error), EXIT_USER))
+        if isinstance(error, InterruptedRunError):
+            return _fail(str(error), 128 + error.signal)
+        return _fail(str(error), EXIT_NON_FINITE if isinstance(error, NonFiniteError) else EXIT_USER)
     return 0
 
 

@@ -15,7 +15,16 @@ class NonFiniteError(RuntimeError):
 
 
 class InterruptedRunError(Exception):
-    """Training was interrupted and can be resumed (commands exit with 130)."""
+    """Training was interrupted and can be resumed (commands exit with 128 + the signal: 130 for Ctrl-C).
+
+    Args:
+        message: how to resume.
+        signal: number of the signal.
+    """
+
+    def __init__(self, message: str, signal: int = 2) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

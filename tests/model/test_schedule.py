@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from torch.testing import assert_close
 
 from rankgap.model.schedule import Clock, is_frozen, learning_rate, order_seed, ramp, teacher_momentum, views_seed
@@ -40,3 +41,9 @@ def test_seeds_of_neighbours_do_not_meet() -> None:
     orders = {order_seed(seed, epoch) for seed in range(4) for epoch in range(1000)}
     views = {views_seed(seed, step, process) for seed in range(4) for step in range(1000) for process in range(8)}
     assert (len(orders), len(views)) == (4000, 32_000)
+
+
+def test_any_seed_of_a_run_gives_seeds_that_torch_takes() -> None:
+    for seed in (0, 20261125153000, 2**63 - 1):
+        for derived in (order_seed(seed, 10**6), views_seed(seed, 10**7, 64)):
+            torch.Generator().manual_seed(derived)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+_SEEDS = 2**63  # torch's generators take no more
 _EPOCHS_APART, _STEPS_APART = 1_000_003, 4099  # primes, so that neighbouring seeds do not collide
 
 
@@ -87,9 +88,9 @@ def is_frozen(clock: Clock, epochs: float) -> bool:
 
 def order_seed(seed: int, epoch: int) -> int:
     """The seed for the order of the images in an epoch."""
-    return seed * _EPOCHS_APART + epoch
+    return (seed * _EPOCHS_APART + epoch) % _SEEDS
 
 
 def views_seed(seed: int, step: int, process: int) -> int:
     """The seed for the random views of a step in one process of a run."""
-    return (seed * _EPOCHS_APART + step) * _STEPS_APART + process
+    return ((seed * _EPOCHS_APART + step) * _STEPS_APART + process) % _SEEDS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -107,6 +108,12 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{flag(name)} must be at least {least}, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed must be from 0 to 2^63 - 1, got {self.seed}")
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise UserError(f"--lr must be a finite number above 0, got {self.lr}")
+        if self.workers is not None and self.workers < 0:
+            raise UserError(f"--workers must be at least 0, got {self.workers}")
         if self.batch_size % self.devices:
             raise UserError(f"--batch-size must be a multiple of --devices {self.devices}, got {self.batch_size}")
         if self.resume and self.overwrite:

@@ -26,6 +26,8 @@ from rankgap.run.reader import parse_yaml, plain, read_text
 from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
 
+READ_COLUMNS = ("step", "epoch", "loss", "erank_online", "erank_target", "rank_difference")  # by everyone
+
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -125,20 +127,25 @@ class RunFolder:
         if not file.is_file():
             return {}
         try:
-            values: dict[str, Any] = json.loads(read_text(file))
-        except json.JSONDecodeError as error:
+            values = json.loads(read_text(file))
+        except (json.JSONDecodeError, RecursionError) as error:
             raise UserError(f"{file} is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError(f"{file} should hold the results of a run by name, and holds {type(values).__name__}")
         return values
 
     def metrics(self) -> dict[str, list[float]]:
         """The columns of `metrics.csv` as numbers, without a half-written row; empty before the first reading."""
         if not self.metrics_file.is_file():
             return {}
-        with self.metrics_file.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        names = rows[0] if rows else []
-        whole = [row for row in rows[1:] if len(row) == len(names) and all(row)]
-        return {name: [float(row[i]) for row in whole] for i, name in enumerate(names)}
+        try:
+            names, *rows = list(csv.reader(read_text(self.metrics_file).splitlines())) or [[]]
+            whole = [[float(value) for value in row] for row in rows if len(row) == len(names) and all(row)]
+        except (csv.Error, ValueError) as error:
+            raise UserError(f"{self.metrics_file} is not a table of numbers: {error}") from error
+        if missing := [name for name in READ_COLUMNS if whole and name not in names]:
+            raise UserError(f"{self.metrics_file} lacks the columns {', '.join(missing)}")
+        return {name: [row[i] for row in whole] for i, name in enumerate(names)}
 
     def last_reading(self) -> dict[str, float]:
         """The last row of the metrics; empty before the first reading."""
@@ -156,7 +163,7 @@ class RunFolder:
         whole = read_text(self.spectra_file).rpartition("\n")[0].splitlines()
         try:
             return [PairSpectrum.from_plain(json.loads(line)) for line in whole]
-        except (json.JSONDecodeError, UserError) as error:
+        except (json.JSONDecodeError, RecursionError, UserError) as error:
             raise UserError(f"{self.spectra_file} is not a list of spectra: {error}") from error
 
     def forget_spectra(self, step: int) -> None:

@@ -43,6 +43,9 @@ _EXPECTED = {  # by pydantic's error type
 }
 
 
+_BRACKETS = 1_000  # in a text: the time that YAML takes grows with the square of their depth
+
+
 class _Loader(yaml.SafeLoader):
     """YAML as people expect it: 1e-3 is a number, and a date is text."""
 
@@ -68,6 +71,8 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         UserError: the text is not YAML.
     """
+    if text.count("[") + text.count("{") > _BRACKETS:
+        raise UserError(f"{where} is not YAML of ours: it has more than {_BRACKETS:,} brackets")
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number that Python rejects

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -22,6 +19,7 @@ from rankgap.run.config import TrainConfig
 from rankgap.run.feed import TrainingData
 from rankgap.run.flags import flag
 from rankgap.run.folder import RunFolder
+from rankgap.run.interruption import stops_on_signals
 from rankgap.run.loggers import close_loggers, open_loggers
 from rankgap.run.module import SelfSupervised
 from rankgap.run.plan import Plan, resolve
@@ -52,35 +50,6 @@ _REPORTED = {
     "erank_online_features",
     "erank_target_features",
 }
-
-
-class _Interruption(L.Callback):
-    """Ends training after the current step, once it is asked to."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        trainer.should_stop = trainer.should_stop or self.asked
-
-
-@contextmanager
-def _stops_on_interrupt() -> Iterator[_Interruption]:
-    """Ctrl-C ends training after the current step; a second one ends it at once."""
-    interruption = _Interruption()
-    if threading.current_thread() is not threading.main_thread():
-        yield interruption
-        return
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        interruption.asked = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield interruption
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -180,7 +149,7 @@ def train(
 def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks: Sequence[L.Callback]) -> None:
     config, folder = plan.config, checkpoints.folder
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    with _stops_on_interrupt() as interruption, _known_warnings_silenced():
+    with stops_on_signals() as interruption, _known_warnings_silenced():
         trainer = L.Trainer(
             max_steps=plan.work.steps - module.step,
             max_epochs=-1,
@@ -224,7 +193,8 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
     if module.step < plan.work.steps:
         raise InterruptedRunError(
             f"interrupted at step {module.step} of {plan.work.steps}; "
-            f"resume with: rankgap train --out {folder.path} --resume"
+            f"resume with: rankgap train --out {folder.path} --resume",
+            interruption.signal,
         )
 
 
