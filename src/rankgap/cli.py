@@ -17,7 +17,6 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import rankgap
 from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
-from rankgap.run.flags import add_flags, flag, parameters, plain_value
 
 if TYPE_CHECKING:  # listing the commands must not load torch
     from rankgap.evaluate.evaluation import Protocol
@@ -39,6 +38,7 @@ _HEADINGS = {
 
 def _typed(command: str, flags: dict[str, Any]) -> dict[str, Any]:
     """A command's flags, read as the types of the parameters they fill."""
+    from rankgap.run.flags import flag, parameters, plain_value
     from rankgap.run.reader import read
 
     target: Callable[..., Any] = COMMANDS[command]
@@ -202,10 +202,14 @@ def design(
             as numbers (4,3,2,1); by default 256 directions whose eigenvalues fall as 1/j.
         out: the picture's file.
     """
+    from rankgap.model.maps import MAPS
     from rankgap.show.design_figure import design_figure
     from rankgap.show.terminal import show_assessment
     from rankgap.theory.design import assess, reference_spectrum
 
+    for gain in (online, target):
+        if gain is not None and gain.partition(":")[0] in MAPS:
+            raise UserError(f"{gain} is set or trained during a run: a design takes a gain, such as power:0.5")
     if spectrum is not None and Path(spectrum).is_dir():
         from rankgap.run.folder import RunFolder
         from rankgap.run.reference import spectrum_of_run
@@ -283,6 +287,8 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
     for name, command in COMMANDS.items():
         summary = (inspect.getdoc(command) or "").partition("\n")[0]
         sub = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
+        if name in given:
+            from rankgap.run.flags import add_flags
         if name not in given:
             pass
         elif name == "train":

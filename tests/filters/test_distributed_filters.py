@@ -28,11 +28,11 @@ def loss_of(p: Tensor, partner: Tensor) -> Tensor:
     return (torch.nn.functional.normalize(p, dim=-1) * partner).sum(-1).mean()
 
 
-def compare(rank: int, shape: tuple[int, ...], branch: Side) -> None:
+def compare(process: int, shape: tuple[int, ...], branch: Side) -> None:
     """A process's part of a joint batch, filtered with the others, is that part of the filtered joint batch."""
     z, partner, weight = batch(shape, 0), batch(shape, 1), batch((shape[-1], shape[-1]), 2)
     rows = shape[-2] // WORLD
-    mine = slice(rank * rows, (rank + 1) * rows)
+    mine = slice(process * rows, (process + 1) * rows)
     assert_close(gather_rows(z[..., mine, :]), z)
     assert_close(effective_rank(gather_rows(z[..., mine, :])), effective_rank(z))
 
@@ -49,14 +49,14 @@ def compare(rank: int, shape: tuple[int, ...], branch: Side) -> None:
     assert_close(local / WORLD, joint, rtol=1e-9, atol=1e-9)
 
 
-def compare_running(rank: int) -> None:
+def compare_running(process: int) -> None:
     """A running filter that sees a part of each batch in each process equals one that sees the whole batch."""
     ours = SpectralFilter("power:-0.5", "target", estimator="ema", dim=12, momentum=0.7, every=1)
     predictor = ClosedFormPredictor(Place(dim=12), ClosedForm(alpha=0.5, eps=0.1, momentum=0.7))
     expected = torch.zeros(12, 12, dtype=torch.float64)
     for seed in range(3):
         z = batch((2, 16, 12), seed)
-        mine = slice(rank * 8, (rank + 1) * 8)
+        mine = slice(process * 8, (process + 1) * 8)
         found, predicted = ours(z[:, mine]), predictor(z[:, mine])
         expected = 0.7 * expected + 0.3 * z.flatten(0, 1).T @ z.flatten(0, 1) / 32
     expected = expected / (1 - 0.7**3)
@@ -68,11 +68,11 @@ def compare_running(rank: int) -> None:
     assert_close(predicted, z[:, mine] @ w, rtol=1e-5, atol=1e-5)
 
 
-def compare_learned(rank: int, shape: tuple[int, ...]) -> None:
+def compare_learned(process: int, shape: tuple[int, ...]) -> None:
     """The mean over processes of a learned gain's gradients is the joint batch's; so is the encoder's."""
     z, partner, weight = batch(shape, 0), batch(shape, 1), batch((shape[-1], shape[-1]), 2)
     rows = shape[-2] // WORLD
-    mine = slice(rank * rows, (rank + 1) * rows)
+    mine = slice(process * rows, (process + 1) * rows)
     ours = LearnedFilter().double()
     joint_weight, local_weight = weight.clone().requires_grad_(), weight.clone().requires_grad_()
     joint_p = joint_learned(z @ joint_weight, ours.gain)
@@ -100,14 +100,14 @@ def reference(z: Tensor, branch: Side) -> Tensor:
     return p
 
 
-def in_process(rank: int) -> None:
+def in_process(process: int) -> None:
     branches: tuple[Side, ...] = ("online", "target")
     for shape in SHAPES:
         for branch in branches:
-            compare(rank, shape, branch)
-    compare_running(rank)
+            compare(process, shape, branch)
+    compare_running(process)
     for shape in SHAPES:
-        compare_learned(rank, shape)
+        compare_learned(process, shape)
 
 
 @needs_distributed

@@ -194,6 +194,8 @@ def test_swav_shares_its_prototypes_and_dino_averages_them() -> None:
         ({"method": "simsiam", "online": "directset:x"}, "'directset:x': expected"),
         ({"method": "simsiam", "online": "directset:inf"}, "such as directset:2"),
         ({"method": "simsiam", "online": "directpred:2"}, "unknown map 'directpred:2': did you mean 'directpred'"),
+        ({"method": "swav", "target": "sinkhorn"}, "unknown map 'sinkhorn': expected one of"),
+        ({"method": "simsiam", "online": "assignment"}, "unknown map 'assignment'"),
         ({"method": "siamese", "online": "predictor"}, None),
     ],
 )

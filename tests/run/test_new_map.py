@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,22 @@ def test_its_errors_are_like_those_of_any_other(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "sides", "options", "says"),
+    [
+        ("log", ("online",), SoftThresholdOptions(), "a word that is neither a gain nor identity"),
+        ("a:b", ("online",), SoftThresholdOptions(), "a word that is neither a gain nor identity"),
+        ("new", ("onlin",), SoftThresholdOptions(), r"got \['onlin'\]"),
+        ("new", ("online",), None, "an instance of a dataclass, got None"),
+    ],
+)
+def test_a_registration_that_cannot_work_is_refused(
+    name: str, sides: tuple[Any, ...], options: object, says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        register_map(name, *sides, options=options)(SoftThreshold)
+
+
 def test_a_name_can_be_registered_only_once() -> None:
-    with pytest.raises(UserError, match="a map called 'soft' is already registered"):
+    with pytest.raises(UserError, match="there is already a map called 'soft'"):
         register_map("soft", "online", options=SoftThresholdOptions())(SoftThreshold)

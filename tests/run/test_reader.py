@@ -89,9 +89,13 @@ def test_some_fields_are_read_by_themselves() -> None:
 
 
 def test_yaml_is_read_as_people_expect() -> None:
-    text = 'a: 1e-3\nb: 2024-01-01\nc: 1.0e-6\nd: .5\ne: 10\nf: -3.\ng: 1e3\nh: 1.2.3\ni: .inf\nj: "1"'
+    text = (
+        'n: 010\no: 08\na: 1e-3\nb: 2024-01-01\nc: 1.0e-6\nd: .5\ne: 10\nf: -3.\ng: 1e3\nh: 1.2.3\ni: .inf\nj: "1"'
+    )
     found = parse_yaml(text, "here")
     assert found == {
+        "n": 10,
+        "o": 8,
         "a": 1e-3,
         "b": "2024-01-01",
         "c": 1e-6,
@@ -104,7 +108,14 @@ def test_yaml_is_read_as_people_expect() -> None:
         "j": "1",
     }
     assert type(found["e"]) is int
-    for text in ("a: [", "\t- x: 1", "a: !!python/object:os.system x"):
+    for text in (
+        "a: [",
+        "\t- x: 1",
+        "a: !!python/object:os.system x",
+        "a: !!bool x",
+        "!!int ''",
+        "a: !!timestamp x",
+    ):
         with pytest.raises(UserError, match="here is not YAML"):
             parse_yaml(text, "here")
 

@@ -232,7 +232,9 @@ def test_a_branch_that_died_is_drawn_without_numbers(runs: list[RunFolder], tmp_
     folder = RunFolder(tmp_path / "dead")
     folder.spectra_file.unlink()
     folder.add_spectra(at_step(7, gaussian(8, 4), torch.zeros(8, 4)))
-    folder.metrics_file.write_text("step,epoch,loss,erank_online,erank_target\n0,0,1,2.0,nan\n1,0.5,1,nan,nan\n")
+    folder.metrics_file.write_text(
+        "step,epoch,loss,erank_online,erank_target,rank_difference\n0,0,1,2.0,nan,nan\n1,0.5,1,nan,nan,nan\n"
+    )
     assert "the target is zero" in report_page([folder])
 
 

@@ -19,10 +19,11 @@ from rankgap.model.predictor import PredictorOptions
 from rankgap.model.prototypes import PrototypeOptions
 from rankgap.run.build import build
 from rankgap.spectra.effective_rank import effective_rank
+from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import measured_filter, pair_spectrum
 from rankgap.watch.doctor import Diagnosis, Kind, Thresholds, alarms
 from rankgap.watch.monitor import RankMonitor
-from rankgap.watch.pairing import opposite_views
+from rankgap.watch.pairing import opposite_views, same_view
 from rankgap.watch.reading import readings
 from tests.training import descend, sgd, tiny_encoder
 
@@ -169,7 +170,22 @@ def test_views_given_whole_are_read_as_the_opposite_rows_given_by_hand() -> None
     assert both.history == by_hand.history
     found, wanted = both.compute(), by_hand.compute()
     assert found.plain() == wanted.plain()
-    assert both.batch_spectrum().plain() == by_hand.batch_spectrum().plain()
+    record = both.batch_spectrum()  # ranks of what was read; filter and eigenspaces within the target's view
+    assert_close(record.spectrum_online, singular_values(online[0]))
+    within = pair_spectrum(online[1], target[1])
+    assert_close(record.spectrum_target, within.spectrum_target)
+    assert_close(record.measured_filter, within.measured_filter)
+    assert_close(record.eigenspace_alignment, within.eigenspace_alignment)
+
+
+def test_an_identity_map_has_a_flat_filter_and_its_own_eigenspaces() -> None:
+    """What the views do not share is no filter of the map."""
+    monitor = RankMonitor(window=False)
+    monitor.update(*(torch.stack(views(0)),) * 2)
+    record = monitor.batch_spectrum()
+    assert_close(record.measured_filter, torch.ones_like(record.measured_filter))
+    assert_close(record.transfer, torch.ones_like(record.transfer))
+    assert_close(record.eigenspace_alignment, torch.ones_like(record.eigenspace_alignment))
 
 
 def test_online_view_1_meets_target_view_2_or_the_only_one() -> None:
@@ -188,6 +204,20 @@ def test_online_view_1_meets_target_view_2_or_the_only_one() -> None:
             assert found.shape == rows.shape
     with pytest.raises(UserError, match=r"online is \(20, 12\), target \(20, 8\)"):
         opposite_views(online, target[..., :8])
+
+
+def test_the_target_s_view_has_its_online_rows_where_both_branches_give_it() -> None:
+    online, target = whole(0)
+    many = torch.cat([online, online])
+    for given_online, given_target, wanted in (
+        (online, target, online[1]),
+        (list(online), tuple(target), online[1]),
+        (online[:1], target[:1], online[0]),
+        (online[0], target[0], online[0]),
+        (online, target[:1], online[0]),
+        (many, target, many[0]),
+    ):
+        assert same_view(given_online, given_target).data_ptr() == wanted.data_ptr()
 
 
 def test_the_newest_rows_have_a_record_and_are_not_copied() -> None:

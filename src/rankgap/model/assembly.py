@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from rankgap.errors import UserError
 from rankgap.model.alignments import ALIGNMENTS
 from rankgap.model.branches import Branch, DualBranch
 from rankgap.model.heads import Heads
@@ -35,6 +36,10 @@ def assemble(row: Method, encoder: nn.Module, heads: Heads, *, features: int, vi
         output_norm=options.output_norm,
         activation=options.activation,
     )
+    if row.assigns and heads.prototypes.count < 2:
+        raise UserError(
+            f"this method needs two prototypes or more, got {heads.prototypes.count}: set prototypes.count"
+        )
     prototypes = Prototypes(width, heads.prototypes) if row.assigns else None
 
     def maps(side: Side, branch: Branch) -> nn.Sequential:

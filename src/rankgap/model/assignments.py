@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankgap.model.maps import Place, register_map
 from rankgap.model.prototypes import Prototypes
-from rankgap.model.schedule import Clock, Scheduled, ramp
+from rankgap.model.schedule import Clock, Scheduled, is_frozen, ramp
 from rankgap.spectra.processes import world_sum
 
 
@@ -111,7 +111,7 @@ class SinkhornCodes(Scheduled):
 
     def prepare(self, clock: Clock) -> None:
         """Note the step: the queue is used from `queue_epochs` on, once it is full."""
-        self.steps, self.due = clock.step, clock.epoch >= self.queue_epochs
+        self.steps, self.due = clock.step, not is_frozen(clock, self.queue_epochs)
 
     def forward(self, z: Tensor) -> Tensor:
         """(V, B, D) -> codes (V, B, K), float32."""

@@ -12,10 +12,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from rankgap.errors import unknown
 from rankgap.model.alignments import Alignment
 from rankgap.model.mlp import PerView, per_view
 from rankgap.model.prototypes import Prototypes
@@ -132,6 +134,8 @@ class DualBranch(nn.Module):
 
     def encoder(self, side: Side = "online") -> nn.Module:
         """The encoder of a branch (the same one where weights are shared)."""
+        if side not in get_args(Side):
+            raise unknown("branch", side, get_args(Side))
         return (self.online if side == "online" or self.teacher is None else self.teacher).encoder
 
     def prepare(self, clock: Clock) -> None:

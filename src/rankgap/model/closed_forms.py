@@ -145,6 +145,8 @@ def _with_power(form: ClosedForm, text: str) -> ClosedForm:
         alpha = math.nan
     if not 0 < alpha < math.inf:
         raise UserError("expected directset:alpha with a finite number above 0, such as directset:2")
+    if form.alpha not in (CLOSED_FORMS["directpred"].alpha, alpha):
+        raise UserError(f"its power is the number after the name, so alpha={form.alpha:g} cannot be set as well")
     return replace(form, alpha=alpha)
 
 

@@ -17,14 +17,16 @@ options, and register it; the command line, the recipes and the tests that walk 
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from torch import nn
 
 from rankgap.errors import UserError
-from rankgap.filters.gains import parse_gain
+from rankgap.filters.gains import GAINS, parse_gain
 from rankgap.model.prototypes import Prototypes
 from rankgap.spectra.pair import Side
 
@@ -106,7 +108,15 @@ def register_map(
 
     def register(build: _B) -> _B:
         if name in MAPS:
-            raise UserError(f"a map called {name!r} is already registered: choose another name")
+            raise UserError(f"there is already a map called {name!r}: register this one under another name")
+        if not re.fullmatch(r"[A-Za-z_]\w*", name) or name in (*GAINS, "power", "identity"):
+            raise UserError(
+                f"expected the name of a map, a word that is neither a gain nor identity, got {name!r}"
+            )
+        if not sides or not set(sides) <= set(get_args(Side)):
+            raise UserError(f"a map stands on the online branch, the target or both, got {list(sides)}")
+        if not dataclasses.is_dataclass(options) or isinstance(options, type):
+            raise UserError(f"a map's options are an instance of a dataclass, got {options!r}")
         MAPS[name] = MapKind(
             name=name,
             sides=sides,

@@ -11,6 +11,7 @@ from typing import Literal
 
 # The modules of the maps are imported for the maps that they register.
 from rankgap.errors import unknown
+from rankgap.filters.gains import GAINS
 from rankgap.model import assignments, closed_forms, predictor, spectral_maps  # noqa: F401
 from rankgap.model.maps import FILTER, MapKind, find_map, kinds_on
 from rankgap.spectra.pair import Side
@@ -147,7 +148,8 @@ def _replaced(maps: tuple[str, ...], choice: str | None, side: Side) -> tuple[st
     rest = tuple(text for text in maps if not find_map(text, side)[0].predicts)
     if choice == "identity":
         return rest
-    find_map(choice, side)
+    if find_map(choice, side)[0].assigns:
+        raise unknown("map", choice, [*GAINS, "power:p", "identity", *choices(side)])
     return (choice, *rest)
 
 

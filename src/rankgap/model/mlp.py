@@ -38,6 +38,10 @@ class ProjectorOptions:
     output_norm: OutputNorm = "none"
     activation: Activation = "relu"
 
+    def __post_init__(self) -> None:
+        if not self.widths or min(self.widths) < 1:
+            raise UserError(f"widths: a projector needs one layer or more, each 1 wide or more, got {self.widths}")
+
 
 def mlp(
     dims: Sequence[int],

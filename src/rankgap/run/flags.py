@@ -14,13 +14,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser
 
 from rankgap.errors import UserError
-
-
-def _present(kind: Any) -> Any:
-    """An optional type without its None."""
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return next(part for part in typing.get_args(kind) if part is not type(None))
-    return kind
+from rankgap.run.reader import parse_yaml, present
 
 
 def add_flags(
@@ -60,16 +54,18 @@ def _said_of(default: Any) -> str:
 
 def _metavar(kind: Any) -> str:
     """The placeholder for a flag's value in the help."""
-    kind = _present(kind)
+    kind = present(kind)
     if typing.get_origin(kind) is Literal:
         return f"{{{','.join(map(str, typing.get_args(kind)))}}}"
     if typing.get_origin(kind) is tuple:
         return "A,B"
-    return "KEY=VALUE" if _is_mapping(kind) else {int: "N", float: "X"}.get(kind, "TEXT")
+    if _is_mapping(kind):
+        return "NAME=TEXT" if typing.get_args(kind)[1] is str else "KEY=VALUE"
+    return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
 def _is_mapping(kind: Any) -> bool:
-    origin = typing.get_origin(_present(kind))
+    origin = typing.get_origin(present(kind))
     return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
@@ -96,12 +92,10 @@ def flag(name: str) -> str:
 
 def plain_value(name: str, kind: Any, given: Any) -> Any:
     """A flag's text as a plain value, as in YAML: 3 is a number, a,b a list, and KEY=VALUE ... keys and values."""
-    from rankgap.run.reader import parse_yaml
-
-    present = _present(kind)
-    if present in (int, float):
+    inner = present(kind)
+    if inner in (int, float):
         return parse_yaml(given, flag(name))
-    if typing.get_origin(present) is tuple:
+    if typing.get_origin(inner) is tuple:
         return [part.strip() for part in given.split(",") if part.strip() not in ("", "none")]
     if not _is_mapping(kind):
         return given
@@ -109,7 +103,7 @@ def plain_value(name: str, kind: Any, given: Any) -> Any:
     for item in given:
         key, equals, value = item.partition("=")
         if not (key and equals and value):
-            raise UserError(f"{flag(name)} takes KEY=VALUE, got {item!r}")
+            raise UserError(f"{flag(name)} takes {_metavar(kind)}, got {item!r}")
         if key in values:
             raise UserError(f"{flag(name)} {item}: {key} is given twice")
         values[key] = value if typing.get_args(kind)[1] is str else parse_yaml(value, f"{flag(name)} {item!r}")

@@ -13,6 +13,8 @@ import torch
 from rankgap.data import ImageSet, load_data
 from rankgap.errors import UserError, unknown
 from rankgap.evaluate import check_sets
+from rankgap.filters.learned import LearnedOptions
+from rankgap.filters.spectral import FilterOptions
 from rankgap.model.assembly import assemble
 from rankgap.model.backbones import build_encoder, check_backbone
 from rankgap.model.branches import DualBranch
@@ -106,9 +108,10 @@ def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
     backbone = config.backbone or ("resnet_tiny" if device.type == "cpu" else "resnet18")
     check_backbone(backbone)
     _check_installed(config.loggers)
-    published = load_recipe("cifar" if config.recipe == "auto" else config.recipe, method.body)
     settings = recipe_settings(config, method)
-    override(published, settings)
+    if recipe is None:
+        published = load_recipe("cifar" if config.recipe == "auto" else config.recipe, method.body)
+        override(published, settings).used_by(method)
     train, test = load_data(
         config.data, size=config.size, channels=config.channels, limit=config.limit, seed=config.seed
     )
@@ -169,7 +172,10 @@ def recipe_settings(config: TrainConfig, method: Method) -> dict[str, Any]:
     has = {side: {kind.name: kind for kind, _ in method.maps(side)} for side in SIDES}
     if config.scale is not None:
         scaled = [
-            f"{side}.{name}" for side in SIDES for name, k in has[side].items() if hasattr(k.options, "scale")
+            f"{side}.{name}"
+            for side in SIDES
+            for name, kind in has[side].items()
+            if isinstance(kind.options, FilterOptions | LearnedOptions)
         ]
         settings |= {f"{place}.scale": config.scale for place in scaled}
     for key in config.settings:

@@ -47,18 +47,20 @@ _BRACKETS = 1_000  # in a text: the time that YAML takes grows with the square o
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people expect it: 1e-3 is a number, and a date is text."""
+    """YAML as people expect it: 1e-3 is a number, 010 is ten, and a date is text."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float"))]
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":float", ":int"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"([-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
     list("-+.0123456789"),
 )
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -75,7 +77,8 @@ def parse_yaml(text: str, where: str) -> Any:
         raise UserError(f"{where} is not YAML of ours: it has more than {_BRACKETS:,} brackets")
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number that Python rejects
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
+        # Beside its own errors, PyYAML raises whatever a value behind an explicit tag (!!int x) leads to.
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -162,6 +165,8 @@ def type_hints(kind: type) -> dict[str, Any]:
 
 
 def _read(kind: Any, values: object, place: Callable[[Sequence[str]], str]) -> Any:
+    if isinstance(values, str) and present(kind) is str:
+        return values  # JSON has no text for the name of a file that is not UTF-8
     try:
         text = json.dumps(values)
     except (TypeError, ValueError, RecursionError) as error:  # such as a set, or a value that contains itself
@@ -193,15 +198,15 @@ def _dataclasses(kind: Any) -> Iterator[Any]:
 def _at(kind: Any, path: Sequence[str | int]) -> Any:
     """The type at a path inside another type."""
     for part in path:
-        kind = _present(kind)
+        kind = present(kind)
         if dataclasses.is_dataclass(kind):
             kind = type_hints(typing.cast(type, kind))[str(part)]
         else:  # a list or a mapping: its last argument is the type of its items
             kind = next(hint for hint in reversed(typing.get_args(kind)) if hint is not Ellipsis)
-    return _present(kind)
+    return present(kind)
 
 
-def _present(kind: Any) -> Any:
+def present(kind: Any) -> Any:
     """An optional type without its None."""
     if typing.get_origin(kind) in (Union, types.UnionType):
         return next(part for part in typing.get_args(kind) if part is not type(None))

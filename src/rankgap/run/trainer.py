@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,14 @@ def resumed(path: Path, given: Mapping[str, Any]) -> TrainConfig:
         UserError: no run, or a field that had another value when the run was started.
     """
     saved = RunFolder(path).saved().run
+    _check_unchanged(saved, given, path)
+    return replace(saved, **dict(given) | {"out": str(path), "resume": True})
+
+
+def _check_unchanged(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> None:
     for name, value in given.items():
         if name not in _FREE and value != (old := getattr(saved, name)):
             raise UserError(f"{path} was started with {flag(name)} {old}, not {value}: leave it out to resume")
-    return replace(saved, **dict(given) | {"out": str(path), "resume": True})
 
 
 def train(
@@ -103,6 +107,8 @@ def train(
     """
     folder, state = RunFolder(config.path), None
     if config.resume:
+        given = {f.name: getattr(config, f.name) for f in fields(config)}
+        _check_unchanged(folder.saved().run, given, folder.path)
         state = folder.load_checkpoint()
     elif is_main_process():
         folder.check_free(overwrite=config.overwrite)

@@ -2,7 +2,7 @@
 
 from rankgap.watch.doctor import Diagnosis, Doctor, Kind, Thresholds, alarms
 from rankgap.watch.monitor import RankMonitor
-from rankgap.watch.pairing import opposite_views
+from rankgap.watch.pairing import opposite_views, same_view
 from rankgap.watch.reading import Reading, read, readings
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "opposite_views",
     "read",
     "readings",
+    "same_view",
 ]

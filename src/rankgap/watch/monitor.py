@@ -20,11 +20,12 @@ from typing import Self
 from torch import Tensor, nn
 
 from rankgap.errors import UserError
+from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import PairSpectrum, Side, pair_spectrum
 from rankgap.spectra.sums import PairSums
 from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
 from rankgap.watch.hooks import BranchHooks
-from rankgap.watch.pairing import BranchOutput, opposite_views
+from rankgap.watch.pairing import BranchOutput, opposite_views, same_view
 from rankgap.watch.reading import Reading, read
 
 
@@ -97,7 +98,7 @@ class RankMonitor:
                 end_step=self._end_step,
             )
         self._sums: PairSums | None = None
-        self._newest: tuple[int, Tensor, Tensor] | None = None  # step, P and T of the newest finite reading
+        self._newest: tuple[int, Tensor, Tensor, Tensor] | None = None  # step, P, P of T's view, and T
         self._told, self._known = 0, self.diagnosis.kind
 
     def __enter__(self) -> Self:
@@ -146,7 +147,7 @@ class RankMonitor:
         reading = read(p, t, self.step if step is None else step)._replace(exponent=exponent)
         self._take(reading)
         if reading.finite:
-            self._newest = reading.step, p, t
+            self._newest = reading.step, p, same_view(online, target).detach(), t
             if self.window:
                 if self._sums is None or self._sums.width != p.shape[1]:
                     self._sums = PairSums.zeros(p.shape[1], p.device)
@@ -180,13 +181,16 @@ class RankMonitor:
     def batch_spectrum(self) -> PairSpectrum:
         """The record of the rows that were read last, computed on request.
 
+        Its ranks are those of the reading. Filter, transfer and eigenspace alignment are measured within the
+        target's view, see `pairing.same_view`.
+
         Raises:
             UserError: nothing finite has been read yet.
         """
         if self._newest is None:
             raise UserError("no finite outputs have been read yet: train inside the with block, or call update")
-        step, p, t = self._newest
-        return dataclasses.replace(pair_spectrum(p, t), step=step)
+        step, p, partner, t = self._newest
+        return dataclasses.replace(pair_spectrum(partner, t), spectrum_online=singular_values(p), step=step)
 
     def compute(self) -> PairSpectrum:
         """The record of all rows read since the last `reset`; its step is that of the newest reading.

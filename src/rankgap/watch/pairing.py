@@ -33,5 +33,17 @@ def opposite_views(online: BranchOutput, target: BranchOutput) -> tuple[Tensor, 
     return p, t
 
 
+def same_view(online: BranchOutput, target: BranchOutput) -> Tensor:
+    """The online rows (N, D) of the view whose target rows `opposite_views` gives.
+
+    Ranks need no partner, but filter, transfer and eigenspace alignment do. A batch's directions are partly its
+    noise, which another view of the same images does not share, so these are measured within one view where both
+    branches give it; otherwise between the two views that are compared.
+    """
+    online, target = _views(online), _views(target)
+    place = min(len(target), 2) - 1
+    return online[place] if len(online) == len(target) else online[0]
+
+
 def _views(output: BranchOutput) -> BranchOutput:
     return output[None] if isinstance(output, Tensor) and output.ndim == 2 else output

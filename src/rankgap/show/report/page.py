@@ -18,10 +18,10 @@ from typing import Any
 import yaml
 from plotly.offline import get_plotlyjs
 
-import rankgap
 from rankgap.errors import UserError
 from rankgap.run.folder import RunFolder, labels, replace_file
 from rankgap.run.reader import plain
+from rankgap.run.saved import library_versions
 from rankgap.show.colours import DARK, LIGHT
 from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS, SPEED
 from rankgap.show.report.panels import (
@@ -182,10 +182,11 @@ def report_page(folders: Sequence[RunFolder]) -> str:
         _configurations(runs),
     ]
     here = resources.files("rankgap.show.report")
+    version = library_versions()["rankgap"]
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side"
     return string.Template((here / "page.html").read_text()).substitute(
         title=html.escape(f"rankgap: {title}"),
-        about=f"rankgap {rankgap.__version__}. This page was made from the run folders alone. It sends no data.",
+        about=f"rankgap {version}. This page was made from the run folders alone. It sends no data.",
         style=string.Template((here / "page.css").read_text()).substitute(
             light=_variables(LIGHT), dark=_variables(DARK)
         ),

@@ -208,7 +208,7 @@ def ranks_panel(run: Run, index: int, ceiling: float) -> Panel:
 
 def _frame(run: Run, pair: PairSpectrum, note: str, y: list[Any], x: list[Any] | None = None) -> dict[str, Any]:
     step = pair.step or 0
-    epoch, at = step / run.saved.work.steps_per_epoch, (step + 1) / run.steps
+    epoch, at = run.saved.work.clock(step).epoch, (step + 1) / run.steps
     return {"at": round(at, 4), "note": f"epoch {epoch:.1f}: {note}", "y": y} | ({"x": x} if x else {})
 
 
