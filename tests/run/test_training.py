@@ -97,9 +97,10 @@ def test_every_optimiser_descends(name: Any) -> None:
     assert losses[-1] < losses[0] - 0.05
 
 
-def test_lars_scales_by_the_trust_ratio_but_leaves_biases_and_norms_alone() -> None:
+@pytest.mark.parametrize("decay", [1e-2, 0.0])
+def test_lars_scales_by_the_trust_ratio_but_leaves_biases_and_norms_alone(decay: float) -> None:
     """The clipped rate of solo-learn: min(eta |w| / (|g| + wd |w|), lr) (You et al. 2017, section 4)."""
-    net, eta, decay = model(), 0.02, 1e-2
+    net, eta = model(), 0.02
     optimizer = build_optimizer(
         net, OptimizerOptions(name="lars", lr=0.5, weight_decay=decay, momentum=0.0, trust=eta)
     )

@@ -58,7 +58,11 @@ class OptimizerOptions:
 
 
 def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[str, Any]]:
-    """Parameters by weight decay (biases and norms have none) and schedule (a predictor may keep its rate)."""
+    """Parameters by weight decay and schedule.
+
+    Biases and norms do not decay, unless the recipe says so, and a predictor may keep its rate. LARS scales the
+    groups that decay, whatever their decay is: it also scales them where the decay is 0.
+    """
     branch = {id(p) for p in model.online.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for p in model.parameters():
@@ -67,7 +71,12 @@ def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[
             constant = options.constant_predictor_lr and id(p) not in branch
             groups.setdefault((decays, constant), []).append(p)
     return [
-        {"params": p, "weight_decay": options.weight_decay if decays else 0.0, "constant": constant}
+        {
+            "params": p,
+            "weight_decay": options.weight_decay if decays else 0.0,
+            "constant": constant,
+            "always_adapt": decays,  # LARS's word for it; by itself, timm's scales a group only where it decays
+        }
         for (decays, constant), p in groups.items()
     ]
 
