@@ -15,7 +15,8 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks.cifar10_mini.runs import Finished
-from benchmarks.mechanism.analysis import early_difference, foretold, gain_of, interval
+from benchmarks.mechanism.__main__ import HERE, cell
+from benchmarks.mechanism.analysis import early_difference, foretold, gain_of, interval, tau_by_place
 from benchmarks.page import PAGE, run
 from benchmarks.suites.scale import Growth, doubled, grow
 
@@ -56,6 +57,17 @@ def test_an_interval_is_student_s() -> None:
     assert mean == 2
     assert half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert math.isnan(interval([1.0])[1])
+
+
+def test_a_place_is_by_singular_value_only_and_scipy_s_default_is_told_beside_it() -> None:
+    runs = json.loads((HERE / "results.json").read_text())["filters"]
+    pages = [(HERE / "ABOUT.md").read_text(), (HERE / "README.md").read_text()]
+    for method, name in {"byol": "BYOL", "simsiam": "SimSiam", "swav": "SwAV", "dino": "DINO"}.items():
+        own = [run for run in runs if run["method"] == method]
+        for run in own:
+            assert tau_by_place(run["x"], run["transfer"]) == pytest.approx(run["transfer_tau"], abs=1e-3)
+        default = cell([tau_by_place(run["x"], run["transfer"], "both") for run in own])
+        assert all(f"{name} {default}" in page for page in pages)
 
 
 def test_a_measured_filter_becomes_the_nearest_gain_that_never_falls() -> None:
