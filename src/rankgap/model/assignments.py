@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rankgap.model.alignments import Assigned
 from rankgap.model.maps import Place, register_map
 from rankgap.model.prototypes import Prototypes
 from rankgap.model.schedule import Clock, Scheduled, ramp
@@ -46,10 +47,10 @@ class Assignment(nn.Module):
         self.prototypes = _prototypes(place)
         self.temperature = options.temperature
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(V, B, D) -> probabilities (V, B, K), float32."""
-        probabilities: Tensor = (self.prototypes(z).float() / self.temperature).softmax(dim=-1)
-        return probabilities
+    def forward(self, z: Tensor) -> Assigned:
+        """(V, B, D) -> probabilities (V, B, K) and their logarithm, float32."""
+        logits = self.prototypes(z).float() / self.temperature
+        return Assigned(logits.softmax(dim=-1), logits.log_softmax(dim=-1))
 
 
 def sinkhorn(scores: Tensor, *, eps: float = 0.05, iterations: int = 3) -> Tensor:
