@@ -63,10 +63,10 @@ def test_a_place_is_by_singular_value_only_and_scipy_s_default_is_told_beside_it
     runs = json.loads((HERE / "results.json").read_text())["filters"]
     pages = [(HERE / "ABOUT.md").read_text(), (HERE / "README.md").read_text()]
     for method, name in {"byol": "BYOL", "simsiam": "SimSiam", "swav": "SwAV", "dino": "DINO"}.items():
-        own = [run for run in runs if run["method"] == method]
-        for run in own:
-            assert tau_by_place(run["x"], run["transfer"]) == pytest.approx(run["transfer_tau"], abs=1e-3)
-        default = cell([tau_by_place(run["x"], run["transfer"], "both") for run in own])
+        own = [each for each in runs if each["method"] == method]
+        for each in own:
+            assert tau_by_place(each["x"], each["transfer"]) == pytest.approx(each["transfer_tau"], abs=1e-3)
+        default = cell([tau_by_place(each["x"], each["transfer"], "both") for each in own])
         assert all(f"{name} {default}" in page for page in pages)
 
 
@@ -115,7 +115,7 @@ def test_the_mechanism_s_script_measures_trains_again_and_writes(tmp_path: Path)
     assert set(found["replaced"]) == rows
     assert all(0 < run["knn"] <= 1 for runs in found["replaced"].values() for run in runs)
     kept = found["filters"][0]
-    assert len(kept["x"]) == len(kept["transfer"]) == len(kept["measured_filter"]) == len(kept["eigenspace_alignment"])
+    assert len({len(kept[name]) for name in ("x", "transfer", "measured_filter", "eigenspace_alignment")}) == 1
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# About")
     assert "| simsiam | 1 |" in text

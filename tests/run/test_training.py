@@ -118,6 +118,21 @@ def test_lars_scales_by_the_trust_ratio_but_leaves_biases_and_norms_alone(decay:
         assert_close(p.detach(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["swav", "dino"])
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_frozen_prototypes_do_not_move_and_then_begin_afresh(name: Any, method: str) -> None:
+    net = model(method)
+    assert net.online.prototypes is not None
+    net.online.prototypes.freeze_epochs = 1
+    weight = net.online.prototypes.weight
+    start = weight.detach().clone()
+    optimizer = build_optimizer(net, OptimizerOptions(name=name, lr=0.1, weight_decay=0.1, decay_all=True))
+    views = torch.randn(2, 32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for step, _ in enumerate(descend(net, [views] * 5, optimizer, steps_per_epoch=4)):
+        assert torch.equal(weight, start) is (step < 4)
+        assert bool(optimizer.state[weight]) is (step == 4)  # neither momentum nor a count of steps before
+
+
 def test_an_epoch_sees_each_image_at_most_once_in_an_order_of_its_own() -> None:
     images, _ = load_data("digits", limit=100)
     epochs = [EpochBatches(images, WORK, seed=1, step=3 * epoch) for epoch in (0, 1)]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rankgap.model.branches import DualBranch
+from rankgap.model.prototypes import Prototypes, drop_frozen_gradients
 from rankgap.model.schedule import Clock, learning_rate
 
 OptimizerName = Literal["sgd", "lars", "adamw"]
@@ -61,15 +62,17 @@ def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[
     """Parameters by weight decay and schedule.
 
     Biases and norms do not decay, unless the recipe says so, and a predictor may keep its rate. LARS scales the
-    groups that decay, whatever their decay is: it also scales them where the decay is 0.
+    groups that decay, also where the decay is 0. Prototypes have a group of their own: they may begin later than the
+    rest, and fused SGD wants the parameters of a group to begin together.
     """
     branch = {id(p) for p in model.online.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    prototypes = {id(m.weight) for m in model.modules() if isinstance(m, Prototypes)}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for p in model.parameters():
         if p.requires_grad:
             decays = options.decay_all or p.ndim > 1
             constant = options.constant_predictor_lr and id(p) not in branch
-            groups.setdefault((decays, constant), []).append(p)
+            groups.setdefault((decays, constant, id(p) in prototypes), []).append(p)
     return [
         {
             "params": p,
@@ -77,13 +80,18 @@ def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[
             "constant": constant,
             "always_adapt": decays,  # LARS's word for it; by itself, timm's scales a group only where it decays
         }
-        for (decays, constant), p in groups.items()
+        for (decays, constant, _), p in groups.items()
     ]
 
 
 def build_optimizer(model: DualBranch, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """The optimiser over `parameter_groups`."""
-    groups = parameter_groups(model, options)
+    """The optimiser over `parameter_groups`; its steps leave frozen prototypes where they are."""
+    optimizer = _optimizer(parameter_groups(model, options), options)
+    optimizer.register_step_pre_hook(lambda *_: drop_frozen_gradients(model))
+    return optimizer
+
+
+def _optimizer(groups: list[dict[str, Any]], options: OptimizerOptions) -> torch.optim.Optimizer:
     if options.name == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)
     if options.name == "adamw":
