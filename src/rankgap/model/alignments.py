@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rankgap.spectra.processes import joint_mean
+
 Alignment = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -49,10 +51,10 @@ def cosine(online: Tensor, target: Tensor) -> Tensor:
 def centred_cosine(online: Tensor, target: Tensor) -> Tensor:
     """`cosine` after each view's batch mean is taken away: no constant direction earns anything (RDM, eq. 2).
 
-    The mean is that of the process's own batch.
+    The mean is that of the joint batch of all processes.
     """
-    online, target = online.float(), target.float()
-    return cosine(online - online.mean(1, keepdim=True), target - target.mean(1, keepdim=True))
+    online, target = (z.float() - joint_mean(z.float().mean(1, keepdim=True)) for z in (online, target))
+    return cosine(online, target)
 
 
 def regression(online: Tensor, target: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ class Prototypes(Scheduled):
     removed.
 
     Frozen prototypes have no gradient, so that an optimiser leaves them alone: neither weight decay nor momentum
-    moves them (SwAV, DINO and solo-learn set the gradient to None too). Under `torch.distributed`, where DDP expects
-    a gradient of every parameter, it is zero: call `drop_frozen_gradients` before the optimiser's step.
+    moves them (SwAV, DINO and solo-learn set the gradient to None too). Under `torch.distributed`, where DDP
+    expects a gradient of every parameter, it is zero: call `drop_frozen_gradients` before the optimiser's step.
 
     Args:
         dim: embedding width D.

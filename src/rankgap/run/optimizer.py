@@ -62,8 +62,8 @@ def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[
     """Parameters by weight decay and schedule.
 
     Biases and norms do not decay, unless the recipe says so, and a predictor may keep its rate. LARS scales the
-    groups that decay, also where the decay is 0. Prototypes have a group of their own: they may begin later than the
-    rest, and fused SGD wants the parameters of a group to begin together.
+    groups that decay, also where the decay is 0. Prototypes have a group of their own: they may begin later than
+    the rest, and fused SGD wants the parameters of a group to begin together.
     """
     branch = {id(p) for p in model.online.parameters()}
     prototypes = {id(m.weight) for m in model.modules() if isinstance(m, Prototypes)}

@@ -144,10 +144,10 @@ def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
             f"EMA momentum {momentum:g} averages over {memory:,.0f} steps and the run has {work.steps}, "
             f"so the teacher stays near its random start: lower teacher.momentum"
         )
-    if work.batch_size // work.devices < 32:
+    if work.batch_size < 32:
         found.append(
-            f"{work.batch_size // work.devices} images a device and step: they bound the effective rank, and "
-            f"batch norm is noisy: use 32 or more"
+            f"{work.batch_size} images a step: they bound the effective rank, and batch norm is noisy: use 32 or "
+            f"more"
         )
     if method.assigns and prototypes.freeze_epochs >= work.epochs:
         found.append(f"the prototypes are frozen for all {work.epochs} epochs: lower prototypes.freeze_epochs")
