@@ -62,7 +62,7 @@ class TrainConfig:
         compile: compile the encoder with torch.compile: the first step waits for it (half a minute on a CPU), each
             other one is faster. Numbers differ in the last digits.
         accelerator: auto, cpu, gpu, cuda or mps.
-        devices: how many devices; they share each batch.
+        devices: how many devices; they share each batch, and spectra, codes, norms and readings are of all of it.
         workers: processes that decode files ahead; by default 0 for sets in memory, else one a core.
         out: the run folder; by default runs/ and a name made of method, filters, data and seed.
         resume: go on from the run folder's last checkpoint.
