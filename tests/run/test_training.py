@@ -70,12 +70,13 @@ def test_biases_and_norms_are_out_of_weight_decay_and_a_predictor_may_keep_its_r
     assert {g["weight_decay"] for g in everything} == {0.5}
 
 
-def test_no_weight_decay_reaches_a_learned_gain() -> None:
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_no_weight_decay_reaches_a_learned_gain(decay_all: bool) -> None:
     model = build(
         "byol", backbone="resnet_tiny", online="learned", heads=Heads(projector=ProjectorOptions(widths=(16, 8)))
     )
     [raw] = [p for name, p in model.named_parameters() if name.endswith("gain.raw")]
-    groups = parameter_groups(model, OptimizerOptions(lr=1.0, weight_decay=0.5))
+    groups = parameter_groups(model, OptimizerOptions(lr=1.0, weight_decay=0.5, decay_all=decay_all))
     assert [g["weight_decay"] for g in groups if any(p is raw for p in g["params"])] == [0.0]
 
 

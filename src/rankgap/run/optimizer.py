@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from rankgap.filters.learned import MonotoneGain
 from rankgap.model.branches import DualBranch
 from rankgap.model.prototypes import Prototypes, drop_frozen_gradients
 from rankgap.model.schedule import Clock, learning_rate
@@ -61,16 +62,18 @@ class OptimizerOptions:
 def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[str, Any]]:
     """Parameters by weight decay and schedule.
 
-    Biases and norms do not decay, unless the recipe says so, and a predictor may keep its rate. LARS scales the
-    groups that decay, also where the decay is 0. Prototypes have a group of their own: they may begin later than
-    the rest, and fused SGD wants the parameters of a group to begin together.
+    Biases and norms do not decay, unless the recipe says so; a learned gain never does, since a gain of 0 is no
+    simpler than another. A predictor may keep its rate. LARS scales the groups that decay, also where the decay is
+    0. Prototypes have a group of their own: they may begin later than the rest, and fused SGD wants the parameters
+    of a group to begin together.
     """
     branch = {id(p) for p in model.online.parameters()}
+    gains = {id(p) for m in model.modules() if isinstance(m, MonotoneGain) for p in m.parameters()}
     prototypes = {id(m.weight) for m in model.modules() if isinstance(m, Prototypes)}
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for p in model.parameters():
         if p.requires_grad:
-            decays = options.decay_all or p.ndim > 1
+            decays = p.ndim > 1 or (options.decay_all and id(p) not in gains)
             constant = options.constant_predictor_lr and id(p) not in branch
             groups.setdefault((decays, constant, id(p) in prototypes), []).append(p)
     return [
