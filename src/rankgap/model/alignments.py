@@ -53,8 +53,9 @@ def centred_cosine(online: Tensor, target: Tensor) -> Tensor:
 
     The mean is that of the joint batch of all processes.
     """
-    online, target = (z.float() - joint_mean(z.float().mean(1, keepdim=True)) for z in (online, target))
-    return cosine(online, target)
+    online, target = online.float(), target.float()
+    means = [joint_mean(z.mean(1, keepdim=True)) for z in (online, target)]
+    return cosine(online - means[0], target - means[1])
 
 
 def regression(online: Tensor, target: Tensor) -> Tensor:
