@@ -15,7 +15,8 @@ import torch
 from torch.testing import assert_close
 
 from benchmarks.cifar10_mini.runs import Finished
-from benchmarks.mechanism.analysis import early_difference, foretold, gain_of, interval
+from benchmarks.mechanism.__main__ import HERE, cell
+from benchmarks.mechanism.analysis import early_difference, foretold, gain_of, interval, tau_by_place
 from benchmarks.page import PAGE, run
 from benchmarks.suites.scale import Growth, doubled, grow
 
@@ -56,6 +57,17 @@ def test_an_interval_is_student_s() -> None:
     assert mean == 2
     assert half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
     assert math.isnan(interval([1.0])[1])
+
+
+def test_a_place_is_by_singular_value_only_and_scipy_s_default_is_told_beside_it() -> None:
+    runs = json.loads((HERE / "results.json").read_text())["filters"]
+    pages = [(HERE / "ABOUT.md").read_text(), (HERE / "README.md").read_text()]
+    for method, name in {"byol": "BYOL", "simsiam": "SimSiam", "swav": "SwAV", "dino": "DINO"}.items():
+        own = [each for each in runs if each["method"] == method]
+        for each in own:
+            assert tau_by_place(each["x"], each["transfer"]) == pytest.approx(each["transfer_tau"], abs=1e-3)
+        default = cell([tau_by_place(each["x"], each["transfer"], "both") for each in own])
+        assert all(f"{name} {default}" in page for page in pages)
 
 
 def test_a_measured_filter_becomes_the_nearest_gain_that_never_falls() -> None:
@@ -103,12 +115,7 @@ def test_the_mechanism_script_measures_trains_again_and_writes(tmp_path: Path) -
     assert set(found["replaced"]) == rows
     assert all(0 < run["knn"] <= 1 for runs in found["replaced"].values() for run in runs)
     kept = found["filters"][0]
-    assert (
-        len(kept["x"])
-        == len(kept["transfer"])
-        == len(kept["measured_filter"])
-        == len(kept["eigenspace_alignment"])
-    )
+    assert len({len(kept[name]) for name in ("x", "transfer", "measured_filter", "eigenspace_alignment")}) == 1
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# About")
     assert "| simsiam | 1 |" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from rankgap.spectra.pair import PairSpectrum
 EARLY = (0.0, 2.0)  # epochs of ten, decided before the correlation was looked at
 RESAMPLES = 10_000
 
+Places = Literal["singular value", "both"]
+
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean over seeds, and half the width of Student's 95% interval (nan for one seed)."""
@@ -29,14 +31,28 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def transfer_tau(pair: PairSpectrum) -> float:
-    """Weighted tau of transfer and singular value (Vigna 2015): 1 if the transfer never falls.
+    """Weighted tau of transfer and singular value (Vigna 2015): 1 if the transfer never falls as s grows.
 
     Each exchange is weighted by the places of its two directions, 1 / i + 1 / j, so hundreds of directions count.
     `low_pass_score` weighs by energy, so only the first few count there.
+
+    A place is that of the singular value alone. scipy's default is the mean of two taus, one with places by
+    singular value and one with places by transfer; see `tau_by_place`.
     """
-    place = np.arange(len(pair.transfer))
-    s = pair.spectrum_target[: len(place)].numpy()
-    return float(stats.weightedtau(s, pair.transfer.numpy(), rank=place).statistic)
+    return tau_by_place(pair.spectrum_target[: len(pair.transfer)].tolist(), pair.transfer.tolist())
+
+
+def tau_by_place(s: Sequence[float], transfer: Sequence[float], places: Places = "singular value") -> float:
+    """Weighted tau of two columns that are sorted by the first, falling.
+
+    Args:
+        s: singular values (R,).
+        transfer: of their directions (R,).
+        places: what a direction's place is by: the singular value, or both in turn, averaged (scipy's default).
+            By transfer, a weak direction whose transfer is large by noise has a high place.
+    """
+    rank = np.arange(len(s)) if places == "singular value" else True
+    return float(stats.weightedtau(s, transfer, rank=rank).statistic)
 
 
 @dataclass(frozen=True, slots=True)

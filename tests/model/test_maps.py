@@ -10,6 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rankgap.errors import UserError
+from rankgap.model.alignments import cross_entropy
 from rankgap.model.assignments import (
     Assignment,
     AssignmentOptions,
@@ -109,22 +110,41 @@ def test_prototypes_give_cosines() -> None:
 
 def test_prototypes_are_frozen_at_first_then_move() -> None:
     prototypes = Prototypes(4, PrototypeOptions(count=6, freeze_epochs=1))
-    z = torch.randn(5, 4)
     for step, moves in ((0, False), (9, False), (10, True)):
         prototypes.prepare(clock(step))
         prototypes.zero_grad()
+        z = torch.randn(5, 4, requires_grad=True)
         prototypes(z).square().sum().backward()
-        assert prototypes.weight.grad is not None
-        assert bool(prototypes.weight.grad.abs().sum() > 0) is moves
+        assert (prototypes.weight.grad is not None) is moves
+        assert z.grad is not None
 
 
 def test_assignment_is_a_softmax_of_cosines_over_the_temperature() -> None:
     prototypes = Prototypes(4, PrototypeOptions(count=6))
     z = torch.randn(2, 5, 4)
-    assert_close(
-        Assignment(place(prototypes), AssignmentOptions(temperature=0.1))(z),
-        torch.softmax(prototypes(z) / 0.1, -1),
-    )
+    given = Assignment(place(prototypes), AssignmentOptions(temperature=0.1))(z)
+    assert_close(given.probabilities, torch.softmax(prototypes(z) / 0.1, -1))
+    assert_close(given.logs, given.probabilities.log())
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.1, 0.02, 0.004])
+def test_the_cross_entropy_s_gradient_is_the_softmax_minus_the_target_at_any_temperature(
+    temperature: float,
+) -> None:
+    """DINO's and SwAV's own loss, -sum q log_softmax(scores / t): d/dscores = (softmax - q) / t."""
+    prototypes = Prototypes(4, PrototypeOptions(count=6))
+    z = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    target = torch.softmax(torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(1)), -1)
+    logits = (prototypes(z) / temperature).double()
+    by_hand = -(target.double() * torch.log_softmax(logits.flip(0), -1)).sum(-1).mean()
+    given = Assignment(place(prototypes), AssignmentOptions(temperature=temperature))(z)
+    loss = cross_entropy(given, target)
+    assert_close(loss.double(), by_hand, rtol=1e-6, atol=0)
+    (found,), (wanted,) = (torch.autograd.grad(x, z) for x in (loss, by_hand))
+    assert wanted.abs().max() > 0.01
+    assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    if temperature >= 0.1:  # where float32 rounds nothing to 0, the logarithm of P says the same
+        assert_close(cross_entropy(given.probabilities, target), loss, rtol=1e-6, atol=0)
 
 
 def test_the_queue_waits_until_it_is_due_and_full_then_shapes_the_codes() -> None:

@@ -16,7 +16,8 @@ from rankgap.errors import NonFiniteError, UserError
 from rankgap.filters.learned import LearnedFilter
 from rankgap.model.alignments import regression, squared
 from rankgap.model.closed_forms import CLOSED_FORMS, ClosedForm, ClosedFormPredictor, largest_eigenvalue
-from rankgap.model.maps import Place, find_map
+from rankgap.model.maps import MAPS, Place, find_map
+from rankgap.run.recipes import load_recipe, override
 from tests.matrices import gaussian, orthogonal
 
 properties = settings(max_examples=60, derandomize=True, deadline=None)
@@ -62,6 +63,20 @@ def test_a_closed_form_is_the_published_one_at_every_scale_and_in_null_direction
     v = orthogonal(6)
     expected = v * PUBLISHED[name](relative) @ v.T
     assert_close(form(name)(size * correlation(relative)), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.01], ids=["the paper's", "the authors' published command"])
+def test_directpred_has_either_published_eps(eps: float) -> None:
+    """luckmatters, byol_trainer.py: the spectrum over its maximum, its root, plus dyn_eps (0.01 in the README)."""
+    chosen = override(load_recipe("cifar", "byol"), {"online.directpred.eps": eps})
+    found = chosen.options("online", MAPS["directpred"])
+    assert isinstance(found, ClosedForm)
+    assert (found.momentum, CLOSED_FORMS["directpred"].eps) == (0.3, 0.1)
+    z = gaussian(40, 6)
+    c = z.T @ z / 40
+    values, vectors = torch.linalg.eigh(c)
+    scale = (values.clamp_min(0) / values.max()).sqrt() + eps
+    assert_close(found(c), vectors @ torch.diag(scale) @ vectors.T, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", NAMES)

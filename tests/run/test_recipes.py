@@ -40,6 +40,14 @@ def test_cifar_recipes_hold_the_published_numbers() -> None:
     assert swav.views[0].jitter == (0.8, 0.8, 0.8, 0.2)
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_simsiam_decays_biases_and_norms_too_as_solo_learn_and_fair_do(name: str) -> None:
+    published = load_recipe(name, "simsiam")
+    assert published.optimizer.decay_all
+    adapted, _ = adapt(published, METHODS["simsiam"], SMALL)
+    assert not adapted.optimizer.decay_all  # the preset's choice is its own
+
+
 def values() -> dict[str, Any]:
     found: dict[str, Any] = plain(load_recipe("cifar", "simsiam"))
     return found

@@ -70,12 +70,13 @@ def test_biases_and_norms_are_out_of_weight_decay_and_a_predictor_may_keep_its_r
     assert {g["weight_decay"] for g in everything} == {0.5}
 
 
-def test_no_weight_decay_reaches_a_learned_gain() -> None:
+@pytest.mark.parametrize("decay_all", [True, False])
+def test_no_weight_decay_reaches_a_learned_gain(decay_all: bool) -> None:
     model = build(
         "byol", backbone="resnet_tiny", online="learned", heads=Heads(projector=ProjectorOptions(widths=(16, 8)))
     )
     [raw] = [p for name, p in model.named_parameters() if name.endswith("gain.raw")]
-    groups = parameter_groups(model, OptimizerOptions(lr=1.0, weight_decay=0.5))
+    groups = parameter_groups(model, OptimizerOptions(lr=1.0, weight_decay=0.5, decay_all=decay_all))
     assert [g["weight_decay"] for g in groups if any(p is raw for p in g["params"])] == [0.0]
 
 
@@ -97,9 +98,10 @@ def test_every_optimiser_descends(name: Any) -> None:
     assert losses[-1] < losses[0] - 0.05
 
 
-def test_lars_scales_by_the_trust_ratio_but_leaves_biases_and_norms_alone() -> None:
+@pytest.mark.parametrize("decay", [1e-2, 0.0])
+def test_lars_scales_by_the_trust_ratio_but_leaves_biases_and_norms_alone(decay: float) -> None:
     """The clipped rate of solo-learn: min(eta |w| / (|g| + wd |w|), lr) (You et al. 2017, section 4)."""
-    net, eta, decay = model(), 0.02, 1e-2
+    net, eta = model(), 0.02
     optimizer = build_optimizer(
         net, OptimizerOptions(name="lars", lr=0.5, weight_decay=decay, momentum=0.0, trust=eta)
     )
@@ -115,6 +117,21 @@ def test_lars_scales_by_the_trust_ratio_but_leaves_biases_and_norms_alone() -> N
         else:
             expected = w - 0.5 * g
         assert_close(p.detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["swav", "dino"])
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_frozen_prototypes_do_not_move_and_then_begin_afresh(name: Any, method: str) -> None:
+    net = model(method)
+    assert net.online.prototypes is not None
+    net.online.prototypes.freeze_epochs = 1
+    weight = net.online.prototypes.weight
+    start = weight.detach().clone()
+    optimizer = build_optimizer(net, OptimizerOptions(name=name, lr=0.1, weight_decay=0.1, decay_all=True))
+    views = torch.randn(2, 32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for step, _ in enumerate(descend(net, [views] * 5, optimizer, steps_per_epoch=4)):
+        assert torch.equal(weight, start) is (step < 4)
+        assert bool(optimizer.state[weight]) is (step == 4)  # neither momentum nor a count of steps before
 
 
 def test_an_epoch_sees_each_image_at_most_once_in_an_order_of_its_own() -> None:

@@ -85,8 +85,9 @@ def test_views_stacked_in_one_batch_are_told_apart() -> None:
     assert monitor.history[0].erank_target == pytest.approx(float(effective_rank(z[20:])), rel=1e-5)
 
 
-def test_our_own_models_return_all_views_at_once() -> None:
-    model = build("byol", backbone="resnet_tiny", heads=HEADS, size=8, channels=1)
+@pytest.mark.parametrize("method", ["byol", "swav"])
+def test_our_own_models_return_all_views_at_once(method: str) -> None:
+    model = build(method, backbone="resnet_tiny", heads=HEADS, size=8, channels=1)
     with RankMonitor(model, online="online_map", target="target_map", every=1) as monitor:
         out = model(torch.randn(2, 8, 1, 8, 8))
         out.loss.backward()

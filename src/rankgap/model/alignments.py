@@ -6,12 +6,29 @@ Shapes: V views, B images per view, D width of both outputs, K prototypes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rankgap.spectra.processes import joint_mean
+
 Alignment = Callable[[Tensor, Tensor], Tensor]
+
+
+class Assigned(NamedTuple):
+    """What an online map gives that assigns: probabilities, and their logarithm from the same scores.
+
+    Float32 rounds a probability below e^-103 to 0, and its logarithm is then lost, with the gradient.
+
+    Attributes:
+        probabilities: P (V, B, K).
+        logs: ln P (V, B, K).
+    """
+
+    probabilities: Tensor
+    logs: Tensor
 
 
 def _between_views(matrix: Tensor) -> Tensor:
@@ -34,10 +51,11 @@ def cosine(online: Tensor, target: Tensor) -> Tensor:
 def centred_cosine(online: Tensor, target: Tensor) -> Tensor:
     """`cosine` after subtracting each view's batch mean, so that constant directions earn nothing (RDM, eq. 2).
 
-    The mean is taken over the process's own batch.
+    The mean is taken over the joint batch of all processes.
     """
     online, target = online.float(), target.float()
-    return cosine(online - online.mean(1, keepdim=True), target - target.mean(1, keepdim=True))
+    means = [joint_mean(z.mean(1, keepdim=True)) for z in (online, target)]
+    return cosine(online - means[0], target - means[1])
 
 
 def regression(online: Tensor, target: Tensor) -> Tensor:
@@ -57,15 +75,19 @@ def squared(online: Tensor, target: Tensor) -> Tensor:
     return views * (views - 1) * _between_views(distances.mean(-1))
 
 
-def cross_entropy(online: Tensor, target: Tensor) -> Tensor:
+def cross_entropy(online: Tensor | Assigned, target: Tensor) -> Tensor:
     """Mean cross-entropy -sum T ln P between views, in nats (SwAV, eq. 2; DINO, eq. 2).
 
     Args:
-        online: probabilities (V, B, K).
+        online: probabilities (V, B, K) with their logarithm, exact at any temperature; or probabilities alone, of
+            which those below 1e-38 count as that and get no gradient.
         target: probabilities (V, B, K).
     """
-    logs = online.float().clamp_min(torch.finfo(torch.float32).tiny).log()
-    return -_between_views(torch.einsum("vbk,wbk->vw", logs, target.float())) / online.shape[1]
+    if isinstance(online, Assigned):
+        logs = online.logs.float()
+    else:
+        logs = online.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    return -_between_views(torch.einsum("vbk,wbk->vw", logs, target.float())) / target.shape[1]
 
 
 ALIGNMENTS: dict[str, Alignment] = {

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from rankgap.model.alignments import Assigned
 from rankgap.model.maps import Place, register_map
 from rankgap.model.prototypes import Prototypes
 from rankgap.model.schedule import Clock, Scheduled, is_frozen, ramp
-from rankgap.spectra.processes import world_sum
+from rankgap.spectra.processes import gather_rows, own_share, world_max, world_size, world_sum
 
 
 def _prototypes(place: Place) -> Prototypes:
@@ -46,10 +47,10 @@ class Assignment(nn.Module):
         self.prototypes = _prototypes(place)
         self.temperature = options.temperature
 
-    def forward(self, z: Tensor) -> Tensor:
-        """(V, B, D) -> probabilities (V, B, K), float32."""
-        probabilities: Tensor = (self.prototypes(z).float() / self.temperature).softmax(dim=-1)
-        return probabilities
+    def forward(self, z: Tensor) -> Assigned:
+        """(V, B, D) -> probabilities (V, B, K) and their logarithm, float32."""
+        logits = self.prototypes(z).float() / self.temperature
+        return Assigned(logits.softmax(dim=-1), logits.log_softmax(dim=-1))
 
 
 def sinkhorn(scores: Tensor, *, eps: float = 0.05, iterations: int = 3) -> Tensor:
@@ -65,7 +66,8 @@ def sinkhorn(scores: Tensor, *, eps: float = 0.05, iterations: int = 3) -> Tenso
     """
     with torch.autocast(scores.device.type, enabled=False):
         logits = scores.float() / eps
-        codes = (logits - logits.amax(dim=(-2, -1), keepdim=True)).exp()
+        # One maximum for all processes: another in each would weigh their rows differently.
+        codes = (logits - world_max(logits.amax(dim=(-2, -1), keepdim=True))).exp()
         for _ in range(iterations):
             codes = codes / world_sum(codes.sum(dim=-2, keepdim=True))  # prototypes share the mass
             codes = codes / codes.sum(dim=-1, keepdim=True)  # each image has mass 1
@@ -79,7 +81,7 @@ class SinkhornOptions:
     Args:
         eps: entropy of the transport; smaller gives harder codes.
         iterations: Sinkhorn iterations.
-        queue: length of each view's queue in each process, in embeddings; 0 for no queue.
+        queue: length of each view's queue in embeddings, whatever the number of processes; 0 for no queue.
         queue_epochs: epochs before the queue is used; it is never used before it is full.
     """
 
@@ -93,7 +95,10 @@ class SinkhornOptions:
 class SinkhornCodes(Scheduled):
     """SwAV's target map: balanced codes of a batch, helped by a queue of earlier embeddings.
 
-    Each view has its own queue, because two views of an image must not compete.
+    Each view has its own queue, because two views of an image must not compete. A queue holds the newest
+    embeddings of all processes and is the same in each, so that the checkpoint of one process is whole. Each
+    process balances its batch together with its share of the queue, so that every embedding counts once, as in
+    solo-learn.
 
     Args:
         place: where the map stands; the prototypes are the online branch's own.
@@ -115,14 +120,14 @@ class SinkhornCodes(Scheduled):
 
     def forward(self, z: Tensor) -> Tensor:
         """(V, B, D) -> codes (V, B, K), float32."""
-        batch, length = z.shape[1], self.queue.shape[1]
+        batch, length = z.shape[1], self.queue.shape[1]  # of this process, of all
         if length == 0:
             return sinkhorn(self.prototypes(z), eps=self.eps, iterations=self.iterations)
-        full = self.steps * batch >= length
-        rows = torch.cat([z, self.queue.to(z)], dim=1) if self.due and full else z
+        full = self.steps * batch * world_size() >= length
+        rows = torch.cat([z, own_share(self.queue).to(z)], dim=1) if self.due and full else z
         codes = sinkhorn(self.prototypes(rows), eps=self.eps, iterations=self.iterations)[:, :batch]
         if self.training:
-            newest = torch.cat([z.detach().to(self.queue), self.queue], dim=1)
+            newest = torch.cat([gather_rows(z).to(self.queue), self.queue], dim=1)
             self.queue.copy_(newest[:, :length])
         return codes
 

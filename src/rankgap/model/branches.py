@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from rankgap.errors import unknown
-from rankgap.model.alignments import Alignment
+from rankgap.model.alignments import Alignment, Assigned, cross_entropy
 from rankgap.model.mlp import PerView, per_view
 from rankgap.model.prototypes import Prototypes
 from rankgap.model.schedule import Clock, Scheduled, teacher_momentum
@@ -81,7 +81,7 @@ class DualBranch(nn.Module):
 
     Args:
         online: the online encoder, projector and prototypes.
-        online_map: embeddings (V, B, D) -> P.
+        online_map: embeddings (V, B, D) -> P, or `Assigned` if it knows the logarithm of P as well.
         make_target_map: called with the target branch, returns the target map; it needs the branch because
             prototypes belong to a branch.
         alignment: (P, T) -> loss.
@@ -123,13 +123,14 @@ class DualBranch(nn.Module):
             views: (V, B, C, H, W), or a list of V tensors (B, C, H, W); V >= 2, B >= 2 in training.
         """
         features, z = self.online(views)  # (V, B, F), (V, B, D)
-        p = self.online_map(z)
+        given: Tensor | Assigned = self.online_map(z)
+        p = given.probabilities if isinstance(given, Assigned) else given
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
             if self.teacher is not None:
                 z = self.teacher(views)[1]
             t = self.target_map(z.detach() if self.stop_gradient else z)
         with torch.autocast(p.device.type, enabled=False):  # a loss in bfloat16 has only two digits
-            loss = self.alignment(p, t)
+            loss = cross_entropy(given, t) if self.alignment is cross_entropy else self.alignment(p, t)
         return Outputs(loss, p, t, features)
 
     def encoder(self, side: Side = "online") -> nn.Module:

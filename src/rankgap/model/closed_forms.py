@@ -87,7 +87,8 @@ def largest_eigenvalue(matrix: Tensor) -> Tensor:
 
 
 # directpred: Tian, Chen & Ganguli 2021, normalised as in their code, sqrt(l / l_1) + eps (the paper writes
-#   sqrt(l) + eps l_1, which is another predictor at another scale of Z); rho and eps are the paper's.
+#   sqrt(l) + eps l_1, which is another predictor at another scale of Z); rho and eps = 0.1 are the paper's. The
+#   command that the authors publish beside their code has eps = 0.01: online.directpred.eps=0.01.
 # directcopy: as in the code of Halvagal, Laborieux & Zenke 2023. The code of Wang et al. (2021), who had the idea,
 #   adds eps to a C that is not normalised.
 # isoloss: Halvagal et al. too: no eps, and gradients pass straight through. Their C moves once per view, ours

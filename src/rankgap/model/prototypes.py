@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankgap.model.schedule import Clock, Scheduled, is_frozen
+from rankgap.spectra.processes import is_distributed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,10 @@ class Prototypes(Scheduled):
     authors project it onto the sphere after each step: the same function, with the gradient's radial part
     removed.
 
+    Frozen prototypes have no gradient, so that an optimiser leaves them alone: neither weight decay nor momentum
+    moves them (SwAV, DINO and solo-learn set the gradient to None too). Under `torch.distributed`, where DDP
+    expects a gradient of every parameter, it is zero: call `drop_frozen_gradients` before the optimiser's step.
+
     Args:
         dim: embedding width D.
         options: their number and schedule.
@@ -51,7 +56,15 @@ class Prototypes(Scheduled):
 
     def forward(self, z: Tensor) -> Tensor:
         """(..., D) -> cosines (..., K), float32: temperatures magnify what bfloat16 would round away."""
-        # A zero gradient rather than none: distributed training expects one for every parameter.
-        weight = self.weight.detach() + 0 * self.weight if self.frozen else self.weight
+        weight: Tensor = self.weight
+        if self.frozen:  # distributed training expects a gradient for every parameter, so it gets a zero one
+            weight = weight.detach() + 0 * weight if is_distributed() else weight.detach()
         with torch.autocast(z.device.type, enabled=False):
             return F.linear(F.normalize(z.float(), dim=-1), F.normalize(weight, dim=1))
+
+
+def drop_frozen_gradients(model: nn.Module) -> None:
+    """Set the gradients of a model's frozen prototypes to None; call it before the optimiser's step."""
+    for module in model.modules():
+        if isinstance(module, Prototypes) and module.frozen:
+            module.weight.grad = None

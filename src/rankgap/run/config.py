@@ -63,7 +63,8 @@ class TrainConfig:
         compile: compile the encoder with torch.compile. The first step waits for it (half a minute on a CPU); the
             others are faster. Numbers differ in the last digits.
         accelerator: auto, cpu, gpu, cuda or mps.
-        devices: number of devices, which share each batch.
+        devices: number of devices, which share each batch; spectra, codes, batch norms and readings are of the
+            whole batch.
         workers: processes that decode files ahead; by default 0 for sets in memory, else one per core.
         out: the run folder; by default a folder in runs/ named after method, filters, data and seed.
         resume: resume from the run folder's last checkpoint.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -16,6 +17,7 @@ from rankgap.model.branches import DualBranch, Outputs
 from rankgap.model.schedule import Clock, views_seed
 from rankgap.run.optimizer import OptimizerOptions, build_optimizer
 from rankgap.run.work import Work
+from rankgap.spectra.processes import gather_rows, joint_mean
 from rankgap.views.random_views import Views
 from rankgap.watch.monitor import RankMonitor
 
@@ -60,7 +62,9 @@ class SelfSupervised(L.LightningModule):
         self.step = 0
         self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
         self.last_reading: dict[str, float] = {}
-        self._outputs: Outputs | None = None  # kept during a step that is to be read
+        self._outputs: Outputs | None = (
+            None  # kept during a step that is to be read, with the loss of all processes
+        )
         self._generator: torch.Generator | None = None
 
     @property
@@ -97,9 +101,9 @@ class SelfSupervised(L.LightningModule):
             self._generator = torch.Generator(self.device)
         self._generator.manual_seed(views_seed(self.seed, self.step, self.global_rank))
         outputs: Outputs = self.model(self.views(batch.images, batch.sizes, self._generator))
-        self._outputs = outputs if self.is_read else None
-        bad = (self.first_bad < 0) & ~torch.isfinite(outputs.loss.detach())
-        self.first_bad = torch.where(bad, self.step, self.first_bad)
+        loss = joint_mean(outputs.loss.detach())  # so that all processes stop where one loss is not finite
+        self._outputs = dataclasses.replace(outputs, loss=loss) if self.is_read else None
+        self.first_bad = torch.where((self.first_bad < 0) & ~torch.isfinite(loss), self.step, self.first_bad)
         return outputs.loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -113,9 +117,11 @@ class SelfSupervised(L.LightningModule):
         self.step += 1
 
     def _read(self, outputs: Outputs) -> None:
-        self.monitor.update(outputs.online, outputs.target, step=self.step, exponent=self._exponent())
+        """Read the joint batch of all processes, so that no number depends on how many there are."""
+        online, target = gather_rows(outputs.online), gather_rows(outputs.target)
+        self.monitor.update(online, target, step=self.step, exponent=self._exponent())
         self.last_reading = (
-            {"epoch": self.clock.epoch, "loss": float(outputs.loss.detach())}
+            {"epoch": self.clock.epoch, "loss": float(outputs.loss)}
             | self.monitor.history[-1].numbers()
             | {
                 "lr": self.optimizer.rate(self.clock, self.work.batch_size),

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from rankgap.filters.learned import MonotoneGain
 from rankgap.model.branches import DualBranch
+from rankgap.model.prototypes import Prototypes, drop_frozen_gradients
 from rankgap.model.schedule import Clock, learning_rate
 
 OptimizerName = Literal["sgd", "lars", "adamw"]
@@ -58,23 +60,40 @@ class OptimizerOptions:
 
 
 def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[str, Any]]:
-    """Parameters by weight decay (none for biases and norms) and by schedule (a predictor may keep its rate)."""
+    """Parameters by weight decay and by schedule.
+
+    Biases and norms do not decay unless the recipe says so. A learned gain never decays, because a gain of 0 is no
+    simpler than another. A predictor may keep its rate. LARS scales the groups that decay, even with a decay of 0.
+    Prototypes have a group of their own: fused SGD needs all parameters of a group to begin at the same step.
+    """
     branch = {id(p) for p in model.online.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    gains = {id(p) for m in model.modules() if isinstance(m, MonotoneGain) for p in m.parameters()}
+    prototypes = {id(m.weight) for m in model.modules() if isinstance(m, Prototypes)}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for p in model.parameters():
         if p.requires_grad:
-            decays = options.decay_all or p.ndim > 1
+            decays = p.ndim > 1 or (options.decay_all and id(p) not in gains)
             constant = options.constant_predictor_lr and id(p) not in branch
-            groups.setdefault((decays, constant), []).append(p)
+            groups.setdefault((decays, constant, id(p) in prototypes), []).append(p)
     return [
-        {"params": p, "weight_decay": options.weight_decay if decays else 0.0, "constant": constant}
-        for (decays, constant), p in groups.items()
+        {
+            "params": p,
+            "weight_decay": options.weight_decay if decays else 0.0,
+            "constant": constant,
+            "always_adapt": decays,  # LARS's word for it; by itself, timm's scales a group only where it decays
+        }
+        for (decays, constant, _), p in groups.items()
     ]
 
 
 def build_optimizer(model: DualBranch, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """The optimiser over `parameter_groups`."""
-    groups = parameter_groups(model, options)
+    """The optimiser over `parameter_groups`; its steps leave frozen prototypes where they are."""
+    optimizer = _optimizer(parameter_groups(model, options), options)
+    optimizer.register_step_pre_hook(lambda *_: drop_frozen_gradients(model))
+    return optimizer
+
+
+def _optimizer(groups: list[dict[str, Any]], options: OptimizerOptions) -> torch.optim.Optimizer:
     if options.name == "sgd":
         return torch.optim.SGD(groups, lr=options.lr, momentum=options.momentum, fused=True)
     if options.name == "adamw":

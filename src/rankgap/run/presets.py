@@ -145,10 +145,9 @@ def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
             f"EMA momentum {momentum:g} averages over {memory:,.0f} steps but the run has {work.steps}, "
             f"so the teacher stays near its random start: lower teacher.momentum"
         )
-    if work.batch_size // work.devices < 32:
+    if work.batch_size < 32:
         found.append(
-            f"{work.batch_size // work.devices} images per device and step bound the effective rank and make "
-            f"batch norm noisy: use 32 or more"
+            f"{work.batch_size} images per step bound the effective rank and make batch norm noisy: use 32 or more"
         )
     if method.assigns and prototypes.freeze_epochs >= work.epochs:
         found.append(f"the prototypes are frozen for all {work.epochs} epochs: lower prototypes.freeze_epochs")

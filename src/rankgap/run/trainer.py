@@ -12,8 +12,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
 from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
+from rankgap.model.joint_norm import join_norms
 from rankgap.run.checkpoints import Checkpoints, Restore, SpectraFile
 from rankgap.run.config import TrainConfig
 from rankgap.run.feed import TrainingData
@@ -132,6 +134,8 @@ def train(
         module.monitor.resume(r for r in readings(folder.metrics()) if r.step < module.step)
         if is_main_process():
             folder.forget_spectra(module.step)
+    if config.devices > 1:
+        join_norms(module.model, cuda=plan.device.type == "cuda")
     if config.compile:
         for encoder in {module.model.encoder("online"), module.model.encoder("target")}:
             encoder.compile(fullgraph=True)
@@ -161,7 +165,9 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
             max_epochs=-1,
             accelerator=plan.device.type,
             devices=config.devices,
-            strategy="ddp" if config.devices > 1 else "auto",
+            # Every buffer of ours is computed from all processes, and so is the same in each: the batch norms'
+            # statistics, DINO's centre, SwAV's queue, running correlations.
+            strategy=DDPStrategy(broadcast_buffers=False) if config.devices > 1 else "auto",
             precision=plan.precision,
             logger=open_loggers(config, folder, step=module.step),
             callbacks=[*callbacks, SpectraFile(folder), interruption, checkpoints],
@@ -171,7 +177,6 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
             enable_model_summary=False,
             use_distributed_sampler=False,
             reload_dataloaders_every_n_epochs=1,
-            sync_batchnorm=config.devices > 1 and plan.device.type == "cuda",
         )
         data = TrainingData(plan.train, plan.work, seed=config.seed, workers=plan.workers)
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -12,6 +14,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def world_size() -> int:
+    """The number of processes of a distributed run; 1 without `torch.distributed`."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
 def gather_rows(z: Tensor) -> Tensor:
     """The rows of all processes, without gradient: (..., N, D) -> (..., world x N, D), in the processes' order.
 
@@ -19,11 +26,16 @@ def gather_rows(z: Tensor) -> Tensor:
     `z` itself (detached).
     """
     z = z.detach()
-    if not is_distributed() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return z
-    parts = [torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(z, memory_format=torch.contiguous_format) for _ in range(world_size())]
     dist.all_gather(parts, z.contiguous())
     return torch.cat(parts, dim=-2)
+
+
+def own_share(z: Tensor) -> Tensor:
+    """This process's share of rows that all processes have: (..., N, D) -> (..., about N / world, D)."""
+    return z[..., dist.get_rank() :: world_size(), :] if is_distributed() else z
 
 
 def world_sum(x: Tensor) -> Tensor:
@@ -31,3 +43,38 @@ def world_sum(x: Tensor) -> Tensor:
     if is_distributed():
         dist.all_reduce(x)
     return x
+
+
+def world_max(x: Tensor) -> Tensor:
+    """The elementwise maximum of `x` over the processes, in place; a single process gets `x` back unchanged."""
+    if is_distributed():
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
+class _JointSum(torch.autograd.Function):
+    """The sum over processes. So is its gradient: every process's loss depends on every summand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return world_sum(x.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return world_sum(gradients[0].clone(memory_format=torch.contiguous_format))
+
+
+def joint_sum(x: Tensor) -> Tensor:
+    """Sum `x` over the processes, with gradient; a single process gets `x` back unchanged.
+
+    Where processes average their gradients, as DDP does, the result is the gradient of the mean of their losses.
+    """
+    if world_size() == 1:
+        return x
+    total: Tensor = _JointSum.apply(x)
+    return total
+
+
+def joint_mean(x: Tensor) -> Tensor:
+    """The mean of `x` over the processes, with gradient, see `joint_sum`."""
+    return x if world_size() == 1 else joint_sum(x) / world_size()

@@ -63,15 +63,18 @@ class BranchHooks:
         # Only checkpointed layers run during a backward pass, for the second time.
         if not self.modules["online"].training or torch._C._current_graph_task_id() != -1:
             return
+        parts = output if isinstance(output, tuple | list) else [output]
         output = _tensor(output, self.names[side])
-        if side == "online" and not output.requires_grad:
+        trained = [part for part in parts if isinstance(part, Tensor) and part.requires_grad]
+        if side == "online" and not trained:
             return
         if self.wanted():
             views = output.detach() if output.ndim == 3 else output.detach()[None]
             self._outputs[side] += [part for view in views for part in view.chunk(self.stacked)]
         if side == "online" and not self._waiting:
             self._waiting = True
-            output.register_hook(self._on_backward)
+            for part in trained:  # the loss may be of any of them
+                part.register_hook(self._on_backward)
 
     def _on_backward(self, gradient: Tensor) -> None:
         if not self._waiting:

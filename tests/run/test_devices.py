@@ -1,0 +1,44 @@
+"""A run on two devices is the run on one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+from torch.testing import assert_close
+
+from rankgap.cli import main
+from rankgap.run.folder import RunFolder
+from tests.processes import needs_distributed
+
+FLAGS = ["--method", "swav", "--limit", "128", "--batch-size", "64", "--epochs", "1", "--rank-every", "1"]
+FLAGS += ["--precision", "32-true", "--accelerator", "cpu", "--loggers", "none", "--protocol", "none"]
+# Views that no random number changes, and a queue in use from the second step on.
+STILL = ["scale=[1,1]", "ratio=[1,1]", "flip=0", "jitter_p=0", "grey_p=0"]
+SETTINGS = ["target.sinkhorn.queue=64", "target.sinkhorn.queue_epochs=0"]
+SETTINGS += [f"views.{view}.{still}" for view in (0, 1) for still in STILL]
+
+
+def queue(folder: RunFolder) -> Tensor:
+    """SwAV's queue in a checkpoint, a number for each embedding, in ascending order."""
+    kept: Tensor = folder.load_checkpoint()["model"]["target_map.0.queue"]
+    return kept.sum(-1).sort().values
+
+
+@needs_distributed
+def test_what_a_run_logs_does_not_depend_on_the_number_of_devices(tmp_path: Path) -> None:
+    one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
+    given = ["train", *FLAGS, "--settings", *SETTINGS]
+    assert main([*given, "--out", str(one.path)]) == 0
+    command = [sys.executable, "-m", "rankgap", *given, "--devices", "2", "--out", str(two.path)]
+    subprocess.run(command, check=True, capture_output=True)
+    wanted, found = one.metrics(), two.metrics()
+    assert wanted.keys() == found.keys()
+    assert len(wanted["loss"]) == 2
+    for name, column in wanted.items():
+        assert found[name] == pytest.approx(column, rel=1e-3, abs=1e-6), name
+    assert queue(two).shape == (2, 64)
+    assert_close(queue(two), queue(one), rtol=1e-3, atol=1e-3)  # the embeddings of both processes
