@@ -26,6 +26,7 @@ def _worker(process: int, check: Callable[[int], None], folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=process, world_size=WORLD)
     try:
         check(process)
+        dist.barrier()  # gloo may abort a process whose partner has already left
         Path(folder, f"done-{process}").touch()
     finally:
         dist.destroy_process_group()
