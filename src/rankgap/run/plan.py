@@ -110,7 +110,12 @@ def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
     settings = recipe_settings(config, method)
     override(published, settings)
     train, test = load_data(
-        config.data, size=config.size, channels=config.channels, limit=config.limit, seed=config.seed
+        config.data,
+        size=config.size,
+        channels=config.channels,
+        limit=config.limit,
+        seed=config.seed,
+        on_bad_image=config.on_bad_image,
     )
     if len(train) < config.batch_size:
         raise UserError(
@@ -231,7 +236,9 @@ def _eval_sets(config: TrainConfig, train: ImageSet, test: ImageSet | None) -> d
     """The data's own test set and those of `--eval` (of which the test split, where they have one)."""
     tests = {} if test is None else {"test": test}
     for name, data in config.eval.items():
-        first, second = load_data(data, size=config.size, channels=train.channels)
+        first, second = load_data(
+            data, size=config.size, channels=train.channels, on_bad_image=config.on_bad_image
+        )
         tests[name] = second or first
     check_sets(train, tests)
     return tests

@@ -142,6 +142,9 @@ def train(
         if state is None:
             folder.create()
             folder.write_config(plan.saved())
+            folder.write_skipped(
+                [image for images in (plan.train, *plan.tests.values()) for image in images.skipped]
+            )
         announce(plan)
     module = SelfSupervised(
         plan.model,
