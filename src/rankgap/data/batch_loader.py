@@ -14,6 +14,7 @@ from rankgap.errors import UserError
 class _Failure(NamedTuple):
     """What a worker process sends in place of a batch that it cannot make."""
 
+    kind: type[UserError]
     message: str
 
 
@@ -32,7 +33,7 @@ class _Reported(Dataset[Batch | _Failure]):
         try:
             return self.batches[index]
         except UserError as error:
-            return _Failure(str(error))
+            return _Failure(type(error), str(error))
 
 
 class BatchLoader(DataLoader[Any]):
@@ -59,5 +60,5 @@ class BatchLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for batch in super().__iter__():
             if isinstance(batch, _Failure):
-                raise UserError(batch.message)
+                raise batch.kind(batch.message)
             yield batch

@@ -155,6 +155,10 @@ def in_parts(function: Callable[[range], _T], count: int, *, threads: bool = Tru
         yield from pool.map(function, parts)
 
 
+class BrokenImageError(UserError):
+    """An image cannot be read; the message names it and gives the reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Broken:
     """An image that cannot be read.
@@ -188,12 +192,12 @@ def header_of(source: Encoded, index: int) -> Header:
     """The header of one image.
 
     Raises:
-        UserError: the image cannot be read; the message names it.
+        BrokenImageError: the image cannot be read.
     """
     try:
         return read_image(source, index, read_header)
     except ImageError as error:
-        raise UserError(str(Broken(source.name(index), str(error)))) from error
+        raise BrokenImageError(str(Broken(source.name(index), str(error)))) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,7 +298,8 @@ class EncodedImages:
             (B, C, S, S) uint8, and (B, 2) int32: height and width of the originals.
 
         Raises:
-            UserError: an image is broken or has other channels; the message names it.
+            BrokenImageError: an image cannot be read.
+            UserError: an image has other channels; the message names it.
         """
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         images = np.empty((len(rows), self.channels, self.size, self.size), np.uint8)
@@ -311,7 +316,7 @@ class EncodedImages:
                 except ImageError as error:
                     image = Broken(self.source.name(row), str(error))
                     if broken is None:
-                        raise UserError(str(image)) from error
+                        raise BrokenImageError(str(image)) from error
                     broken[k] = image
                     continue
                 self.check(row, header.channels)

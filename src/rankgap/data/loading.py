@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rankgap.data.decoding import Header, ImageError, convert
-from rankgap.data.encoded import Arrays, Broken, Encoded, EncodedImages, header_of
+from rankgap.data.encoded import Arrays, Broken, BrokenImageError, Encoded, EncodedImages, header_of
 from rankgap.data.image_set import ImageSet
 from rankgap.data.names import shown
 from rankgap.data.sources import open_source
@@ -153,7 +153,7 @@ def layout(
             waiting.add(1)
             try:
                 headers.append(header_of(images, row))
-            except UserError:
+            except BrokenImageError:
                 if skips and row != looked_at[-1]:
                     continue
                 if not (skips and headers):

@@ -16,6 +16,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from rankgap.data.encoded import BrokenImageError
 from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
 from rankgap.run.checkpoints import Checkpoints, Restore, SpectraFile
 from rankgap.run.config import TrainConfig
@@ -215,6 +216,11 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
             raise NonFiniteError(
                 f"training stopped at step {module.step}: {error}; {kept}. Lower --lr, or train with "
                 "--precision 32-true"
+            ) from error
+        except BrokenImageError as error:
+            checkpoints.save(trainer, module)
+            raise BrokenImageError(
+                f"{error}; mend or remove it, then go on with: rankgap train --out {folder.path} --resume"
             ) from error
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]

@@ -180,7 +180,7 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
         say((note, "dim"))
     reasons = Counter(broken.reason for broken in found.broken)
     for broken in found.broken[:BROKEN]:
-        say(("broken:", "red"), f" {broken.name}: {broken.reason}")
+        say(("broken:", "red"), f" {broken.name}: {broken.reason}", wrap=False)
     if len(found.broken) > BROKEN:
         say(("broken:", "red"), f" {len(found.broken) - BROKEN:,} more; --broken FILE writes the whole list")
         say(("reasons:", "red"), f" {_counts(dict(reasons.most_common()), most=8)}")
