@@ -110,6 +110,14 @@ def test_metadata_that_do_not_fit_the_table_are_left_alone(tmp_path: Path, metad
     assert torch.equal(train.batch([1]).images[0], chw(pixels(seed=1)))
 
 
+def test_debris_beside_the_tables_is_not_read(tmp_path: Path) -> None:
+    table([0, 1, 0], path=tmp_path / "train.parquet")
+    (tmp_path / "__MACOSX").mkdir()
+    for name in ("._train.parquet", "__MACOSX/train.parquet"):
+        (tmp_path / name).write_bytes(b"Mac OS X")
+    assert len(load_data(f"hf:{tmp_path}")[0]) == 3
+
+
 def test_names_of_the_training_table_serve_a_test_table_without_metadata(tmp_path: Path) -> None:
     table([1, 0, 1], names("cat", "dog"), tmp_path / "train.parquet")
     table([1, 1, 0], None, tmp_path / "test.parquet")

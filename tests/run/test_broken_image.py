@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rankgap.data import load_data
-from rankgap.errors import UserError
+from rankgap.data.encoded import BrokenImageError
 from rankgap.run.config import TrainConfig, file_name
 from rankgap.run.folder import RunFolder
 from rankgap.run.trainer import resumed, train
@@ -46,7 +46,7 @@ def test_training_that_meets_a_broken_image_names_it_and_goes_on_once_it_is_mend
     monkeypatch.setattr("rankgap.data.loading._STATISTICS", 3)
     run = tmp_path / "run"
     with pytest.raises(
-        UserError, match=r"07\.jpg cannot be read: .*; mend or remove it, then .* --resume$"
+        BrokenImageError, match=r"07\.jpg cannot be read: .*; mend or remove it, then .* --resume$"
     ) as caught:
         train(config(folder, run, workers=workers))
     assert len(str(caught.value)) < 600

@@ -140,3 +140,8 @@ def test_whatever_comes_is_read_or_refused_as_the_users_error(values: object) ->
 def test_whatever_text_comes_is_yaml_or_the_users_error(text: str) -> None:
     with contextlib.suppress(UserError):
         parse_yaml(text, "here")
+
+
+def test_text_that_is_not_utf_8_is_named_in_one_line() -> None:
+    with pytest.raises(UserError, match="--data is not UTF-8 text; rename the folder, or make a link"):
+        read(str, "folder:caf\udce9", "--data")

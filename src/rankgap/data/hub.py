@@ -15,6 +15,7 @@ from torch import Tensor
 from rankgap.data.encoded import Rows
 from rankgap.data.labels import column_values, named, number
 from rankgap.data.names import shown
+from rankgap.data.scanning import is_debris
 from rankgap.data.splits import Source, Split
 from rankgap.errors import UserError
 
@@ -83,7 +84,10 @@ def _local_tables(place: Path) -> dict[str, _Table]:
     files: dict[str, list[Path]] = {}
     folder = place.parent if place.is_file() else place
     for path in [place] if place.is_file() else sorted(folder.rglob("*.parquet")):
-        said = _SPLIT.search(path.relative_to(folder).as_posix())
+        relative = path.relative_to(folder)
+        if any(map(is_debris, relative.parts)):
+            continue
+        said = _SPLIT.search(relative.as_posix())
         files.setdefault(said[1] if said else "train", []).append(path)
     if not files:
         raise UserError(f"hf:{folder}: no .parquet files in it; for a folder of image files write folder:{folder}")

@@ -58,7 +58,7 @@ def scan(root: Path) -> Scan:
                     continue
                 seen.add((status.st_dev, status.st_ino))
                 with os.scandir(root / relative) as entries:
-                    kept = [entry for entry in entries if not _is_debris(entry.name)]
+                    kept = [entry for entry in entries if not is_debris(entry.name)]
             except OSError as error:
                 found.closed.append(f"{shown(relative)} ({error.strerror})")
                 continue
@@ -91,7 +91,8 @@ def _read_folder(root: Path, relative: str, entries: list[os.DirEntry[str]], fou
     found.paths += [relative + entry.name for entry in images]
 
 
-def _is_debris(name: str) -> bool:
+def is_debris(name: str) -> bool:
+    """Whether systems leave files or folders of this name, which are nobody's data."""
     return name.startswith(".") or name.lower() in _DEBRIS
 
 

@@ -158,7 +158,11 @@ def type_hints(kind: type) -> dict[str, Any]:
 
 def _read(kind: Any, values: object, place: Callable[[Sequence[str]], str]) -> Any:
     try:
-        text = json.dumps(values)
+        text = json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # bytes of a name, which a run's files could not keep
+        raise UserError(
+            f"{place(())} is not UTF-8 text; rename the folder, or make a link to it that has a name in UTF-8"
+        ) from None
     except (TypeError, ValueError, RecursionError) as error:  # a set, a value that holds itself
         raise UserError(
             f"{place(())} holds what is neither text, number, list nor keys and values: {error}"
