@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
@@ -59,15 +58,14 @@ class Header(NamedTuple):
     remarks: tuple[str, ...] = ()
 
 
-@contextmanager
-def _decoder() -> Iterator[None]:
-    """Where decoders run. Whatever they raise on a damaged file is a broken image, in one line.
+def _attempt(work: Callable[[], _T]) -> _T:
+    """Run decoders. Whatever they raise on a damaged file is a broken image, in one line.
 
     This is the one place that catches every exception: Pillow, libtiff, zlib and NumPy's parser raise whatever
     comes up on hostile bytes, MemoryError and RecursionError included, and no list of types has been complete.
     """
     try:
-        yield
+        return work()
     except ImageError:
         raise
     except Exception as error:
@@ -90,8 +88,7 @@ def _reason(error: Exception) -> str:
 def _of_metadata(look: Callable[[], _T], otherwise: _T) -> _T:
     """What metadata say, or a value in its place where they are damaged: they never stop the pixels."""
     try:
-        with _decoder():
-            return look()
+        return _attempt(look)
     except ImageError:
         return otherwise
 
@@ -152,9 +149,13 @@ def _with_image(file: BinaryIO, use: Callable[[Image.Image], _T]) -> _T:
     Raises:
         ImageError: the image is broken; the reason is that of the first try.
     """
-    try:
-        with _decoder(), Image.open(file) as image:
+
+    def open_and_use(file: BinaryIO) -> _T:
+        with Image.open(file) as image:
             return use(image)
+
+    try:
+        return _attempt(lambda: open_and_use(file))
     except ImageError as error:
         if error.__cause__ is None:  # our own verdict, not a decoder's
             raise
@@ -167,8 +168,7 @@ def _with_image(file: BinaryIO, use: Callable[[Image.Image], _T]) -> _T:
     if bare is None:
         raise failed
     try:
-        with _decoder(), Image.open(io.BytesIO(bare)) as image:
-            return use(image)
+        return _attempt(lambda: open_and_use(io.BytesIO(bare)))
     except ImageError:
         raise failed from None
 
@@ -187,11 +187,14 @@ def read_header(file: BinaryIO) -> Header:
     Raises:
         ImageError: the file is not an image that can be read.
     """
-    with _decoder():
+
+    def read() -> Header:
         if _is_array(file):
             array = read_array_header(file)
             return Header("NPY", array.channels, array.shape[0], array.shape[1])
         return _with_image(file, _look)
+
+    return _attempt(read)
 
 
 def decode(file: BinaryIO, size: int, channels: int | None = None) -> tuple[Pixels, Header]:
@@ -214,13 +217,16 @@ def decode(file: BinaryIO, size: int, channels: int | None = None) -> tuple[Pixe
     Raises:
         ImageError: the image is broken, has 32-bit pixels (whose range is not known), or cannot be converted.
     """
-    with _decoder():
+
+    def read() -> tuple[Pixels, Header]:
         if _is_array(file):
             array = read_array(file)
             height, width, found = array.shape
             pixels = _squash(array, size)
             return convert(pixels, channels or found), Header("NPY", found, height, width)
         return _with_image(file, lambda image: _decode(image, size, channels))
+
+    return _attempt(read)
 
 
 def _decode(image: Image.Image, size: int, channels: int | None) -> tuple[Pixels, Header]:
