@@ -69,6 +69,18 @@ def test_a_set_of_broken_images_alone_is_an_error_even_if_they_are_skipped(tmp_p
         load_data(f"folder:{tmp_path}", on_bad_image="skip")
 
 
+def test_whole_images_are_found_where_all_that_are_looked_at_first_are_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rankgap.data.loading.HEADERS", 2)
+    for i in range(5):
+        (tmp_path / f"{i}.png").write_bytes(b"")
+    write(tmp_path / "4.png", pixels())
+    assert len(load_data(f"folder:{tmp_path}", on_bad_image="skip")[0]) == 1
+    found = inspect(f"folder:{tmp_path}")
+    assert (found.train, len(found.broken), len(found.images)) == (5, 4, 1)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_the_same_one_line_with_and_without_workers(folder: Path, workers: int) -> None:
     (folder / "a" / "2.jpg").unlink()

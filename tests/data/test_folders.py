@@ -80,6 +80,15 @@ def test_a_folder_of_other_files_says_what_is_there(tmp_path: Path) -> None:
         load_data(f"folder:{tmp_path}")
 
 
+def test_of_two_links_to_one_folder_the_first_by_name_counts(tmp_path: Path) -> None:
+    elsewhere = fill(tmp_path / "elsewhere")
+    for name in ("data/b", "data/a", "data/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(elsewhere)
+    fill(tmp_path / "data" / "d")
+    assert load_data(f"folder:{tmp_path}/data")[0].classes == ["a", "d"]
+
+
 # Splits and classes
 
 

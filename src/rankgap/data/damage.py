@@ -27,6 +27,8 @@ _BEGINNINGS = (
     (b"\x93numpy", "a .npy file that cannot be read"),
     (b"ii*\0", _TIFF_BANDS),
     (b"mm\0*", _TIFF_BANDS),
+    (b"ii+\0", _TIFF_BANDS),
+    (b"mm\0+", _TIFF_BANDS),
 )
 _HEIF = (b"hei", b"hev", b"mif1", b"msf1")
 

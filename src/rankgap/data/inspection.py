@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankgap.data.decoding import Header, ImageError, convert, decode, read_header
+from rankgap.data.decoding import ImageError, convert, decode
 from rankgap.data.encoded import Broken, Encoded, EncodedImages, in_parts, read_image
 from rankgap.data.image_set import Batch, ImageSet
 from rankgap.data.loading import (
-    HEADERS,
     dark_note,
     moments_of,
     pays_in_threads,
+    readable_headers,
     remarks_on,
-    spread,
     stored_size,
     value_counts,
 )
@@ -124,7 +123,7 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     source = open_source(spec)
     spec = shown(spec)
     splits = [source.train] if source.test is None else [source.train, source.test]
-    headers = _headers(source.train.images)
+    _, headers = readable_headers(source.train.images, np.arange(len(source.train.images)))
     if not headers:
         raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
     counts = Counter(h.channels for h in headers)
@@ -172,17 +171,6 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         std=std,
         images=ImageSet(spec, images, labels, mean, std, classes=classes, notes=notes),
     )
-
-
-def _headers(images: Encoded) -> list[Header]:
-    """The headers of up to `HEADERS` images, evenly spread; images that cannot be read are skipped."""
-    found = []
-    for row in spread(len(images), HEADERS):
-        try:
-            found.append(read_image(images, int(row), read_header))
-        except ImageError:
-            continue
-    return found
 
 
 def _first_reason(images: Encoded) -> str:

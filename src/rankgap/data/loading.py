@@ -145,21 +145,13 @@ def layout(
     Raises:
         UserError: a header cannot be read (unless broken images are skipped), or the channel counts are mixed.
     """
-    seen: list[int] = []
-    headers: list[Header] = []
-    looked_at = rows[spread(len(rows), HEADERS)]
-    with Waiting("reading the headers of some images", len(looked_at)) as waiting:
-        for row in map(int, looked_at):
-            waiting.add(1)
-            try:
-                headers.append(header_of(images, row))
-            except BrokenImageError:
-                if skips and row != looked_at[-1]:
-                    continue
-                if not (skips and headers):
-                    raise
-            else:
-                seen.append(row)
+    if skips:
+        seen, headers = readable_headers(images, rows)
+        if not seen:  # the first one's reason stands for all
+            seen, headers = [int(rows[0])], [header_of(images, int(rows[0]))]
+    else:
+        seen = rows[spread(len(rows), HEADERS)].tolist()
+        headers = [header_of(images, row) for row in seen]
     found = EncodedImages(
         source=images,
         rows=rows,
@@ -173,6 +165,25 @@ def layout(
         found.check(row, header.channels)
     counts = Counter(remark for header in headers for remark in header.remarks)
     return found, remarks_on(counts, len(headers))
+
+
+def readable_headers(images: Encoded, rows: Index) -> tuple[list[int], list[Header]]:
+    """The headers of up to 1,000 images, evenly spread, and their rows; those that cannot be read are passed over.
+
+    Where all of these are broken, it is the first image of all that can be read.
+    """
+    seen: list[int] = []
+    headers: list[Header] = []
+    picked = rows[spread(len(rows), HEADERS)]
+    for place, row in enumerate([*picked, *rows]):
+        if place >= len(picked) and headers:
+            break
+        try:
+            headers.append(header_of(images, int(row)))
+        except BrokenImageError:
+            continue
+        seen.append(int(row))
+    return seen, headers
 
 
 def remarks_on(counts: Mapping[str, int], seen: int) -> list[str]:

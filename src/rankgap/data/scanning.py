@@ -65,7 +65,8 @@ def scan(root: Path) -> Scan:
             if relative and _is_run({entry.name for entry in kept}):
                 found.own += 1
                 continue
-            folders += _read_folder(root, relative, kept, found)
+            # By name, so that of two links to one folder it is always the same that counts.
+            folders += sorted(_read_folder(root, relative, kept, found), reverse=True)
             waiting.add(len(kept))
     found.paths.sort()
     return found
