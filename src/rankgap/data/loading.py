@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -175,7 +176,7 @@ def readable_headers(images: Encoded, rows: Index) -> tuple[list[int], list[Head
     seen: list[int] = []
     headers: list[Header] = []
     picked = rows[spread(len(rows), HEADERS)]
-    for place, row in enumerate([*picked, *rows]):
+    for place, row in enumerate(itertools.chain(picked, rows)):
         if place >= len(picked) and headers:
             break
         try:
