@@ -228,6 +228,7 @@ def inspect_data(
     size: int | None = None,
     channels: int | None = None,
     out: str = "contact_sheet.png",
+    broken: str | None = None,
     seed: int = 0,
 ) -> None:
     """Inspect images before training: sizes, channels, broken files, statistics, and a picture of their views.
@@ -238,6 +239,7 @@ def inspect_data(
         size: side of a view in pixels; by default the images' own up to 96 px, otherwise at most 224.
         channels: convert all images to this many channels (1 or 3).
         out: the contact sheet's file.
+        broken: a text file to which the unreadable images are written, one per line with the reason.
         seed: seed of the sample and its views.
     """
     from rankgap.run.config import TrainConfig
@@ -247,6 +249,8 @@ def inspect_data(
 
     config = TrainConfig(data=data, method=method, size=size, channels=channels, seed=seed)
     found, batch, views = preview(config)
+    if broken is not None:
+        Path(broken).write_text("".join(f"{image}\n" for image in found.broken), encoding="utf-8")
     contact_sheet(batch.images, views, out)
     show_inspection(found, views.shape[-1], Path(out))
 
@@ -305,7 +309,7 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"rankgap: {' '.join(message.split())}", file=sys.stderr)
+    print(f"rankgap: {' '.join(line.strip() for line in message.splitlines())}", file=sys.stderr)
     return code
 
 

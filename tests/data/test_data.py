@@ -18,28 +18,7 @@ from torch.testing import assert_close
 from rankgap.data import inspect, load_data
 from rankgap.data.decoding import ImageError, decode, read_header
 from rankgap.errors import UserError
-
-
-def pixels(size: tuple[int, int] = (12, 12), channels: int = 3, seed: int = 0) -> Any:
-    """(H, W, C) uint8."""
-    return np.random.default_rng(seed).integers(0, 256, (*size, channels), dtype=np.uint8)
-
-
-def write(path: Path, values: Any) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values).save(path)
-    return path
-
-
-def encoded(image: Any, form: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, form, **options)
-    return file.getvalue()
-
-
-def chw(values: Any) -> torch.Tensor:
-    return torch.from_numpy(values).permute(2, 0, 1)
-
+from tests.data.pictures import chw, encoded, pixels, write
 
 # Folders
 
@@ -203,7 +182,7 @@ def test_sixteen_bits_become_eight_by_full_scale(tmp_path: Path) -> None:
     assert decode(io.BytesIO(encoded(values)), 2)[0][..., 0].tolist() == [[0, 1], [255, 128]]
     np.save(tmp_path / "a.npy", np.stack([values] * 5, -1))
     with (tmp_path / "a.npy").open("rb") as array:
-        assert read_header(array) == ("NPY", 5, 2, 2)
+        assert read_header(array) == ("NPY", 5, 2, 2, ())
     train, _ = load_data(f"folder:{tmp_path}")
     assert train.batch([0]).images[0, 4].tolist() == [[0, 1], [255, 128]]
 

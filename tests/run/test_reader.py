@@ -149,3 +149,8 @@ def test_any_values_are_read_or_raise_a_user_error(values: object) -> None:
 def test_any_text_is_yaml_or_raises_a_user_error(text: str) -> None:
     with contextlib.suppress(UserError):
         parse_yaml(text, "here")
+
+
+def test_text_that_is_not_utf_8_is_named_in_one_line() -> None:
+    with pytest.raises(UserError, match="--data is not UTF-8 text; rename the folder, or make a link"):
+        read(str, "folder:caf\udce9", "--data")

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
-from typing import BinaryIO, NamedTuple
+import io
+import warnings
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-Pixels = npt.NDArray[np.uint8]
+from rankgap.data.damage import identity, without_metadata
+from rankgap.data.npy import MAGIC, Pixels, read_array, read_array_header, to_8_bits
 
-_NPY = b"\x93NUMPY"
-_BROKEN = (
-    OSError,  # truncated, of an unknown format, or unreadable
-    SyntaxError,  # raised by Pillow for an invalid PNG chunk
-    ValueError,
-    TypeError,
-    IndexError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_T = TypeVar("_T")
+
+# Pillow warns of metadata that it cannot read, and of large images: neither is news for the user.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,6 +28,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_EXTRA_SAMPLES = 338  # a tag of TIFF: what the bands beyond the colours are
+_IS_ALPHA = {1, 2}  # of that tag's values
+
+FRAMES = "more frames or pages than the first, which alone is read"
+BANDS = "further bands, which are dropped; to keep them, save all bands as .npy (H, W, C)"
+ALPHA = "transparency (an alpha channel), which is laid on white"
 
 
 class ImageError(Exception):
@@ -48,54 +48,137 @@ class Header(NamedTuple):
         channels: the number of channels.
         height: in pixels, with the EXIF orientation applied.
         width: in pixels, with the EXIF orientation applied.
+        remarks: what the image has besides that is not read as it is: `FRAMES`, `BANDS`, `ALPHA`.
     """
 
     format: str
     channels: int
     height: int
     width: int
+    remarks: tuple[str, ...] = ()
 
 
-def _reason(error: Exception) -> ImageError:
-    if isinstance(error, UnidentifiedImageError):
-        return ImageError("not an image in a known format")
+def _attempt(work: Callable[[], _T]) -> _T:
+    """Run decoders. Whatever they raise on a damaged file is a broken image, in one line.
+
+    This is the one place that catches every exception: Pillow, libtiff, zlib and NumPy's parser raise whatever
+    comes up on hostile bytes, MemoryError and RecursionError included, and no list of types has been complete.
+    """
+    try:
+        return work()
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(" ".join(_reason(error).split())) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "decoding it takes more memory than there is"
+    if isinstance(error, Image.DecompressionBombError):
+        return (
+            f"it has more than the {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels that are decoded; make it smaller "
+            "or cut it into tiles (from Python, a larger PIL.Image.MAX_IMAGE_PIXELS allows it)"
+        )
     if isinstance(error, OSError) and error.strerror:
-        return ImageError(error.strerror)
-    return ImageError(str(error) or type(error).__name__)
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def _of_metadata(look: Callable[[], _T], otherwise: _T) -> _T:
+    """What metadata say, or a value in its place where they are damaged: they never stop the pixels."""
+    try:
+        return _attempt(look)
+    except ImageError:
+        return otherwise
 
 
 def _is_grey(image: Image.Image) -> bool:
     return image.mode in ("1", "L", "LA", "La", "I", "F") or image.mode.startswith("I;16")
 
 
-def _turn(image: Image.Image) -> int:
-    """The EXIF orientation that remains to be applied; Pillow itself turns a TIFF."""
-    return 1 if image.format == "TIFF" else int(image.getexif().get(ExifTags.Base.Orientation, 1))
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation that remains to be applied, 1 to 8; Pillow itself turns a TIFF."""
+    if image.format == "TIFF":
+        return 1
+    found = _of_metadata(lambda: image.getexif().get(ExifTags.Base.Orientation), None)
+    return found if isinstance(found, int) and found in _TURNS else 1
+
+
+def _extra_bands(image: Image.Image) -> tuple[bool, bool]:
+    """Whether a TIFF has bands beyond those that Pillow reads, and whether the last that it reads is no alpha."""
+    tags = getattr(image, "tag_v2", None)
+    if image.format != "TIFF" or tags is None:
+        return False, False
+    kinds = _of_metadata(lambda: frozenset(tags.get(_EXTRA_SAMPLES, ())), frozenset[int]())
+    samples = _of_metadata(lambda: int(tags.get(277, 1)), 1)
+    undeclared = image.mode in ("RGBA", "LA") and not kinds & _IS_ALPHA
+    return samples > len(image.getbands()) or undeclared, undeclared
 
 
 def _header(image: Image.Image) -> Header:
+    """What an image that is open says of itself, before its orientation and its frames are looked at."""
     width, height = image.size
-    if _turn(image) >= 5:
-        height, width = width, height
-    return Header(image.format or "unknown", 1 if _is_grey(image) else 3, height, width)
+    more_bands, not_alpha = _extra_bands(image)
+    found = {BANDS: more_bands, ALPHA: image.has_transparency_data and not not_alpha}
+    remarks = tuple(remark for remark, applies in found.items() if applies)
+    return Header(image.format or "unknown", 1 if _is_grey(image) else 3, height, width, remarks)
 
 
-def _array(file: BinaryIO) -> Pixels:
-    """A .npy file as (H, W, C) uint8."""
-    array = np.load(file, allow_pickle=False)
-    if array.dtype == np.uint16:
-        array = _to_8_bits(array)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or 0 in array.shape:
-        raise ImageError(
-            f"expected an array (H, W) or (H, W, C) of uint8 or uint16, got {array.shape} of {array.dtype}"
-        )
-    pixels: Pixels = array[:, :, None] if array.ndim == 2 else array
-    return pixels
+def _completed(header: Header, image: Image.Image, orientation: int) -> Header:
+    """The header with sides as they are after turning, and with the remark on frames.
+
+    The frames are looked for at the end, because that may move Pillow's place in the file. Those of an MPO are
+    previews and gain maps.
+    """
+    has_frames = image.format != "MPO" and _of_metadata(lambda: bool(getattr(image, "is_animated", False)), False)
+    sides = (header.width, header.height) if orientation >= 5 else (header.height, header.width)
+    remarks = (FRAMES, *header.remarks) if has_frames else header.remarks
+    return header._replace(height=sides[0], width=sides[1], remarks=remarks)
 
 
-def _to_8_bits(values: npt.NDArray[np.uint16]) -> Pixels:
-    """Map full scale to full scale (65,535 to 255), so that images remain comparable in brightness."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _look(image: Image.Image) -> Header:
+    """The header of an image that is not decoded: of a PNG, the orientation may lie behind the pixels."""
+    behind = image.format == "PNG" and "exif" not in image.info
+    return _completed(_header(image), image, 1 if behind else _orientation(image))
+
+
+def _with_image(file: BinaryIO, use: Callable[[Image.Image], _T]) -> _T:
+    """Open an image and use it; if that fails, once more without its metadata, which may be what is broken.
+
+    Raises:
+        ImageError: the image is broken; the reason is that of the first try.
+    """
+
+    def open_and_use(file: BinaryIO) -> _T:
+        with Image.open(file) as image:
+            return use(image)
+
+    try:
+        return _attempt(lambda: open_and_use(file))
+    except ImageError as error:
+        if error.__cause__ is None:  # our own verdict, not a decoder's
+            raise
+        failed = error
+    file.seek(0)
+    content = file.read()
+    if isinstance(failed.__cause__, UnidentifiedImageError):
+        failed = ImageError(identity(content[:64]))
+    bare = without_metadata(content)
+    if bare is None:
+        raise failed
+    try:
+        return _attempt(lambda: open_and_use(io.BytesIO(bare)))
+    except ImageError:
+        raise failed from None
+
+
+def _is_array(file: BinaryIO) -> bool:
+    start = file.read(len(MAGIC))
+    file.seek(0)
+    if not start:
+        raise ImageError("an empty file")
+    return start == MAGIC
 
 
 def read_header(file: BinaryIO) -> Header:
@@ -104,22 +187,14 @@ def read_header(file: BinaryIO) -> Header:
     Raises:
         ImageError: the file is not an image that can be read.
     """
-    try:
-        if _starts_as_array(file):
-            height, width, channels = _array(file).shape
-            return Header("NPY", channels, height, width)
-        with Image.open(file) as image:
-            return _header(image)
-    except _BROKEN as error:
-        raise _reason(error) from error
 
+    def read() -> Header:
+        if _is_array(file):
+            array = read_array_header(file)
+            return Header("NPY", array.channels, array.shape[0], array.shape[1])
+        return _with_image(file, _look)
 
-def _starts_as_array(file: BinaryIO) -> bool:
-    start = file.read(len(_NPY))
-    file.seek(0)
-    if not start:
-        raise ImageError("an empty file")
-    return start == _NPY
+    return _attempt(read)
 
 
 def decode(file: BinaryIO, size: int, channels: int | None = None) -> tuple[Pixels, Header]:
@@ -142,38 +217,51 @@ def decode(file: BinaryIO, size: int, channels: int | None = None) -> tuple[Pixe
     Raises:
         ImageError: the image is broken, has 32-bit pixels (whose range is not known), or cannot be converted.
     """
-    try:
-        if _starts_as_array(file):
-            array = _array(file)
+
+    def read() -> tuple[Pixels, Header]:
+        if _is_array(file):
+            array = read_array(file)
             height, width, found = array.shape
             pixels = _squash(array, size)
             return convert(pixels, channels or found), Header("NPY", found, height, width)
-        with Image.open(file) as image:
-            return _decode(image, size, channels)
-    except _BROKEN as error:
-        raise _reason(error) from error
+        return _with_image(file, lambda image: _decode(image, size, channels))
+
+    return _attempt(read)
 
 
 def _decode(image: Image.Image, size: int, channels: int | None) -> tuple[Pixels, Header]:
-    header, turn = _header(image), _turn(image)
-    image.draft(None, (size, size))
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray(_to_8_bits(np.asarray(image)))
-    elif image.mode in ("I", "F"):
-        raise ImageError("it has 32-bit pixels, whose range is not known; convert it to 8 or 16 bits")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    opened, header = image, _header(image)
     if channels not in (None, 1, 3):
         raise _unconvertible(header.channels, channels)
+    drafted = image.draft(None, (size, size))
+    box = drafted[1] if drafted else None  # the last row and column may lie in part outside the picture
+    _load(image)
+    orientation = _orientation(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray(to_8_bits(np.asarray(image)))
+    elif image.mode in ("I", "F"):
+        raise ImageError("it has 32-bit pixels, whose range is not known; convert it to 8 or 16 bits")
+    elif ALPHA in header.remarks:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     mode = "L" if (channels or header.channels) == 1 else "RGB"
     image = image.convert(mode)
     if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
-    if turn in _TURNS:
-        image = image.transpose(_TURNS[turn])
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    if orientation in _TURNS:
+        image = image.transpose(_TURNS[orientation])
     pixels = np.asarray(image)
-    return (pixels[:, :, None] if mode == "L" else pixels), header
+    return (pixels[:, :, None] if mode == "L" else pixels), _completed(header, opened, orientation)
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the pixels. Of a TIFF, Pillow would read the Exif and GPS folders too, broken ones included."""
+    if image.format == "TIFF":
+        exif = _of_metadata(image.getexif, Image.Exif())
+        for tag in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop):
+            if tag in exif:
+                del exif[tag]
+    image.load()
 
 
 def _squash(array: Pixels, size: int) -> Pixels:

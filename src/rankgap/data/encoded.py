@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from rankgap.data.decoding import Header, ImageError, decode, read_header
+from rankgap.data.names import shown
+from rankgap.data.npy import Pixels
+from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
 
 _T = TypeVar("_T")
@@ -42,23 +45,26 @@ class Files:
 
     Args:
         root: the folder.
-        paths: relative paths in one Arrow array, because Python strings would cost several times the memory, and
-            worker processes would copy them page by page.
+        paths: relative paths, as bytes, in one Arrow array, because Python strings would cost several times the
+            memory, and worker processes would copy them page by page.
     """
 
     root: str
-    paths: pa.StringArray
+    paths: pa.LargeBinaryArray
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def open(self, index: int) -> BinaryIO:
         """Open the file."""
-        return open(self.name(index), "rb")
+        return open(self._path(index), "rb")
 
     def name(self, index: int) -> str:
         """The file's path."""
-        return os.path.join(self.root, self.paths[index].as_py())
+        return shown(self._path(index))
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self.paths[index].as_py()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,30 +75,38 @@ class Rows:
         label: the table's name, for messages.
         table: a `pyarrow.Table`, or a memory-mapped table of `datasets`.
         column: the name of the images' column.
+        folders: where the files that rows name may lie.
     """
 
     label: str
     table: Any
     column: str
+    folders: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
     def _row(self, index: int) -> dict[str, Any]:
         value = self.table.column(self.column)[index].as_py()
-        return value if isinstance(value, dict) else {"bytes": value}
+        if isinstance(value, dict):
+            return value
+        return {"path": value} if isinstance(value, str) else {"bytes": value}
 
     def open(self, index: int) -> BinaryIO:
         """Open the row's bytes, or the file that the row names."""
         row = self._row(index)
-        if row.get("bytes") is None and row.get("path"):
-            return open(row["path"], "rb")
-        return io.BytesIO(row.get("bytes") or b"")
+        content, path = row.get("bytes"), row.get("path")
+        if content is None and isinstance(path, str) and path:
+            places = [os.path.join(folder, path) for folder in self.folders]
+            return open(next(filter(os.path.exists, places), path), "rb")
+        if content is not None and not isinstance(content, bytes):
+            raise ImageError(f"expected bytes or the path of a file, got {type(content).__name__}")
+        return io.BytesIO(content or b"")
 
     def name(self, index: int) -> str:
         """The row's number, with the path if the row has one."""
         path = self._row(index).get("path")
-        return f"{self.label}, row {index}" + (f" ({path})" if path else "")
+        return f"{self.label}, row {index}" + (f" ({shown(str(path))})" if path else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,17 +155,49 @@ def in_parts(function: Callable[[range], _T], count: int, *, threads: bool = Tru
         yield from pool.map(function, parts)
 
 
+class BrokenImageError(UserError):
+    """An image cannot be read; the message names it and gives the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """An image that cannot be read.
+
+    Attributes:
+        name: the image's path, or its row.
+        reason: why it cannot be read.
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be read: {self.reason}"
+
+
+def read_image(source: Encoded, index: int, look: Callable[[BinaryIO], _T]) -> _T:
+    """Open one image and look at it.
+
+    Raises:
+        ImageError: it cannot be opened or decoded.
+    """
+    try:
+        with source.open(index) as file:
+            return look(file)
+    except (OSError, ValueError) as error:  # ValueError: a path that no system takes
+        raise ImageError(getattr(error, "strerror", None) or " ".join(str(error).split())) from error
+
+
 def header_of(source: Encoded, index: int) -> Header:
     """The header of one image.
 
     Raises:
-        UserError: the image cannot be read; the message names it.
+        BrokenImageError: the image cannot be read.
     """
     try:
-        with source.open(index) as file:
-            return read_header(file)
-    except (ImageError, OSError) as error:
-        raise UserError(f"{source.name(index)} cannot be read: {error}") from error
+        return read_image(source, index, read_header)
+    except ImageError as error:
+        raise BrokenImageError(str(Broken(source.name(index), str(error)))) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,37 +259,71 @@ class EncodedImages:
                 row = int(self.rows[k])
                 self.check(row, header_of(self.source, row).channels)
 
-        for _ in in_parts(check, len(self)):
-            pass
+        with Waiting("reading the headers of images", len(self)) as waiting:
+            for _ in in_parts(check, len(self)):
+                waiting.add(_PART)
 
-    def read(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+    def check_pixels(self) -> dict[int, Broken]:
+        """Decode every image once, to find those that are broken: position -> the image.
+
+        Raises:
+            UserError: an image has other channels; the message names it.
+        """
+        found: dict[int, Broken] = {}
+        step = 8 * _PART
+        with Waiting("looking for broken images", len(self)) as waiting:
+            for start in range(0, len(self), step):
+                part = range(start, min(start + step, len(self)))
+                broken: dict[int, Broken] = {}
+                self.read(part, broken)
+                found |= {part[k]: image for k, image in broken.items()}
+                waiting.add(len(part))
+        return found
+
+    def read(
+        self,
+        indices: Sequence[int] | Tensor,
+        broken: dict[int, Broken] | None = None,
+        waiting: Waiting | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Decode some of the images.
 
         Args:
             indices: B positions in [0, N).
+            broken: takes up the images that cannot be read, by their place among the B, in place of an error; what
+                is returned for them means nothing.
+            waiting: is told how many are decoded.
 
         Returns:
             (B, C, S, S) uint8, and (B, 2) int32: height and width of the originals.
 
         Raises:
-            UserError: an image is broken or has other channels; the message names it.
+            BrokenImageError: an image cannot be read.
+            UserError: an image has other channels; the message names it.
         """
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         images = np.empty((len(rows), self.channels, self.size, self.size), np.uint8)
         sizes = np.empty((len(rows), 2), np.int32)
 
+        def decode_one(file: BinaryIO) -> tuple[Pixels, Header]:
+            return decode(file, self.size, self.channels if self.convert else None)
+
         def fill(part: range) -> None:
             for k in part:
                 row = int(rows[k])
                 try:
-                    with self.source.open(row) as file:
-                        pixels, header = decode(file, self.size, self.channels if self.convert else None)
-                except (ImageError, OSError) as error:
-                    raise UserError(f"{self.source.name(row)} cannot be read: {error}") from error
+                    pixels, header = read_image(self.source, row, decode_one)
+                except ImageError as error:
+                    image = Broken(self.source.name(row), str(error))
+                    if broken is None:
+                        raise BrokenImageError(str(image)) from error
+                    broken[k] = image
+                    continue
                 self.check(row, header.channels)
                 images[k] = pixels.transpose(2, 0, 1)
                 sizes[k] = header.height, header.width
 
         for _ in in_parts(fill, len(rows), threads=self.threads):
-            pass
+            if waiting is not None:
+                waiting.add(_PART)
         return torch.from_numpy(images), torch.from_numpy(sizes)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from torch import Tensor
 
 from rankgap.data.encoded import Rows
+from rankgap.data.labels import column_values, named, number
+from rankgap.data.names import shown
+from rankgap.data.scanning import is_debris
 from rankgap.data.splits import Source, Split
 from rankgap.errors import UserError
 
@@ -21,7 +23,22 @@ _IN_MEMORY = 2 * 2**30  # bytes of Parquet; larger tables are memory-mapped thro
 _TESTS = ("test", "validation", "valid", "val", "dev")
 _SPLIT = re.compile(rf"(?:^|[-_./])(train|{'|'.join(_TESTS)})(?=[-_./])")
 _IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp")
+_PATHS = ("file_name", "file_path", "image_path", "path")
 _LABELS = ("label", "labels", "fine_label", "class")
+
+
+class _Table(NamedTuple):
+    """The table of a split.
+
+    Attributes:
+        table: a `pyarrow.Table`, or a memory-mapped table of `datasets`.
+        schema: of the table, with the metadata of the Hub.
+        folders: where files that the table names may lie.
+    """
+
+    table: Any
+    schema: pa.Schema
+    folders: tuple[str, ...] = ()
 
 
 def open_hub(place: str) -> Source:
@@ -29,60 +46,74 @@ def open_hub(place: str) -> Source:
 
     A data set of the Hub is downloaded and cached. The training split is `train`, or else the first. The test
     split is the first of test, validation, valid, val and dev that has labels, or else the first of them. The
-    image column is the one with the Hub's Image feature, or else the first with image bytes. The label column is
-    `label`, `labels`, `fine_label` or `class`, or else the first ClassLabel. As on the Hub, a label below 0 means
-    that the split is not labelled.
+    image column is the one with the Hub's Image feature, or else the first with image bytes, or with the paths of
+    files, which lie beside the table. The label column is `label`, `labels`, `fine_label` or `class`, or else the
+    first ClassLabel; its values may be of any kind, and are numbered here. As on the Hub, -1 means that a split is
+    not labelled. Metadata that do not fit the table are left alone.
 
     Args:
-        place: a folder, or a name on the Hub.
+        place: a folder, a Parquet file, or a name on the Hub.
 
     Raises:
         UserError: there is no such folder, data set or column, or the Hub cannot be reached.
     """
     folder = Path(place).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.is_file() and folder.suffix == ".parquet"):
         tables = _local_tables(folder)
     elif place.startswith((".", "/", "~")):
         raise UserError(f"hf:{place}: there is no folder {folder}")
     else:
         tables = _load_dataset(place, path=place)
-    name = f"hf:{place}"
-    splits = {key: _split(f"{name} {key}", table, schema) for key, (table, schema) in tables.items()}
-    first = "train" if "train" in splits else next(iter(splits))
+    name = f"hf:{shown(place)}"
+    first = "train" if "train" in tables else next(iter(tables))
+    notes: list[str] = []
+    splits = _splits(name, tables, first, notes)
     tests = [t for t in _TESTS if t in splits and t != first]
     test = next((t for t in tests if splits[t].labels is not None), tests[0] if tests else None)
-    images = splits[first].images
+    images, classes = splits[first].images, splits[first].classes
     assert isinstance(images, Rows)
-    classes = splits[first].classes
-    labels = "no labels" if splits[first].labels is None else f"{len(classes) if classes else 'unnamed'} classes"
-    text = f"{name}: {len(images)} training images (split {first}, column {images.column}), {labels}"
+    text = f"{name}: {len(images)} training images (split {first}, column {images.column}), "
+    text += f"{len(classes)} classes" if classes else "no labels"
     if test is not None:
         text += f"; {len(splits[test].images)} test images (split {test})"
-    return Source(name, splits[first], splits.get(test or ""), [text])
+    return Source(name, splits[first], splits.get(test or ""), [text, *notes])
 
 
-def _local_tables(folder: Path) -> dict[str, tuple[Any, pa.Schema]]:
+def _local_tables(place: Path) -> dict[str, _Table]:
     """The tables of a folder's Parquet files, by the split in their names; `train` if the name has none."""
-    files: dict[str, list[str]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
-        said = _SPLIT.search(path.relative_to(folder).as_posix())
-        files.setdefault(said[1] if said else "train", []).append(str(path))
+    files: dict[str, list[Path]] = {}
+    folder = place.parent if place.is_file() else place
+    for path in [place] if place.is_file() else sorted(folder.rglob("*.parquet")):
+        relative = path.relative_to(folder)
+        if any(map(is_debris, relative.parts)):
+            continue
+        said = _SPLIT.search(relative.as_posix())
+        files.setdefault(said[1] if said else "train", []).append(path)
     if not files:
         raise UserError(f"hf:{folder}: no .parquet files in it; for a folder of image files write folder:{folder}")
-    if sum(Path(f).stat().st_size for paths in files.values() for f in paths) > _IN_MEMORY:
-        return _load_dataset(str(folder), path="parquet", data_files=files)
-    try:
-        return {split: _read_tables(paths) for split, paths in files.items()}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"hf:{folder}: {str(error).splitlines()[0]}") from error
+    # Files that a table names lie beside it, or below the folder of the set.
+    beside = {
+        split: tuple(dict.fromkeys([*(str(path.parent) for path in paths), str(folder)]))
+        for split, paths in files.items()
+    }
+    if sum(path.stat().st_size for paths in files.values() for path in paths) > _IN_MEMORY:
+        arguments = {split: [str(path) for path in paths] for split, paths in files.items()}
+        tables = _load_dataset(str(place), path="parquet", data_files=arguments)
+    else:
+        try:
+            tables = {split: _read_tables(paths) for split, paths in files.items()}
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"hf:{place}: {str(error).splitlines()[0]}") from error
+    return {split: table._replace(folders=beside[split]) for split, table in tables.items()}
 
 
-def _read_tables(paths: list[str]) -> tuple[Any, pa.Schema]:
+def _read_tables(paths: list[Path]) -> _Table:
     tables = [pq.ParquetFile(path).read() for path in paths]
-    return pa.concat_tables(tables), tables[0].schema
+    bare = [table.replace_schema_metadata(None) for table in tables]
+    return _Table(pa.concat_tables(bare), tables[0].schema)
 
 
-def _load_dataset(place: str, **arguments: Any) -> dict[str, tuple[Any, pa.Schema]]:
+def _load_dataset(place: str, **arguments: Any) -> dict[str, _Table]:
     import datasets
 
     try:
@@ -92,51 +123,80 @@ def _load_dataset(place: str, **arguments: Any) -> dict[str, tuple[Any, pa.Schem
         raise UserError(
             f"hf:{place} cannot be loaded: {reason}; a local folder of Parquet files needs no network"
         ) from error
-    return {split: (data.data, data.features.arrow_schema) for split, data in found.items()}
+    return {split: _Table(data.data, data.features.arrow_schema) for split, data in found.items()}
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """The Hub's features, which are in the schema's metadata."""
-    text = (schema.metadata or {}).get(b"huggingface")
-    features: dict[str, dict[str, Any]] = json.loads(text)["info"]["features"] if text else {}
-    return {name: f for name, f in features.items() if isinstance(f, dict)}
+    """The Hub's features, which are in the schema's metadata; none where these cannot be read."""
+    text = (schema.metadata or {}).get(b"huggingface", b"{}")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    for key in ("info", "features"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return {}
+    return {name: f for name, f in found.items() if isinstance(f, dict) and name in schema.names}
 
 
 def _image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, Any]]) -> str:
-    for name, feature in features.items():
-        if feature.get("_type") == "Image":
-            return name
-    for field in schema:
-        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
-            return str(field.name)
-    for field in schema:
-        if field.name in _IMAGES and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)):
-            return str(field.name)
+    """The column of images: one that may hold them, the one that the metadata name going first."""
+
+    def is_struct(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+
+    def is_bytes(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    def is_text(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+    kinds = {str(field.name): field.type for field in schema}
+    declared = [name for name, feature in features.items() if feature.get("_type") == "Image"]
+    fits = (
+        [name for name in declared if is_struct(kinds[name]) or is_bytes(kinds[name]) or is_text(kinds[name])],
+        [name for name, kind in kinds.items() if is_struct(kind)],
+        [name for name, kind in kinds.items() if name in _IMAGES and is_bytes(kind)],
+        [name for name, kind in kinds.items() if name in (*_IMAGES, *_PATHS) and is_text(kind)],
+    )
+    for names in fits:
+        if names:
+            return names[0]
     raise UserError(f"{label}: expected a column of images, got {', '.join(schema.names)}")
 
 
-def _split(label: str, table: Any, schema: pa.Schema) -> Split:
-    features = _features(schema)
-    image = _image_column(label, schema, features)
-    if not table.num_rows:
-        raise UserError(f"{label}: the table has no rows")
-    named = [n for n in _LABELS if n in schema.names]
-    named += [n for n, f in features.items() if f.get("_type") == "ClassLabel" and n not in named]
-    labels, classes = _labels(table, schema, features, named[0]) if named else (None, None)
-    return Split(Rows(label, table.select([image]), image), labels, classes)
-
-
-def _labels(
-    table: Any, schema: pa.Schema, features: dict[str, dict[str, Any]], column: str
-) -> tuple[Tensor | None, list[str] | None]:
-    values = table.column(column)
-    kind = schema.field(column).type
-    if values.null_count:
-        return None, None
-    if pa.types.is_integer(kind):
-        labels = torch.tensor(values.to_pylist())  # to_numpy would import pandas
-        return (None, None) if int(labels.min()) < 0 else (labels, features.get(column, {}).get("names"))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        classes, numbers = np.unique(values.to_pylist(), return_inverse=True)
-        return torch.from_numpy(numbers.astype(np.int64)), [str(c) for c in classes]
-    return None, None
+def _splits(name: str, tables: dict[str, _Table], first: str, notes: list[str]) -> dict[str, Split]:
+    """The splits of a set, their labels numbered alike unless each table names its own."""
+    images: dict[str, Rows] = {}
+    values: dict[str, list[Hashable]] = {}
+    classes: dict[str, list[str]] = {}
+    labels: dict[str, Tensor] = {}
+    for split, (table, schema, folders) in tables.items():
+        label = f"{name} {split}"
+        features = _features(schema)
+        column = _image_column(label, schema, features)
+        if not table.num_rows:
+            raise UserError(f"{label}: the table has no rows")
+        images[split] = Rows(label, table.select([column]), column, folders)
+        candidates = [n for n in _LABELS if n in schema.names and n != column]
+        candidates += [n for n, f in features.items() if f.get("_type") == "ClassLabel" and n not in candidates]
+        if not candidates:
+            continue
+        found, reason = column_values(table.column(candidates[0]))
+        if found is None:
+            notes.append(f"{label}: no labels, because the column {candidates[0]} {reason}")
+            continue
+        values[split] = found
+        names: Any = features.get(candidates[0], {}).get("names")
+        if (numbers := named(found, names)) is not None:
+            labels[split], classes[split] = numbers, names
+    for split in values.keys() - labels.keys():  # a table without metadata of its own
+        names = classes.get(first)
+        if (numbers := named(values[split], names)) is not None:
+            labels[split], classes[split] = numbers, names
+    if labels.keys() != values.keys():
+        leading = first if first in values else next(iter(values))
+        labels, shared = number(values, leading)
+        classes = dict.fromkeys(values, shared)
+    return {split: Split(rows, labels.get(split), classes.get(split)) for split, rows in images.items()}

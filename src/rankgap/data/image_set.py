@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rankgap.data.encoded import EncodedImages
+from rankgap.data.encoded import Broken, EncodedImages
 
 
 class Batch(NamedTuple):
@@ -36,6 +36,7 @@ class ImageSet:
         std: per-channel population standard deviation of values in [0, 1].
         sizes: (N, 2) int32, original height and width of `images` in memory, if they differ from S.
         classes: the names of the labels.
+        skipped: images that were left out because they cannot be read.
         notes: how the set was read, one sentence each, for the user.
 
     Example:
@@ -57,11 +58,13 @@ class ImageSet:
         *,
         sizes: Tensor | None = None,
         classes: Sequence[str] | None = None,
+        skipped: Sequence[Broken] = (),
         notes: Sequence[str] = (),
     ) -> None:
         self.name, self.images, self.labels, self.sizes = name, images, labels, sizes
         self.mean, self.std = tuple(mean), tuple(std)
         self.classes = None if classes is None else list(classes)
+        self.skipped = tuple(skipped)
         self.notes = list(notes)
         self.channels: int = images.shape[1] if isinstance(images, Tensor) else images.channels
         self.size: int = images.shape[2] if isinstance(images, Tensor) else images.size

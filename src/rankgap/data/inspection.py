@@ -11,26 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rankgap.data.decoding import Header, ImageError, convert, decode, read_header
-from rankgap.data.encoded import Encoded, EncodedImages, in_parts
+from rankgap.data.decoding import ImageError, convert, decode
+from rankgap.data.encoded import Broken, Encoded, EncodedImages, in_parts, read_image
 from rankgap.data.image_set import Batch, ImageSet
-from rankgap.data.loading import HEADERS, channel_moments, from_moments, pays_in_threads, spread, stored_size
+from rankgap.data.loading import (
+    dark_note,
+    moments_of,
+    pays_in_threads,
+    readable_headers,
+    remarks_on,
+    stored_size,
+    value_counts,
+)
+from rankgap.data.names import shown
 from rankgap.data.sources import open_source
 from rankgap.data.splits import Split
+from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """An image that cannot be read.
-
-    Attributes:
-        name: the image's path, or its row.
-        reason: why it cannot be read.
-    """
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,8 +90,8 @@ class _Found:
     channels: Counter[int] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
     digests: list[bytes] = field(default_factory=list)
-    moments: Tensor | int = 0
-    pixels: int = 0
+    remarks: Counter[str] = field(default_factory=Counter)
+    values: Tensor | int = 0  # (C, 256), how often each value occurs
 
     def add(self, other: _Found) -> None:
         self.rows += other.rows
@@ -103,8 +100,8 @@ class _Found:
         self.channels += other.channels
         self.formats += other.formats
         self.digests += other.digests
-        self.moments = self.moments + other.moments
-        self.pixels += other.pixels
+        self.remarks += other.remarks
+        self.values = self.values + other.values
 
 
 def inspect(spec: str, *, size: int | None = None, channels: int | None = None) -> Inspection:
@@ -124,8 +121,9 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         (1442, {1: 1797}, {(8, 8): 1797}, (), ())
     """
     source = open_source(spec)
+    spec = shown(spec)
     splits = [source.train] if source.test is None else [source.train, source.test]
-    headers = _headers(source.train.images)
+    _, headers = readable_headers(source.train.images, np.arange(len(source.train.images)))
     if not headers:
         raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
     counts = Counter(h.channels for h in headers)
@@ -136,11 +134,14 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     train = found[0]
     if not train.rows:
         raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
-    assert isinstance(train.moments, Tensor)
-    mean, std = source.statistics if source.statistics and aim == 3 else from_moments(train.moments, train.pixels)
+    assert isinstance(train.values, Tensor)
+    mean, std = source.statistics if source.statistics and aim == 3 else moments_of(train.values)
     both = _Found()
     for part in found:
         both.add(part)
+    seen = both.sizes.total()
+    remarks = remarks_on(both.remarks, seen) + dark_note(train.values)
+    notes = (*source.notes, *(f"{spec}: {remark}" for remark in remarks))
     images = EncodedImages(
         source=source.train.images,
         rows=np.array(train.rows),
@@ -155,7 +156,7 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     classes = source.train.classes
     return Inspection(
         name=spec,
-        notes=tuple(source.notes),
+        notes=notes,
         problems=_problems(both, channels),
         train=len(source.train.images),
         test=None if source.test is None else len(source.test.images),
@@ -168,28 +169,15 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         leaked=sum(d in distinct for d in found[-1].digests) if len(found) > 1 else 0,
         mean=mean,
         std=std,
-        images=ImageSet(spec, images, labels, mean, std, classes=classes, notes=source.notes),
+        images=ImageSet(spec, images, labels, mean, std, classes=classes, notes=notes),
     )
-
-
-def _headers(images: Encoded) -> list[Header]:
-    """The headers of up to `HEADERS` images, evenly spread; images that cannot be read are skipped."""
-    found = []
-    for row in spread(len(images), HEADERS):
-        try:
-            with images.open(int(row)) as file:
-                found.append(read_header(file))
-        except (ImageError, OSError):
-            continue
-    return found
 
 
 def _first_reason(images: Encoded) -> str:
     """Why the first image cannot be read."""
     try:
-        with images.open(0) as file:
-            decode(file, 8)
-    except (ImageError, OSError) as error:
+        read_image(images, 0, lambda file: decode(file, 8))
+    except ImageError as error:
         return f"{images.name(0)}: {error}"
     return f"{images.name(0)} can be decoded, but its header cannot be read"
 
@@ -199,29 +187,30 @@ def _inspect_split(images: Encoded, size: int, channels: int, threads: bool) -> 
         found, pixels = _Found(), []
         for row in part:
             try:
-                with images.open(row) as file:
-                    content = file.read()
+                content = read_image(images, row, lambda file: file.read())
                 values, header = decode(io.BytesIO(content), size)
-            except (ImageError, OSError) as error:
+            except ImageError as error:
                 found.broken.append(Broken(images.name(row), str(error)))
                 continue
             found.digests.append(hashlib.blake2b(content, digest_size=16).digest())
             found.sizes[header.height, header.width] += 1
             found.channels[header.channels] += 1
             found.formats[header.format] += 1
+            found.remarks.update(header.remarks)
             try:
                 pixels.append(convert(values, channels))
             except ImageError:  # its channel count is reported among the problems
                 continue
             found.rows.append(row)
         if pixels:
-            found.moments = channel_moments(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
-            found.pixels = len(pixels) * size**2
+            found.values = value_counts(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
         return found
 
     whole = _Found()
-    for part in in_parts(look, len(images), threads=threads):
-        whole.add(part)
+    with Waiting("decoding images", len(images)) as waiting:
+        for part in in_parts(look, len(images), threads=threads):
+            whole.add(part)
+            waiting.add(len(part.digests) + len(part.broken))
     return whole
 
 
@@ -229,7 +218,8 @@ def _problems(found: _Found, channels: int | None) -> tuple[str, ...]:
     problems = []
     if found.broken:
         problems.append(
-            f"{len(found.broken)} images cannot be read; remove them, because training stops at the first"
+            f"{len(found.broken):,} images cannot be read, and training stops at the first; remove them, or train "
+            "with --on-bad-image skip"
         )
     wanted = {channels} if channels else set()
     if foreign := sorted(set(found.channels) - wanted - {1, 3}):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,17 +14,21 @@ import torch
 from torch import Tensor
 
 from rankgap.data.decoding import Header, ImageError, convert
-from rankgap.data.encoded import Arrays, Encoded, EncodedImages, header_of
+from rankgap.data.encoded import Arrays, Broken, BrokenImageError, Encoded, EncodedImages, header_of
 from rankgap.data.image_set import ImageSet
+from rankgap.data.names import shown
 from rankgap.data.sources import open_source
-from rankgap.data.splits import Split, Statistics
+from rankgap.data.splits import Source, Split, Statistics
+from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
 
+OnBadImage = Literal["error", "skip"]
 Index = npt.NDArray[np.int64]
 
 IN_MEMORY = 2 * 2**30  # bytes that a split may take decoded
 HEADERS = 1_000  # to read before the stored size is chosen
 _STATISTICS = 10_000  # images from which mean and standard deviation are taken
+_DARK = 64  # the highest value of 8 bits that still counts as dark: that of 14 bits in 16
 _SMALL = 96  # side in pixels up to which images are stored as they are, and decoded without threads
 _VIEW = 224  # side of a view in pixels, if none is given
 _PART = 256  # images to read at once for the statistics
@@ -35,6 +42,7 @@ def load_data(
     limit: int | None = None,
     seed: int = 0,
     memory: int = IN_MEMORY,
+    on_bad_image: OnBadImage = "error",
 ) -> tuple[ImageSet, ImageSet | None]:
     """The training and test images that a spec names.
 
@@ -49,32 +57,41 @@ def load_data(
         limit: train on the first `limit` images of a seeded shuffle; None for all images, in the set's order.
         seed: of that shuffle.
         memory: bytes that a split may take decoded; a larger split is decoded batch by batch.
+        on_bad_image: skip leaves out images that cannot be read (`ImageSet.skipped` lists them). A set that is
+            decoded batch by batch is then decoded once before, to find them.
 
     Returns:
         The training set, and the test set or None.
 
     Raises:
-        UserError: there is no such data set, it has no images, an image is broken (it is named), or the channel
-            counts are mixed (one image of each is named).
+        UserError: there is no such data set, it has no images, an image is broken and not skipped (it is named),
+            or the channel counts are mixed (one image of each is named).
     """
     source = open_source(spec)
+    spec = shown(spec)
     rows = _chosen(len(source.train.images), limit, seed)
+    skips = on_bad_image == "skip"
     notes = list(source.notes)
     plan = None
     if not isinstance(source.train.images, Arrays):
-        plan = layout(source.train.images, rows, size, channels)
-    images, sizes = _store(source.train.images, rows, plan, channels, memory)
-    found = images.shape[1] if isinstance(images, Tensor) else images.channels
-    mean, std = source.statistics if source.statistics and found == 3 else statistics(images)
-    if min(std) < 1 / 255:
-        notes.append(f"{spec}: a channel is constant, so it is centred but not scaled")
-        std = tuple(s if s >= 1 / 255 else 1.0 for s in std)
-    splits = [_image_set(spec, source.train, rows, images, sizes, (mean, std))]
+        plan, remarks = layout(source.train.images, rows, size, channels, skips=skips)
+        notes += [f"{spec}: {remark}" for remark in remarks]
+    stored = [_store(source.train.images, rows, plan, channels, memory, skips)]
+    mean, std, remarks = _statistics(source, stored[0].images)
+    notes += [f"{spec}: {remark}" for remark in remarks]
+    splits = [_image_set(spec, source.train, stored[0], (mean, std))]
     if source.test is not None:
         rows = np.arange(len(source.test.images))
-        images, sizes = _store(source.test.images, rows, plan, channels, memory)
-        splits.append(_image_set(f"{spec} (test)", source.test, rows, images, sizes, (mean, std)))
+        stored.append(_store(source.test.images, rows, plan, channels, memory, skips))
+        splits.append(_image_set(f"{spec} (test)", source.test, stored[1], (mean, std)))
     for split in splits:
+        if not len(split):
+            raise UserError(f"{split.name}: none of its images can be read; {split.skipped[0]}")
+        if split.skipped:
+            notes.append(
+                f"{split.name}: {len(split.skipped):,} images cannot be read and are skipped, the first of them: "
+                f"{split.skipped[0]}"
+            )
         if not split.in_memory:
             notes.append(
                 f"{split.name}: {len(split)} images of {split.channels} x {split.size} x {split.size} exceed "
@@ -121,41 +138,108 @@ def spread(count: int, most: int) -> Index:
     return np.arange(picked) * count // max(picked, 1)
 
 
-def layout(images: Encoded, rows: Index, size: int | None, channels: int | None) -> EncodedImages:
-    """Decide how images are stored, from the headers of up to 1,000 of them.
+def layout(
+    images: Encoded, rows: Index, size: int | None, channels: int | None, *, skips: bool = False
+) -> tuple[EncodedImages, list[str]]:
+    """Decide how images are stored, from the headers of up to 1,000 of them, and what is worth a note in these.
 
     Raises:
-        UserError: a header cannot be read, or the channel counts are mixed.
+        UserError: a header cannot be read (unless broken images are skipped), or the channel counts are mixed.
     """
-    seen = rows[spread(len(rows), HEADERS)]
-    headers = [header_of(images, int(row)) for row in seen]
+    if skips:
+        seen, headers = readable_headers(images, rows)
+        if not seen:  # the first one's reason stands for all
+            seen, headers = [int(rows[0])], [header_of(images, int(rows[0]))]
+    else:
+        seen = rows[spread(len(rows), HEADERS)].tolist()
+        headers = [header_of(images, row) for row in seen]
     found = EncodedImages(
         source=images,
         rows=rows,
         size=stored_size(headers, size),
         channels=channels or headers[0].channels,
         convert=channels is not None,
-        example=images.name(int(seen[0])),
+        example=images.name(seen[0]),
         threads=pays_in_threads(headers),
     )
     for row, header in zip(seen, headers, strict=True):
-        found.check(int(row), header.channels)
-    return found
+        found.check(row, header.channels)
+    counts = Counter(remark for header in headers for remark in header.remarks)
+    return found, remarks_on(counts, len(headers))
+
+
+def readable_headers(images: Encoded, rows: Index) -> tuple[list[int], list[Header]]:
+    """The headers of up to 1,000 images, evenly spread, and their rows; those that cannot be read are passed over.
+
+    Where all of these are broken, it is the first image of all that can be read.
+    """
+    seen: list[int] = []
+    headers: list[Header] = []
+    picked = rows[spread(len(rows), HEADERS)]
+    for place, row in enumerate(itertools.chain(picked, rows)):
+        if place >= len(picked) and headers:
+            break
+        try:
+            headers.append(header_of(images, int(row)))
+        except BrokenImageError:
+            continue
+        seen.append(int(row))
+    return seen, headers
+
+
+def remarks_on(counts: Mapping[str, int], seen: int) -> list[str]:
+    """What some images have that is not read as it is, one sentence each.
+
+    Args:
+        counts: a header's remark -> images with it.
+        seen: how many images were looked at.
+    """
+    return [f"{count:,} of {seen:,} images looked at have {what}" for what, count in counts.items()]
+
+
+class _Stored(NamedTuple):
+    """The images of a split, and which they are.
+
+    Attributes:
+        rows: (N,) int64, the source's images in this order.
+        images: decoded, (N, C, S, S) uint8, if they fit into memory.
+        sizes: (N, 2) int32, heights and widths of the originals, if these differ from S.
+        skipped: the images that are broken, left out.
+    """
+
+    rows: Index
+    images: Tensor | EncodedImages
+    sizes: Tensor | None = None
+    skipped: tuple[Broken, ...] = ()
 
 
 def _store(
-    source: Encoded, rows: Index, plan: EncodedImages | None, channels: int | None, memory: int
-) -> tuple[Tensor | EncodedImages, Tensor | None]:
-    """The images of some rows, decoded if they fit into memory, and their original sizes if these differ."""
+    source: Encoded, rows: Index, plan: EncodedImages | None, channels: int | None, memory: int, skips: bool
+) -> _Stored:
+    """The images of some rows, decoded if they fit into memory, without the broken ones if these are skipped."""
     if isinstance(source, Arrays):
-        return _converted(source.images[torch.from_numpy(rows)], channels), None
+        return _Stored(rows, _converted(source.images[torch.from_numpy(rows)], channels))
     assert plan is not None
     images = replace(plan, source=source, rows=rows)
     if images.nbytes > memory:
-        images.check_headers()
-        return images, None
-    pixels, sizes = images.read(range(len(images)))
-    return pixels, None if bool((sizes == images.size).all()) else sizes
+        if not skips:
+            images.check_headers()
+            return _Stored(rows, images)
+        broken = images.check_pixels()
+        kept = np.delete(rows, list(broken))
+        return _Stored(kept, replace(images, rows=kept), None, _in_order(broken))
+    found: dict[int, Broken] = {}
+    with Waiting("decoding images", len(images)) as waiting:
+        pixels, sizes = images.read(range(len(images)), found if skips else None, waiting)
+    if found:
+        whole = torch.ones(len(rows), dtype=torch.bool)
+        whole[list(found)] = False
+        pixels, sizes, rows = pixels[whole], sizes[whole], rows[whole.numpy()]
+    return _Stored(rows, pixels, None if bool((sizes == images.size).all()) else sizes, _in_order(found))
+
+
+def _in_order(broken: Mapping[int, Broken]) -> tuple[Broken, ...]:
+    return tuple(broken[position] for position in sorted(broken))
 
 
 def _converted(images: Tensor, channels: int | None) -> Tensor:
@@ -168,47 +252,74 @@ def _converted(images: Tensor, channels: int | None) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _image_set(
-    name: str,
-    split: Split,
-    rows: Index,
-    images: Tensor | EncodedImages,
-    sizes: Tensor | None,
-    moments: Statistics,
-) -> ImageSet:
-    labels = None if split.labels is None else split.labels[torch.from_numpy(rows)]
-    return ImageSet(name, images, labels, *moments, sizes=sizes, classes=split.classes)
+def _image_set(name: str, split: Split, stored: _Stored, moments: Statistics) -> ImageSet:
+    return ImageSet(
+        name,
+        stored.images,
+        None if split.labels is None else split.labels[torch.from_numpy(stored.rows)],
+        *moments,
+        sizes=stored.sizes,
+        classes=split.classes,
+        skipped=stored.skipped,
+    )
 
 
-def statistics(images: Tensor | EncodedImages) -> Statistics:
-    """Per-channel mean and population standard deviation of values in [0, 1], from up to 10,000 images.
+def _statistics(
+    source: Source, images: Tensor | EncodedImages
+) -> tuple[tuple[float, ...], tuple[float, ...], list[str]]:
+    """Mean and standard deviation of each channel to normalise with, and what is worth a note in the values."""
+    channels = images.shape[1] if isinstance(images, Tensor) else images.channels
+    if (source.statistics and channels == 3) or not len(images):
+        return *(source.statistics or ((0.0,) * channels, (1.0,) * channels)), []
+    counts = count_values(images)
+    mean, std = moments_of(counts)
+    notes = dark_note(counts)
+    if min(std) < 1 / 255:
+        notes.append("a channel is constant, so it is centred but not scaled")
+        std = tuple(s if s >= 1 / 255 else 1.0 for s in std)
+    return mean, std, notes
 
-    The images are evenly spread over the set. Sums are of integers, so the order of summation does not matter.
+
+def count_values(images: Tensor | EncodedImages) -> Tensor:
+    """How often each of the 256 values occurs in each channel, (C, 256) int64, in up to 10,000 images.
+
+    The images are evenly spread over the set.
     """
     rows = torch.from_numpy(spread(len(images), _STATISTICS))
     channels = images.shape[1] if isinstance(images, Tensor) else images.channels
-    moments = torch.zeros(2, channels, dtype=torch.int64)
-    pixels = 0
-    for start in range(0, len(rows), _PART):
-        part = rows[start : start + _PART]
-        values = images[part] if isinstance(images, Tensor) else images.read(part)[0]
-        moments += channel_moments(values)
-        pixels += values.numel() // channels
-    return from_moments(moments, pixels)
+    counts = torch.zeros(channels, 256, dtype=torch.int64)
+    with Waiting("measuring the colours of images", len(rows)) as waiting:
+        for start in range(0, len(rows), _PART):
+            part = rows[start : start + _PART]
+            counts += value_counts(images[part] if isinstance(images, Tensor) else images.read(part)[0])
+            waiting.add(len(part))
+    return counts
 
 
-def channel_moments(values: Tensor) -> Tensor:
-    """Sums of the values and of their squares, (2, C) int64, of (B, C, H, W) uint8.
+def value_counts(values: Tensor) -> Tensor:
+    """How often each of the 256 values occurs in each channel, (C, 256) int64, of (B, C, H, W) uint8."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in values.unbind(1)])
 
-    The 256 values are counted, because wider integers would take sixteen times the images' memory.
+
+def moments_of(counts: Tensor) -> Statistics:
+    """Per-channel mean and population standard deviation of values in [0, 1], from the counts of the 256 values.
+
+    Sums are of integers, so the order of summation does not matter.
     """
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in values.unbind(1)])
     levels = torch.arange(256)
-    return torch.stack([counts @ levels, counts @ levels.square()])
-
-
-def from_moments(moments: Tensor, pixels: int) -> Statistics:
-    """Mean and standard deviation of values in [0, 1], from `channel_moments` and the pixels per channel."""
-    mean, square = (moments.double() / pixels).unbind()
+    pixels = counts.sum(1)
+    mean, square = (counts @ levels).double() / pixels, (counts @ levels.square()).double() / pixels
     std = (square - mean.square()).clamp(min=0).sqrt()
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def dark_note(counts: Tensor) -> list[str]:
+    """A note where nearly all values lie in the lowest quarter, as those of 12 bits do in a file of 16."""
+    whole = counts.sum(0)
+    highest = int((whole.cumsum(0) >= 0.999 * whole.sum()).nonzero()[0])
+    if highest > _DARK:
+        return []
+    return [
+        f"99.9% of the values are at most {highest} of 255, so the images are dark and have few grey levels; if "
+        "they are 16-bit files of a smaller range (12-bit values), scale them to the full range of 16 bits"
+    ]

@@ -11,9 +11,10 @@ from typing import NamedTuple, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from rankgap.data import Batch, ImageSet
+from rankgap.data.batch_loader import BatchLoader
 from rankgap.views.random_views import eval_view
 
 BATCH, CPU_BATCH = 256, 64  # images per forward pass, by default
@@ -42,7 +43,7 @@ class FeatureOptions(TypedDict, total=False):
 
 
 class _Slices(Dataset[Batch]):
-    """Consecutive batches of an image set, for a `DataLoader`."""
+    """Consecutive batches of an image set, for a `BatchLoader`."""
 
     def __init__(self, images: ImageSet, batch_size: int) -> None:
         self.images = images
@@ -103,10 +104,9 @@ def feature_batches(
     """
     device = device_of(encoder) if device is None else torch.device(device)
     encoder.to(device)
-    loader = DataLoader(
+    loader = BatchLoader(
         _Slices(images, batch_size or (CPU_BATCH if device.type == "cpu" else BATCH)),
-        batch_size=None,
-        num_workers=workers,
+        workers=workers,
         pin_memory=device.type == "cuda",
     )
     with evaluating(encoder):

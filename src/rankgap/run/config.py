@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from rankgap.data.loading import OnBadImage
 from rankgap.errors import UserError
 from rankgap.evaluate.evaluation import Protocol
 from rankgap.filters.gains import Scale
@@ -20,7 +22,17 @@ Autocast = Literal["bf16-mixed", "16-mixed", "32-true"]
 Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
-_LEAST = {"epochs": 1, "batch_size": 2, "rank_every": 1, "devices": 1, "limit": 2, "size": 2, "keep_every": 1}
+_LONGEST = 120  # bytes of a folder's name that we make; file systems take 255, some of them 143
+_LEAST = {
+    "epochs": 1,
+    "batch_size": 2,
+    "rank_every": 1,
+    "devices": 1,
+    "limit": 2,
+    "size": 2,
+    "keep_every": 1,
+    "channels": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +52,8 @@ class TrainConfig:
         data: training images: digits, cifar10, cifar100, folder:DIR (any nested folder of images, labels not
             needed), or hf:NAME_OR_DIR (a Hub name, or a folder of Parquet).
         eval: further evaluation sets, as NAME=DATA.
+        on_bad_image: error stops at an unreadable image, before training if possible; skip leaves such images out
+            and lists them in the run folder (skipped_images.txt).
         limit: train on the first N images of a seeded shuffle.
         size: side of a view in pixels; by default the images' own up to 96 px, otherwise at most 224.
         channels: convert all images to this many channels (1 or 3); by default all must have the same number.
@@ -80,6 +94,7 @@ class TrainConfig:
     scale: Scale | None = None
     data: str = "digits"
     eval: Mapping[str, str] = field(default_factory=dict)
+    on_bad_image: OnBadImage = "error"
     limit: int | None = None
     size: int | None = None
     channels: int | None = None
@@ -137,9 +152,13 @@ class TrainConfig:
         if self.out is not None:
             return Path(self.out)
         data = Path(self.data.partition(":")[2] or self.data).resolve().name
-        return Path("runs") / file_name(f"{self.title}-{data}-seed{self.seed}")
+        return Path("runs") / (file_name(f"{self.title}-{data}") + f"-seed{self.seed}")
 
 
 def file_name(text: str) -> str:
-    """A title as a folder name, without spaces or colons."""
-    return re.sub(r"[^\w.+-]+", "-", text.replace(":", ""))
+    """A title as a folder name, without spaces or colons and no longer than any file system allows."""
+    name = re.sub(r"[^\w.+-]+", "-", text.replace(":", "")).encode()
+    if len(name) > _LONGEST:
+        digest = hashlib.blake2b(name, digest_size=4).hexdigest()
+        return f"{name[: _LONGEST - 9].decode(errors='ignore')}-{digest}"
+    return name.decode()

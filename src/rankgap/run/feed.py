@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from rankgap.data.batch_loader import BatchLoader
 from rankgap.data.image_set import Batch, ImageSet
 from rankgap.model.schedule import order_seed
 from rankgap.run.module import SelfSupervised
@@ -54,7 +55,7 @@ class TrainingData(L.LightningDataModule):
         super().__init__()
         self.images, self.work, self.seed, self.workers = images, work, seed, workers
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> BatchLoader:
         """The rest of the current epoch (the trainer asks again each epoch)."""
         assert self.trainer is not None
         module = self.trainer.lightning_module
@@ -67,10 +68,4 @@ class TrainingData(L.LightningDataModule):
             process=self.trainer.global_rank,
             processes=self.trainer.world_size,
         )
-        return DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if self.workers else None,
-        )
+        return BatchLoader(batches, workers=self.workers, pin_memory=torch.cuda.is_available())

@@ -1,7 +1,7 @@
 """A run folder: what it contains, and how that is written and read.
 
 config.yaml   metrics.csv   spectra.jsonl   results.json   scores.json   tensorboard/
-checkpoints/last.ckpt
+checkpoints/last.ckpt   skipped_images.txt (where --on-bad-image skip left some out)
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import yaml
 
+from rankgap.data import Broken
 from rankgap.errors import UserError, unknown
 from rankgap.run.reader import parse_yaml, plain, read_text
 from rankgap.run.saved import SavedRun
@@ -93,6 +94,12 @@ class RunFolder:
         """Write `config.yaml`."""
         text = yaml.safe_dump(plain(saved), sort_keys=False, allow_unicode=True)
         self.config_file.write_text(text, encoding="utf-8")
+
+    def write_skipped(self, images: Sequence[Broken]) -> None:
+        """List the images that were left out in `skipped_images.txt`; without any, there is no file."""
+        if images:
+            text = "".join(f"{image}\n" for image in images)
+            (self.path / "skipped_images.txt").write_text(text, encoding="utf-8")
 
     def saved(self) -> SavedRun:
         """The contents of `config.yaml`.

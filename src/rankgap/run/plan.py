@@ -113,7 +113,12 @@ def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
         published = load_recipe("cifar" if config.recipe == "auto" else config.recipe, method.body)
         override(published, settings).used_by(method)
     train, test = load_data(
-        config.data, size=config.size, channels=config.channels, limit=config.limit, seed=config.seed
+        config.data,
+        size=config.size,
+        channels=config.channels,
+        limit=config.limit,
+        seed=config.seed,
+        on_bad_image=config.on_bad_image,
     )
     if len(train) < config.batch_size:
         raise UserError(
@@ -238,7 +243,9 @@ def _eval_sets(config: TrainConfig, train: ImageSet, test: ImageSet | None) -> d
     """The data's own test set and those of `--eval` (their test splits, if they have any)."""
     tests = {} if test is None else {"test": test}
     for name, data in config.eval.items():
-        first, second = load_data(data, size=config.size, channels=train.channels)
+        first, second = load_data(
+            data, size=config.size, channels=train.channels, on_bad_image=config.on_bad_image
+        )
         tests[name] = second or first
     check_sets(train, tests)
     return tests

@@ -165,10 +165,12 @@ def type_hints(kind: type) -> dict[str, Any]:
 
 
 def _read(kind: Any, values: object, place: Callable[[Sequence[str]], str]) -> Any:
-    if isinstance(values, str) and present(kind) is str:
-        return values  # JSON has no text for the name of a file that is not UTF-8
     try:
-        text = json.dumps(values)
+        text = json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # the bytes of a file name, which the files of a run cannot hold
+        raise UserError(
+            f"{place(())} is not UTF-8 text; rename the folder, or make a link to it that has a name in UTF-8"
+        ) from None
     except (TypeError, ValueError, RecursionError) as error:  # such as a set, or a value that contains itself
         raise UserError(f"{place(())} may only hold text, numbers, lists, and keys and values: {error}") from None
     try:

@@ -14,6 +14,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from rankgap.data.encoded import BrokenImageError
 from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
 from rankgap.model.joint_norm import join_norms
 from rankgap.run.checkpoints import Checkpoints, Restore, SpectraFile
@@ -119,6 +120,9 @@ def train(
         if state is None:
             folder.create()
             folder.write_config(plan.saved())
+            folder.write_skipped(
+                [image for images in (plan.train, *plan.tests.values()) for image in images.skipped]
+            )
         announce(plan)
     module = SelfSupervised(
         plan.model,
@@ -192,6 +196,11 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
             raise NonFiniteError(
                 f"training stopped at step {module.step}: {error}; {kept}. Lower --lr, or train with "
                 "--precision 32-true"
+            ) from error
+        except BrokenImageError as error:
+            checkpoints.save(trainer, module)
+            raise BrokenImageError(
+                f"{error}; mend or remove it, then go on with: rankgap train --out {folder.path} --resume"
             ) from error
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]

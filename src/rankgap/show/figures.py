@@ -20,6 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
+from rankgap.data.scanning import SOFTWARE
 from rankgap.show.colours import AXIS, COLLAPSES, GREY, GRID, GROWS, KNN, LINEAR, ONLINE, TARGET
 from rankgap.show.columns import KNN as KNN_COLUMN
 from rankgap.spectra.pair import PairSpectrum
@@ -75,9 +76,9 @@ def plain(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Figure:
-    """Write a PNG, and create its folder if there is none."""
+    """Write a PNG that says it is ours, so that it is never read as data; its folder is made."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, format="png", facecolor="white")
+    figure.savefig(path, dpi=DPI, format="png", facecolor="white", metadata={"Software": SOFTWARE})
     return figure
 
 

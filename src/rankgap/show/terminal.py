@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ FLOW = (
     "time is the sum of x². The flow compares designs and does not predict the ranks of a run. The dynamic range "
     "is the strongest singular value over the weakest."
 )
+BROKEN = 20  # images that are named before only their reasons are counted
 ACROSS = 4  # checkpoints that fit in eighty columns
 
 
@@ -176,8 +178,12 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
     console.print(_facts(found.name, rows))
     for note in found.notes:
         say((note, "dim"))
-    for broken in found.broken:
-        say(("broken:", "red"), f" {broken.name}: {broken.reason}")
+    reasons = Counter(broken.reason for broken in found.broken)
+    for broken in found.broken[:BROKEN]:
+        say(("broken:", "red"), f" {broken.name}: {broken.reason}", wrap=False)
+    if len(found.broken) > BROKEN:
+        say(("broken:", "red"), f" {len(found.broken) - BROKEN:,} more; --broken FILE writes the whole list")
+        say(("reasons:", "red"), f" {_counts(dict(reasons.most_common()), most=8)}")
     for problem in found.problems:
         say(("training would stop:", "yellow"), f" {problem}")
     say(f"images and their views: {picture}", wrap=False)

@@ -1,0 +1,64 @@
+"""Batches that worker processes decode ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from rankgap.data.image_set import Batch
+from rankgap.errors import UserError
+
+
+class _Failure(NamedTuple):
+    """What a worker process sends in place of a batch that it cannot make."""
+
+    kind: type[UserError]
+    message: str
+
+
+class _Reported(Dataset[Batch | _Failure]):
+    """A set of batches whose errors leave a worker process as values: raised, they would arrive as a traceback."""
+
+    def __init__(self, batches: Dataset[Batch]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Batch | _Failure:
+        if get_worker_info() is None:
+            return self.batches[index]
+        try:
+            return self.batches[index]
+        except UserError as error:
+            return _Failure(type(error), str(error))
+
+
+class BatchLoader(DataLoader[Any]):
+    """Yields the batches of a set in order.
+
+    Args:
+        batches: each item is a whole batch.
+        workers: processes that decode ahead; 0 decodes when a batch is asked for.
+        pin_memory: whether to put batches where a GPU fetches them from.
+
+    Raises:
+        UserError: an image is broken; the same one line with and without workers.
+    """
+
+    def __init__(self, batches: Dataset[Batch], *, workers: int = 0, pin_memory: bool = False) -> None:
+        super().__init__(
+            _Reported(batches),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            prefetch_factor=4 if workers else None,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, _Failure):
+                raise batch.kind(batch.message)
+            yield batch

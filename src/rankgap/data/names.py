@@ -1,0 +1,23 @@
+"""Names of files: bytes that are kept as they are, and shown as text."""
+
+from __future__ import annotations
+
+
+def shown(name: str) -> str:
+    r"""A name as one line of text that any terminal and any file of ours takes.
+
+    What cannot be printed is escaped: line breaks, and the bytes of a name that is not UTF-8, which Python holds
+    as lone surrogates.
+
+    Example:
+        >>> print(shown("caf\udce9 1\n.png"), shown("Größe 图片.png"))
+        caf\xe9 1\n.png Größe 图片.png
+    """
+    return "".join(c if c.isprintable() else _escaped(c) for c in name)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

@@ -1,0 +1,90 @@
+"""Images saved as NumPy arrays: reading a .npy file without trusting its header."""
+
+from __future__ import annotations
+
+import math
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Pixels = npt.NDArray[np.uint8]
+
+MAGIC = b"\x93NUMPY"
+_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_FEW = 4  # channels that no one takes for a width
+
+
+class ArrayHeader(NamedTuple):
+    """What the header of a .npy file promises, checked against the file's size.
+
+    Attributes:
+        shape: (H, W) or (H, W, C).
+        fortran: whether the first axis varies fastest.
+        dtype: uint8 or uint16, of either byte order.
+    """
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
+
+    @property
+    def channels(self) -> int:
+        """C; 1 of (H, W)."""
+        return self.shape[2] if len(self.shape) == 3 else 1
+
+
+def read_array_header(file: BinaryIO) -> ArrayHeader:
+    """The header of a .npy file; the file is left where its pixels begin, and no memory is asked for on its word.
+
+    Raises:
+        ValueError: it is no image, it seems to have its channels first, or the file is shorter than it says.
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in _READERS:
+        raise ValueError(f"a .npy file of version {version[0]}.{version[1]}, of which no image is saved")
+    shape, fortran, dtype = _READERS[version](file)
+    if dtype.newbyteorder("=") not in (np.uint8, np.uint16) or len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"expected an array (H, W) or (H, W, C) of uint8 or uint16, got {shape} of {dtype}")
+    _check_axes(shape)
+    begin = file.tell()
+    have, wanted = file.seek(0, 2) - begin, math.prod(shape) * dtype.itemsize
+    file.seek(begin)
+    if have < wanted:
+        raise ValueError(f"the file is cut short: an array {shape} takes {wanted:,} bytes, and {have:,} are there")
+    return ArrayHeader(shape, fortran, dtype)
+
+
+def _check_axes(shape: tuple[int, ...]) -> None:
+    """Refuse (C, H, W), which would be an image of height C with W channels.
+
+    The last axis is taken for the channels where it is short, where the first two are equal, or where it is not
+    longer than the first.
+    """
+    if len(shape) == 3 and shape[2] > max(_FEW, shape[0]) and shape[0] != shape[1]:
+        raise ValueError(
+            f"expected an array (H, W, C), and {shape} seems to have its channels first: save "
+            "array.transpose(1, 2, 0)"
+        )
+
+
+def read_array(file: BinaryIO) -> Pixels:
+    """A .npy file as (H, W, C) uint8.
+
+    Raises:
+        ValueError: as for `read_array_header`.
+    """
+    header = read_array_header(file)
+    values: npt.NDArray[np.uint8] = np.frombuffer(
+        file.read(math.prod(header.shape) * header.dtype.itemsize), header.dtype
+    )
+    array = values.reshape(header.shape, order="F" if header.fortran else "C")
+    pixels = np.ascontiguousarray(to_8_bits(array))
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def to_8_bits(values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Pixels:
+    """Map full scale to full scale (65,535 to 255), so that images remain comparable in brightness."""
+    if values.dtype == np.uint8:
+        return values.astype(np.uint8, copy=False)
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)

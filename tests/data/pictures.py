@@ -1,0 +1,32 @@
+"""Small images and files for the tests of data."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def pixels(size: tuple[int, int] = (12, 12), channels: int = 3, seed: int = 0) -> Any:
+    """(H, W, C) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (*size, channels), dtype=np.uint8)
+
+
+def write(path: Path, values: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values).save(path)
+    return path
+
+
+def encoded(image: Any, form: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, form, **options)
+    return file.getvalue()
+
+
+def chw(values: Any) -> torch.Tensor:
+    return torch.from_numpy(values).permute(2, 0, 1)
