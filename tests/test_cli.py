@@ -541,7 +541,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--settings", "projector.widths=[0.9]"], "projector.widths.0 takes a whole number, got 0.9"),
         (["--settings", "target.sinkhorn.eps=1"], "the target branch of simsiam has no map"),
         (["--settings", "lr=1", "lr=2"], "lr is given twice"),
-        (["--eval", "digits"], "KEY=VALUE"),
+        (["--eval", "digits"], "NAME=TEXT"),
         (["--eval", "test=digits"], "choose another"),
         (["--eval", "more=cifra"], "cifar10"),
         (["--accelerator", "gpx"], "did you mean 'gpu'"),
