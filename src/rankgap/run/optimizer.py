@@ -89,7 +89,8 @@ def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[
 def build_optimizer(model: DualBranch, options: OptimizerOptions) -> torch.optim.Optimizer:
     """The optimiser over `parameter_groups`; its steps leave frozen prototypes where they are."""
     optimizer = _optimizer(parameter_groups(model, options), options)
-    optimizer.register_step_pre_hook(lambda *_: drop_frozen_gradients(model))
+    if any(isinstance(module, Prototypes) for module in model.modules()):  # else each step would look for them
+        optimizer.register_step_pre_hook(lambda *_: drop_frozen_gradients(model))
     return optimizer
 
 
