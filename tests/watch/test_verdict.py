@@ -21,12 +21,8 @@ def run_of(target: Sequence[float], online: Sequence[float] | None = None, **mor
     """A run whose readings have these ranks."""
     online = target if online is None else online
     return [
-        Reading(
-            step,
-            erank_online=p,
-            erank_target=t,
-            rank_difference=t - p,
-            **{"spread": 0.5, "full_rank": 64.0} | more,
+        Reading(step, erank_online=p, erank_target=t, rank_difference=t - p, spread=0.5, full_rank=64)._replace(
+            **more
         )
         for step, (t, p) in enumerate(zip(target, online, strict=True))
     ]
