@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from rankgap.show.figures import RankTrace, ResultRow, alignment_figure, filters_figure, mini_figure, ranks_figure
+from rankgap.show.figures import RankTrace, ResultRow, mini_figure, ranks_figure
+from rankgap.show.pair_figures import alignment_figure, filters_figure
 from rankgap.show.sheet import contact_sheet
 from rankgap.spectra.pair import pair_spectrum
 from tests.matrices import gaussian
@@ -137,7 +138,7 @@ def test_alignment_and_filters_are_drawn_as_measured(tmp_path: Path) -> None:
     assert [axes.get_title("left") for axes in figure.axes] == ["low: mean 1.00", "high: mean 1.00"]
     figure = filters_figure(pairs, tmp_path / "filters.png")
     scores = [axes.get_title("left") for axes in figure.axes[2:]]
-    assert scores == ["low-pass score +1.00, transfer +1.00", "low-pass score -1.00, transfer -1.00"]
+    assert scores == ["low-pass score +1.00, of the transfer +1.00", "low-pass score -1.00, of the transfer -1.00"]
     for line in figure.axes[2].lines:  # a true filter's measured gain is its transfer
         low = points(line)
         assert [x for x, _ in low] == pytest.approx((s / s[0]).tolist())

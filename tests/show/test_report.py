@@ -19,7 +19,8 @@ from torch import Tensor
 from rankgap.cli import main
 from rankgap.run.folder import RunFolder
 from rankgap.show.report.page import report_page, write_report
-from rankgap.show.report.panels import Run, filter_panel
+from rankgap.show.report.panels import filter_panel
+from rankgap.show.report.runs import Run
 from rankgap.spectra.pair import PairSpectrum, pair_spectrum
 from tests.matrices import gaussian
 

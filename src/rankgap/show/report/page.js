@@ -1,4 +1,4 @@
-// Draws the figures of a report, follows its sliders, and offers each figure's data as CSV.
+// Draws the figures of a report, follows its sliders, and offers each figure as CSV and SVG.
 "use strict";
 
 const FIGURES = JSON.parse(document.getElementById("figures").textContent);
@@ -30,10 +30,12 @@ function show(plot, frame) {
   plot.closest("figure").querySelector("small").textContent = frame.note;
 }
 
+// Bars lie: their values run along x.
 function csv(plot) {
-  const rows = [["series", "x", "y"]];
+  const title = plot.layout.xaxis.title.text;
+  const rows = [["series", plot.data[0].type === "bar" ? "run" : title, "value"]];
   for (const trace of plot.data.filter((t) => !(t.meta && t.meta.shade)))
-    trace.x.forEach((x, i) => rows.push([trace.name, x, trace.y[i]]));
+    trace.x.forEach((x, i) => rows.push(trace.type === "bar" ? [trace.name, trace.y[i], x] : [trace.name, x, trace.y[i]]));
   const cell = (value) => (typeof value === "string" && /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value ?? "");
   return rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";
 }
@@ -41,31 +43,47 @@ function csv(plot) {
 function save(name, text) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  link.download = `${name}.csv`;
+  link.download = name;
   link.click();
   URL.revokeObjectURL(link.href);
 }
 
-for (const [id, { data, layout, frames }] of Object.entries(FIGURES)) {
-  const plot = document.getElementById(id);
-  Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
-  FRAMES.set(plot, frames);
-  plot.closest("figure").querySelector("button").addEventListener("click", () => save(id, csv(plot)));
+// A picture has the paper of its theme, and keeps its title.
+function picture(plot, filename) {
+  const caption = plot.closest("figure").querySelector("h3").textContent;
+  const title = { text: caption.replaceAll("&", "&amp;").replaceAll("<", "&lt;"), x: 0.02, font: { size: 13 } };
+  const margin = { ...plot.layout.margin, t: 54 };
+  const layout = { ...plot.layout, title, margin, paper_bgcolor: color("paper"), plot_bgcolor: color("paper") };
+  const { width, height } = plot.getBoundingClientRect();
+  Plotly.downloadImage({ data: plot.data, layout }, { format: "svg", width, height: height + 48, filename });
 }
 
-for (const slider of document.querySelectorAll(".slider input")) {
-  const plots = [...slider.closest("section").querySelectorAll(".plot")].filter((plot) => FRAMES.get(plot).length);
-  const follow = () => {
-    const at = slider.value / slider.max;
-    slider.nextElementSibling.textContent = `${Math.round(100 * at)}% of training`;
-    for (const plot of plots) {
-      const nearest = FRAMES.get(plot).reduce((a, b) => (Math.abs(b.at - at) < Math.abs(a.at - at) ? b : a));
-      show(plot, nearest);
-    }
-  };
-  slider.addEventListener("input", follow);
-  follow();
+for (const [id, { data, layout, frames, file }] of Object.entries(FIGURES)) {
+  const plot = document.getElementById(id);
+  if (matchMedia("(pointer: coarse)").matches) layout.dragmode = false; // a finger scrolls the page
+  Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
+  FRAMES.set(plot, frames);
+  const button = (kind) => plot.closest("figure").querySelector(`button.${kind}`);
+  button("csv").addEventListener("click", () => save(`${file}.csv`, csv(plot)));
+  button("svg").addEventListener("click", () => picture(plot, file));
 }
+
+// All sliders show the same share of training; each plot shows its run's nearest record.
+const sliders = [...document.querySelectorAll(".slider input")];
+
+function follow(value) {
+  const at = value / 100;
+  for (const slider of sliders) {
+    slider.value = value;
+    slider.nextElementSibling.textContent = `after ${value}% of training`;
+    slider.setAttribute("aria-valuetext", `${value}% of training`);
+  }
+  for (const [plot, frames] of FRAMES)
+    if (frames.length) show(plot, frames.reduce((a, b) => (Math.abs(b.at - at) < Math.abs(a.at - at) ? b : a)));
+}
+
+for (const slider of sliders) slider.addEventListener("input", () => follow(slider.value));
+follow(100);
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 setTheme(dark.matches ? "dark" : "light");
