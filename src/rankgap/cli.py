@@ -161,7 +161,8 @@ def report(runs: list[str], out: str = "report.html") -> None:
         runs: run folders, finished or not, or folders of runs.
         out: the page's file (.html); an existing file is replaced.
     """
-    from rankgap.run.folder import find_runs
+    from rankgap.data.names import shown
+    from rankgap.run.finding import find_runs
     from rankgap.show.outputs import PAGE, output_file
     from rankgap.show.report.page import write_report
     from rankgap.show.terminal import say
@@ -169,9 +170,10 @@ def report(runs: list[str], out: str = "report.html") -> None:
     page = output_file(out, PAGE)
     folders, skipped = find_runs([Path(path) for path in runs])
     if skipped:
-        say(("skipped:", "yellow"), f" {'; '.join(skipped)}")
+        say(("skipped:", "yellow"), f" {shown('; '.join(skipped))}")
     write_report(folders, page)
-    say(f"report on {len(folders)} runs: {page}" if len(folders) > 1 else f"report: {page}", wrap=False)
+    count = f" on {len(folders)} runs" if len(folders) > 1 else ""
+    say(f"report{count}: {shown(str(page))}", wrap=False)
 
 
 def watch(run: str, every: float = 1.0) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 from plotly.offline import get_plotlyjs
 
+from rankgap.data.names import shown
 from rankgap.errors import UserError
 from rankgap.run.folder import RunFolder, labels, replace_file
 from rankgap.run.reader import plain
@@ -66,8 +67,13 @@ BARS = "Longer is better. Compare speeds only between runs of the same model on 
 MARKS = {"collapsed": "✕", "shrinking": "▼", "healthy": "✓", "none": "…"}  # the worst first
 
 
+def _text(text: str) -> str:
+    """Text as HTML: one line, in which nothing is markup."""
+    return html.escape(shown(text))
+
+
 def _draw(panel: Panel) -> str:
-    title, note = html.escape(panel.title), html.escape(panel.note)
+    title, note = _text(panel.title), _text(panel.note)
     if panel.figure is None:
         return f'<figure><figcaption><h3>{title}</h3></figcaption><p class="empty">{note}</p></figure>'
     height = f' style="height:{max(9, 5 + 1.5 * panel.rows):g}rem"' if panel.rows else ""
@@ -79,12 +85,12 @@ def _draw(panel: Panel) -> str:
 
 
 def _button(kind: str, panel: Panel) -> str:
-    label = html.escape(f"Save {panel.file}.{kind}")
+    label = _text(f"Save {panel.file}.{kind}")
     return f'<button type="button" class="{kind}" title="{label}" aria-label="{label}">{kind.upper()}</button>'
 
 
 def _slider(title: str) -> str:
-    said = html.escape(title)
+    said = _text(title)
     return (
         f'<label class="slider">{said} <input type="range" min="0" max="100" step="4" value="100" '
         f'aria-label="{said} of all runs, share of training"> <output></output></label>'
@@ -99,7 +105,7 @@ def _section(title: str, reading: str, panels: Sequence[Panel], *, wide: bool = 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     return f'<div class="scroll" tabindex="0"><table>{line(head, "th")}{body}</table></div>'
@@ -131,8 +137,8 @@ def _verdicts(runs: Sequence[Run]) -> str:
         f"{counted[kind]} {'without a verdict' if kind == 'none' else kind}" for kind in MARKS if counted[kind]
     )
     items = "".join(
-        f'<li class="{kind}"><b><span aria-hidden="true">{MARKS[kind]}</span> {html.escape(said)}</b> '
-        f"<i>{html.escape(run.label)}</i><small>{html.escape(why)}</small></li>"
+        f'<li class="{kind}"><b><span aria-hidden="true">{MARKS[kind]}</span> {_text(said)}</b> '
+        f"<i>{_text(run.label)}</i><small>{_text(why)}</small></li>"
         for run, kind, said, why in judged
     )
     summary = f"<p>{count}.</p>" if len(runs) > 1 else ""
@@ -147,10 +153,10 @@ def _results(runs: Sequence[Run]) -> str:
         asked = run.saved.run
         rows.append([run.label, *cells, run.state, str(asked.seed), asked.data])
     protocols = dict.fromkeys(said for run in runs for said in dict(run.results.get("protocol", {})).values())
-    notes = "".join(f"<li>{html.escape(said)}</li>" for said in protocols)
+    notes = "".join(f"<li>{_text(said)}</li>" for said in protocols)
     headings = ["run", *(column.heading for column in columns), "state", "seed", "data"]
     return (
-        f'<section id="results"><h2>Results</h2><p>{html.escape(CONVENTION)}</p>{_table(headings, rows)}'
+        f'<section id="results"><h2>Results</h2><p>{_text(CONVENTION)}</p>{_table(headings, rows)}'
         + (f"<details><summary>How this was measured</summary><ul>{notes}</ul></details>" if notes else "")
         + "</section>"
     )
@@ -158,9 +164,7 @@ def _results(runs: Sequence[Run]) -> str:
 
 def _alarms(runs: Sequence[Run]) -> str:
     found = [(run.label, alarm) for run in runs for alarm in run.alarms]
-    items = "".join(
-        f'<li><b class="alarm">{html.escape(label)}</b>: {html.escape(str(alarm))}</li>' for label, alarm in found
-    )
+    items = "".join(f'<li><b class="alarm">{_text(label)}</b>: {_text(str(alarm))}</li>' for label, alarm in found)
     said = f"<ul>{items}</ul>" if items else "<p>No alarm was raised during training.</p>"
     return f'<section id="alarms"><h2>Alarms</h2>{said}</section>'
 
@@ -184,7 +188,7 @@ def _configurations(runs: Sequence[Run]) -> str:
         else ""
     )
     whole = "".join(
-        f"<details><summary>{html.escape(run.label)} ({html.escape(str(run.folder.path))})</summary><pre>"
+        f"<details><summary>{_text(run.label)} ({_text(str(run.folder.path))})</summary><pre>"
         f"{html.escape(yaml.safe_dump(each, sort_keys=False, allow_unicode=True))}</pre></details>"
         for run, each in zip(runs, saved, strict=True)
     )
@@ -204,7 +208,7 @@ def report_page(folders: Sequence[RunFolder]) -> str:
     Raises:
         UserError: a folder holds no run, or its files cannot be read.
     """
-    runs = [Run(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
+    runs = [Run(folder, shown(label)) for folder, label in zip(folders, labels(folders), strict=True)]
     ranks = [v for run in runs for name in ("erank_online", "erank_target") for v in run.metrics.get(name, [])]
     ceiling = max([v for v in ranks if math.isfinite(v)], default=10.0)
     each = list(enumerate(runs))
@@ -242,17 +246,17 @@ def report_page(folders: Sequence[RunFolder]) -> str:
     here = resources.files("rankgap.show.report")
     version = library_versions()["rankgap"]
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side"
-    return string.Template((here / "page.html").read_text()).substitute(
-        title=html.escape(f"rankgap: {title}"),
+    return string.Template((here / "page.html").read_text(encoding="utf-8")).substitute(
+        title=_text(f"rankgap: {title}"),
         about=f"rankgap {version}. This page was made from the run folders alone. It sends no data.",
-        style=string.Template((here / "page.css").read_text()).substitute(
+        style=string.Template((here / "page.css").read_text(encoding="utf-8")).substitute(
             light=_variables(LIGHT), dark=_variables(DARK)
         ),
         kind="one" if len(runs) == 1 else "many",
         body="\n".join(body),
         figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
         plotly=get_plotlyjs(),
-        script=(here / "page.js").read_text(),
+        script=(here / "page.js").read_text(encoding="utf-8"),
     )
 
 

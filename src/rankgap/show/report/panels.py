@@ -35,8 +35,8 @@ class Panel:
         title: title above it.
         file: name of the files that it is saved as, without suffix.
         figure: None if the run has nothing to draw.
-        frames: the contents of its traces during training: `at` (share of the run), `note`, `y`, and `x` if it
-            changes.
+        frames: the contents of its traces during training: `at` (share of the run), `note`, `y` of each trace, and
+            `x` of all if it changes.
         note: text under the title, or in place of the figure.
         rows: number of rows of bars, which sets its height; 0 for the height of an ordinary panel.
     """
@@ -193,10 +193,14 @@ def loss_panel(run: Run, index: int) -> Panel:
     return _panel(run, index, "loss", figure, note=f"epoch {written(x[-1])}: loss {written(loss[-1], '.4g')}")
 
 
-def _frame(run: Run, pair: PairSpectrum, note: str, y: list[Any], x: list[Any] | None = None) -> dict[str, Any]:
+def _frame(
+    run: Run, pair: PairSpectrum, note: str, y: list[list[float | None]], x: Sequence[float | None] | None = None
+) -> dict[str, Any]:
     step = pair.step or 0
     epoch, at = run.saved.work.clock(step).epoch, (step + 1) / run.steps
-    return {"at": round(at, 4), "note": f"epoch {written(epoch)}: {note}", "y": y} | ({"x": x} if x else {})
+    return {"at": round(at, 4), "note": f"epoch {written(epoch)}: {note}", "y": y} | (
+        {} if x is None else {"x": x}
+    )
 
 
 def _spectra_kept(run: Run) -> str:
@@ -245,7 +249,7 @@ def filter_panel(run: Run, index: int) -> Panel:
         # A logarithmic axis cannot show a direction that does not pass at all.
         points = [_numbers(g[i] / top if g[i] > 0 else math.nan for i in keep) for g in (measured, transfer)]
         x = _numbers(s[i] / s[0] for i in keep)
-        frames.append(_frame(run, pair, filter_scores(pair) if transfer else "the target is zero", points, [x, x]))
+        frames.append(_frame(run, pair, filter_scores(pair) if transfer else "the target is zero", points, x))
     return _panel(run, index, "filter", figure, frames=frames)
 
 
@@ -265,7 +269,7 @@ def alignment_panel(run: Run, index: int) -> Panel:
         values = pair.eigenspace_alignment.tolist()
         keep = _thin_log(len(values))
         mean = f"mean {sum(values[:512]) / len(values[:512]):.2f}" if values else "the target is zero"
-        frames.append(_frame(run, pair, mean, [_numbers(values[i] for i in keep)], [[i + 1 for i in keep]]))
+        frames.append(_frame(run, pair, mean, [_numbers(values[i] for i in keep)], [i + 1 for i in keep]))
     return _panel(run, index, "alignment", figure, frames=frames)
 
 
@@ -282,7 +286,7 @@ def bars_panel(runs: Sequence[Run], name: str, title: str, columns: Mapping[str,
     if not scored:
         return Panel(name=name, title=title, figure=None, note="No run has these results yet.")
     labels = [run.label for run in scored]
-    shown = [html.escape(label) for label in labels]  # Plotly reads text as markup
+    shown = [html.escape(label, quote=False) for label in labels]  # Plotly reads text as markup
     names = _axis("", autorange="reversed", type="category", tickvals=labels, ticktext=shown)
     figure = _figure(_axis(title, separatethousands=True), names)
     for series, (column, color) in columns.items():
