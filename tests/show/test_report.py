@@ -293,6 +293,7 @@ def test_the_loss_and_the_learning_rate_are_drawn(page: Page, runs: list[RunFold
     old = RunFolder(tmp_path / "old")
     old.metrics_file.write_text("step,epoch,loss,erank_online,erank_target,rank_difference\n0,0,1,2,3,1\n")
     figure = loss_panel(Run(old, "a run of an early release"), 0).figure
+    assert figure is not None
     assert [trace.name for trace in figure.data] == ["loss"]
 
 
@@ -336,7 +337,8 @@ def test_a_figure_is_saved_as_an_svg_named_after_its_run(page: Page, tmp_path: P
     download.value.save_as(tmp_path / "loss.svg")
     root = ElementTree.parse(tmp_path / "loss.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    assert {"swav", "loss", "learning rate", "epoch"} <= {"".join(text.itertext()) for text in root.iter()}
+    note = page.locator("figure:has(#loss-1) small").inner_text()
+    assert {"swav", note, "loss", "learning rate", "epoch"} <= {"".join(text.itertext()) for text in root.iter()}
 
 
 def test_the_keyboard_moves_all_sliders(page: Page) -> None:
@@ -373,6 +375,7 @@ def test_paper_gets_every_figure_in_light(page: Page) -> None:
     assert page.evaluate(WIDTHS) == [325] * 10 + [690] * 2
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    page.wait_for_function(f"{WIDTHS}.every((w) => w > 500)")
     page.emulate_media(color_scheme="light")
 
 

@@ -28,8 +28,7 @@ def output_file(out: str | Path, suffixes: tuple[str, ...]) -> Path:
     if path.is_dir():
         raise UserError(f"{out} is a directory: name a file in it")
     if path.suffix.lower() not in suffixes:
-        raise UserError(
-            f"{out} {f'ends in {path.suffix}' if path.suffix else 'has no suffix'}: "
-            f"the name of the file must end in {' or '.join(suffixes)}"
-        )
+        ending = f"ends in {path.suffix}" if path.suffix else "has no suffix"
+        known = ", ".join(suffixes[:-1]) + " or " * (len(suffixes) > 1) + suffixes[-1]
+        raise UserError(f"{out} {ending}: the name of the file must end in {known}")
     return path

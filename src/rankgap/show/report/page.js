@@ -70,14 +70,14 @@ function save(name, text) {
   URL.revokeObjectURL(link.href);
 }
 
-// A picture is on the paper of its theme, under its title.
+// A picture is on the paper of its theme, under its title and what was said of it.
 function picture(plot, filename) {
-  const caption = figureOf(plot).querySelector("h3").textContent;
-  const title = { text: caption.replaceAll("&", "&amp;").replaceAll("<", "&lt;"), x: 0.02, font: { size: 13 } };
+  const said = (part) => figureOf(plot).querySelector(part).textContent.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+  const title = { text: `${said("h3")}<br><sub>${said("small")}</sub>`, x: 0.02, y: 0.95, yanchor: "top", font: { size: 13 } };
   const paper = { paper_bgcolor: color("paper"), plot_bgcolor: color("paper") };
-  const layout = { ...plot.layout, ...paper, title, margin: { ...plot.layout.margin, t: 54 } };
+  const layout = { ...plot.layout, ...paper, title, margin: { ...plot.layout.margin, t: 70 } };
   const { width, height } = plot.getBoundingClientRect();
-  Plotly.downloadImage({ data: plot.data, layout }, { format: "svg", width, height: height + 48, filename });
+  Plotly.downloadImage({ data: plot.data, layout }, { format: "svg", width, height: height + 64, filename });
 }
 
 for (const plot of plots) {
@@ -111,4 +111,7 @@ addEventListener("beforeprint", () => {
   root.dataset.theme = "light";
   plots.forEach((plot) => draw(plot, { width: figureOf(plot).parentElement.matches(".wide") ? 690 : 325 }));
 });
-addEventListener("afterprint", () => setTheme(before));
+addEventListener("afterprint", () => {
+  setTheme(before);
+  plots.forEach((plot) => Plotly.Plots.resize(plot));
+});
