@@ -77,7 +77,7 @@ class Run:
         """The alarms that the run's readings raise."""
         return alarms(readings(self.metrics))
 
-    @property
+    @cached_property
     def diagnosis(self) -> Diagnosis | None:
         """The diagnosis after the newest reading; None before the first."""
         doctor, newest = Doctor(), None
