@@ -379,7 +379,15 @@ def test_paper_gets_every_figure_in_light(page: Page) -> None:
     page.emulate_media(color_scheme="light")
 
 
-VERDICT = {"kind": "collapsed", "used": 1.94, "of": 256, "saw": "the rank is <low>", "cause": "x", "knob": "do y"}
+USED = {"rank": 1.94, "of": 256}
+VERDICT = {
+    "kind": "collapsed",
+    "outputs": USED,
+    "features": None,
+    "saw": "the rank is <low>",
+    "cause": "x",
+    "knob": "do y",
+}
 
 
 def with_verdict(run: RunFolder, path: Path, verdict: dict[str, Any] | None) -> RunFolder:
@@ -395,8 +403,8 @@ def test_the_verdict_comes_first_in_words_and_colour(
 ) -> None:
     folders = [
         with_verdict(runs[0], tmp_path / "collapsed", VERDICT),
-        with_verdict(runs[0], tmp_path / "shrinking", VERDICT | {"kind": "shrinking", "used": 41.26}),
-        with_verdict(runs[0], tmp_path / "healthy", {"kind": "healthy", "used": 1041.2, "of": 2048}),
+        with_verdict(runs[0], tmp_path / "shrinking", VERDICT | {"kind": "shrinking", "features": USED}),
+        with_verdict(runs[0], tmp_path / "healthy", {"kind": "healthy", "outputs": {"rank": 41.26, "of": 2048}}),
         with_verdict(runs[0], tmp_path / "old", None),
         with_verdict(runs[0], tmp_path / "unfinished", None),
     ]
@@ -411,9 +419,9 @@ def test_the_verdict_comes_first_in_words_and_colour(
     lines = page.locator("#verdicts li").all()
     said = [line.locator("b").inner_text() for line in lines]
     assert said == [
-        "✕ collapsed: uses 1.9 of 256 dimensions",
-        "▼ shrinking: uses 41 of 256 dimensions",
-        "✓ healthy: uses 1041 of 2,048 dimensions",
+        "✕ collapsed: the outputs use 1.9 of 256 dimensions",
+        "▼ shrinking: the outputs use 1.9 of 256 dimensions, the features 1.9 of 256",
+        "✓ healthy: the outputs use 41 of 2048 dimensions",
         "… no verdict: its results are from before there were verdicts",
         "… no verdict: the run has not finished",
     ]
@@ -429,7 +437,7 @@ def test_the_verdict_comes_first_in_words_and_colour(
 
 @pytest.mark.parametrize(
     ("verdict", "says"),
-    [({"kind": "fine", "used": 1, "of": 2}, "kind"), ({"kind": "healthy", "of": 2}, "used"), ([], "verdict")],
+    [({"kind": "fine", "outputs": USED}, "kind"), ({"kind": "healthy"}, "outputs"), ([], "verdict")],
 )
 def test_a_verdict_that_is_none_of_ours_is_named(
     verdict: Any, says: str, runs: list[RunFolder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -442,7 +450,7 @@ def test_a_verdict_that_is_none_of_ours_is_named(
 
 
 def test_zero_never_has_a_minus(runs: list[RunFolder], tmp_path: Path) -> None:
-    folder = with_verdict(runs[0], tmp_path / "run", VERDICT | {"used": -0.0})
+    folder = with_verdict(runs[0], tmp_path / "run", VERDICT | {"outputs": {"rank": -0.0, "of": 2}})
     folder.write_results(folder.results() | {"rank_difference": -0.04, "erank_features": -0.0})
     head, *rows = folder.metrics_file.read_text().splitlines()
     assert head.startswith("step,epoch,loss,erank_online,erank_target")

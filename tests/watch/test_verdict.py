@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from rankgap.watch.reading import Reading
 from rankgap.watch.verdict import Use, Verdict, judge
 
 
-def run_of(target: Sequence[float], online: Sequence[float] | None = None, **more: float) -> list[Reading]:
+def run_of(target: Sequence[float], online: Sequence[float] | None = None, **more: Any) -> list[Reading]:
     """A run whose readings have these ranks."""
     online = target if online is None else online
     return [
@@ -76,7 +77,7 @@ def test_features_that_are_all_alike_are_a_collapse_whatever_the_readings_say() 
 def test_the_sentence_says_how_many_dimensions_of_how_many() -> None:
     history = run_of([60.0] * 5 + [1.04] * 35)
     said = str(judge(history, Use(rank=10.4, of=128)))
-    assert said.startswith("collapsed: the outputs use 1 of 64 dimensions, the encoder's features 10 of 128 dime")
+    assert said.startswith("collapsed: the outputs use 1 of 64 dimensions, the features 10 of 128. The")
     assert "The target's effective rank is 1.04 after an early peak of 60.0. Likely cause: " in said
     assert str(Use(rank=3.44, of=9)) == "3.4 of 9 dimensions"
     assert str(Use(rank=None, of=9)) == "none of 9 dimensions"

@@ -162,7 +162,7 @@ class RunFolder:
     def verdict(self) -> Verdict | None:
         """The verdict in `results.json`; None if the run has none yet."""
         found = self.results().get("verdict")
-        return None if found is None else read(Verdict, found, f"{self.path / 'results.json'}: verdict")
+        return None if found is None else read(Verdict, found, f"{self.path / 'results.json'}.verdict")
 
     def add_spectra(self, pair: PairSpectrum) -> None:
         """Append the spectra of a step to `spectra.jsonl`, by name and to five digits."""

@@ -19,7 +19,7 @@ class Use:
     """How many dimensions are used, of how many.
 
     Args:
-        rank: effective rank of the uncentred correlation; None if all rows are zero or some are not finite.
+        rank: effective rank of the uncentred correlation; None if all rows are zero or not all are finite.
         of: the highest rank that these rows could have, min(N, D).
     """
 
@@ -29,7 +29,7 @@ class Use:
     def __str__(self) -> str:
         if self.rank is None:
             return f"none of {self.of} dimensions"
-        shown = f"{self.rank:.1f}" if self.rank < 9.95 else f"{self.rank:.0f}"
+        shown = f"{self.rank:z.1f}" if self.rank < 9.95 else f"{self.rank:.0f}"
         return f"{shown.removesuffix('.0')} of {self.of} dimensions"
 
 
@@ -38,8 +38,8 @@ class Verdict:
     """What became of a run's dimensions.
 
     Args:
-        kind: "collapsed" if the outputs or the features carry nothing any more; "shrinking" if most dimensions have
-            died, or are dying; otherwise "healthy".
+        kind: "collapsed" if the outputs or the features carry nothing any more; "shrinking" if most dimensions
+            have died, or are dying; otherwise "healthy".
         outputs: what the target's outputs use, the median of the newest readings.
         features: what the encoder's features use; None if they were not measured.
         saw: the numbers that show it; empty if healthy.
@@ -57,7 +57,7 @@ class Verdict:
     @property
     def uses(self) -> str:
         """How many dimensions are used, in words."""
-        features = "" if self.features is None else f", the encoder's features {self.features}"
+        features = "" if self.features is None else f", the features {self.features}".removesuffix(" dimensions")
         return f"the outputs use {self.outputs}{features}"
 
     @property
@@ -120,7 +120,7 @@ def judge(
 def _fading(history: Sequence[Reading], limits: Thresholds) -> Diagnosis | None:
     """The diagnosis of a run that ends while its dimensions die: the target's rank falls, and nothing pulls it up.
 
-    It is compared with the rank half a run ago, because a learning rate that ends at 0 slows any fall near the end.
+    It is compared with the rank half a run ago: where the learning rate ends at 0, any fall slows down at the end.
     """
     newest, earlier = history[-limits.patience :], history[: len(history) // 2][-limits.patience :]
     if not earlier:
@@ -132,8 +132,8 @@ def _fading(history: Sequence[Reading], limits: Thresholds) -> Diagnosis | None:
     return Diagnosis(
         "dimensional",
         history[-1].step,
-        f"the target's effective rank fell from {before:.1f} to {now:.1f} in the second half of the run, and is not "
-        f"above the online one's ({median(r.erank_online for r in newest):.1f})",
+        f"the target's effective rank fell from {before:.1f} to {now:.1f} in the second half of the run, and is "
+        f"not above the online one's ({median(r.erank_online for r in newest):.1f})",
         "no rank difference between the branches, so that dimensions die",
         "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
     )

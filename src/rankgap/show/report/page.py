@@ -25,7 +25,7 @@ from rankgap.run.folder import RunFolder, labels, replace_file
 from rankgap.run.reader import plain
 from rankgap.run.saved import library_versions
 from rankgap.show.colours import DARK, LIGHT
-from rankgap.show.columns import CONVENTION, KNN, LINEAR, RANK_DIFFERENCE, RESULTS, SPEED, written
+from rankgap.show.columns import CONVENTION, KNN, LINEAR, RANK_DIFFERENCE, RESULTS, SPEED
 from rankgap.show.outputs import PAGE, output_file
 from rankgap.show.report.panels import (
     Panel,
@@ -123,11 +123,7 @@ def _verdict(run: Run) -> tuple[str, str, str]:
         missing = "its results are from before there were verdicts" if run.done else "the run has not finished"
         newest = "no reading yet" if run.diagnosis is None else f"the newest diagnosis is {run.diagnosis}"
         return "none", f"no verdict: {missing}", _sentence(newest)
-    used = written(found.used, ".0f" if found.used >= 10 else ".1f")
-    cause = f"likely cause: {found.cause}" if found.cause else ""
-    knob = f"first, {found.knob}" if found.knob else ""
-    why = " ".join(filter(None, map(_sentence, (found.saw, cause, knob))))
-    return found.kind, f"{found.kind}: uses {used} of {found.of:,} dimensions", why
+    return found.kind, f"{found.kind}: {found.uses}", found.why
 
 
 def _verdicts(runs: Sequence[Run]) -> str:

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from rankgap.run.folder import RunFolder
-from rankgap.run.reader import read
 from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
 from rankgap.watch.doctor import Diagnosis, Doctor, alarms
 from rankgap.watch.reading import readings
+from rankgap.watch.verdict import Verdict
 
 FRAMES = 24  # records of the spectra that a run shows, at most
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """What a finished run has come to, as `results.json` holds it.
-
-    Args:
-        kind: what became of its dimensions.
-        used: effective number of dimensions that the features use.
-        of: their number.
-        saw: the numbers that show it.
-        cause: the likely cause; empty if there is nothing to explain.
-        knob: the first thing to change; empty if there is nothing to change.
-    """
-
-    kind: Literal["healthy", "shrinking", "collapsed"]
-    used: float
-    of: int
-    saw: str = ""
-    cause: str = ""
-    knob: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,9 +67,7 @@ class Run:
     @cached_property
     def verdict(self) -> Verdict | None:
         """The verdict at the end of training; None for a run that has none."""
-        found = self.results.get("verdict")
-        where = f"{self.folder.path / 'results.json'}.verdict"
-        return None if found is None else read(Verdict, found, where)
+        return self.folder.verdict()
 
     @property
     def steps(self) -> int:
