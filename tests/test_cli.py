@@ -24,7 +24,7 @@ from torch.testing import assert_close
 
 import rankgap
 from rankgap.cli import main
-from rankgap.demo import DESIGNS, run_demo
+from rankgap.demo import DESIGNS, run_demo, story
 from rankgap.errors import UserError
 from rankgap.evaluate import extract_features
 from rankgap.evaluate.scores import SCORES, RunScores, Score, rate
@@ -34,6 +34,7 @@ from rankgap.run.restored import restore
 from rankgap.run.saved import FORMAT
 from rankgap.show.live import live_view
 from rankgap.spectra.effective_rank import rankme
+from rankgap.watch.verdict import Use
 from tests.matrices import gaussian
 
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "2", "--protocol", "knn"]
@@ -682,12 +683,26 @@ def test_the_demo_trains_its_seven_designs_and_draws_them(
     assert all(0 < r["knn"] <= 1 and r["rank_difference"] is not None for r in found.values())
     with Image.open(figure) as image:
         assert image.width > 600
-    show_demo((found, figure))
-    out = capsys.readouterr().out
+    show_demo(found, figure, story(found))
+    out = " ".join(capsys.readouterr().out.split())
     assert str(figure) in out
-    assert all(word in out for word in ("difference", "kNN", "linear", "Look at the rank difference"))
+    assert all(word in out for word in ("difference", "kNN", "linear", f"rankgap report {tmp_path / 'demo'}"))
+    verdict = found["siamese"]["verdict"]["outputs"]
+    assert f"its outputs use {Use(**verdict)}, and its kNN accuracy is {100 * found['siamese']['knn']:.1f}%" in out
     again, _ = run_demo(tmp_path / "demo", seed=0, epochs=1)
     assert {k: r["knn"] for k, r in again.items()} == {k: r["knn"] for k, r in found.items()}
+
+
+@pytest.mark.parametrize("control", [1.0, 20.0])
+def test_the_demo_s_sentence_follows_the_numbers_wherever_they_fall(control: float) -> None:
+    def run(rank: float, difference: float, knn: float) -> dict[str, Any]:
+        verdict = {"kind": "healthy", "outputs": {"rank": rank, "of": 64}}
+        return {"verdict": verdict, "rank_difference": difference, "knn": knn}
+
+    said = story({"siamese": run(control, 0.0, 0.99), "byol": run(8.0, 2.0, 0.5), "dino": run(3.0, -1.0, 0.6)})
+    assert f"its outputs use {Use(rank=control, of=64)}, and its kNN accuracy is 99.0%" in said
+    assert "In 1 of the 2 others the target ends with a higher rank" in said
+    assert "use 3.0 to 8.0, and their kNN accuracy is 50.0 to 60.0%" in said
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

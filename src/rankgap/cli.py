@@ -63,10 +63,11 @@ def demo(out: str = "runs/demo", seed: int = 0) -> None:
         out: folder for the runs and the picture; an earlier demo there is replaced.
         seed: seed of all runs.
     """
-    from rankgap.demo import run_demo
+    from rankgap.demo import run_demo, story
     from rankgap.show.terminal import show_demo
 
-    show_demo(run_demo(Path(out), seed))
+    results, picture = run_demo(Path(out), seed)
+    show_demo(results, picture, story(results))
 
 
 def train(**given: Any) -> None:

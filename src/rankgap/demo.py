@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rankgap.run.config import TrainConfig, file_name
 from rankgap.run.folder import RunFolder
+from rankgap.run.reader import read
 from rankgap.run.trainer import train
+from rankgap.show.columns import KNN
 from rankgap.show.figures import RankTrace, ranks_figure
 from rankgap.show.progress import Progress
+from rankgap.watch.verdict import Verdict
 
+CONTROL = "siamese"
 DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
-    ("symsimsiam", None, None),
+    (CONTROL, None, None),
     ("simsiam", None, None),
     ("byol", None, None),
     ("swav", None, None),
@@ -28,6 +33,22 @@ def trace(folder: RunFolder, name: str) -> RankTrace:
     metrics = folder.metrics()
     return RankTrace(
         name, metrics["epoch"], metrics["erank_online"], metrics["erank_target"], folder.results().get("knn")
+    )
+
+
+def story(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the runs show, in words. It states what was measured and nothing else, so it agrees with the table."""
+    control, others = results[CONTROL], [found for title, found in results.items() if title != CONTROL]
+    ranks = [found["verdict"]["outputs"]["rank"] or 0.0 for found in others]
+    scores, difference = [KNN.scaled(found) for found in others], [found["rank_difference"] for found in others]
+    higher = sum(each > 0 for each in difference)
+    own = read(Verdict, control["verdict"], CONTROL)
+    return (
+        f"The effective rank is the number of directions that the outputs use: 1 if all images give the same "
+        f"output, {own.outputs.of} at most here. Nothing in {CONTROL} keeps its branches apart: its outputs use "
+        f"{own.outputs}, and its kNN accuracy is {KNN.cell(control)}%. In {higher} of the {len(others)} others "
+        f"the target ends with a higher rank than the online branch; their outputs use {min(ranks):.1f} to "
+        f"{max(ranks):.1f}, and their kNN accuracy is {min(scores):.1f} to {max(scores):.1f}%."
     )
 
 

@@ -96,11 +96,8 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
     """Print runs side by side, their alarms, and the protocols by which the accuracies were measured."""
     console.print(results_table(results))
     lines: dict[str, None] = {}  # each once, in order
-    for title, found in results.items():
-        if "verdict" in found:
-            say_verdict(title, read(Verdict, found["verdict"], f"the verdict on {title}"))
-        for alarm in found.get("alarms", []):
-            say(("alarm:", "yellow"), f" {title}: {Diagnosis(**alarm)}")
+    show_verdicts(results)
+    for found in results.values():
         lines |= dict.fromkeys([*dict(found.get("protocol", {})).values(), *found.get("notes", [])])
         for name, scores in dict(found.get("sets", {})).items():
             if name != "test":
@@ -109,9 +106,14 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
         say((line, "dim"))
 
 
-def say_verdict(title: str, verdict: Verdict) -> None:
-    """Print a run's verdict: its name in colour, how many dimensions are used, why, and what to turn."""
-    say(f"{title}: ", (verdict.kind, f"bold {COLOURS[verdict.kind]}"), f", {verdict.uses}. {verdict.why}")
+def show_verdicts(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print what became of each run, and the alarms that it raised on the way."""
+    for title, found in results.items():
+        if "verdict" in found:
+            verdict = read(Verdict, found["verdict"], f"the verdict on {title}")
+            say(f"{title}: ", (verdict.kind, f"bold {COLOURS[verdict.kind]}"), f", {verdict.uses}. {verdict.why}")
+        for alarm in (Diagnosis(**each) for each in found.get("alarms", [])):
+            say(("alarm:", "yellow"), f" {title}: {alarm.kind} at step {alarm.step}: {alarm.saw}")
 
 
 def show_scores(found: RunScores) -> None:
@@ -267,12 +269,17 @@ def show_methods() -> None:
     console.print(table)
 
 
-def show_demo(found: tuple[Mapping[str, Mapping[str, Any]], Path]) -> None:
-    """Print the demo's table, the path of its picture, and what to look at."""
-    results, picture = found
+def show_demo(results: Mapping[str, Mapping[str, Any]], picture: Path, story: str) -> None:
+    """Print the demo's table and verdicts, what they show, and what to do next.
+
+    Args:
+        results: the results of each run, by title.
+        picture: the picture of their ranks.
+        story: what the runs show, in words.
+    """
     console.print(results_table(results))
+    show_verdicts(results)
+    say(f"\n{story}\n")
     say(f"picture: {picture}", wrap=False)
-    say(
-        "Look at the rank difference: where the target's rank stays above the online one's, dimensions grow "
-        "and kNN is high. symsimsiam has no rank difference, and keeps the fewest dimensions."
-    )
+    say(f"next:    rankgap report {picture.parent}", wrap=False)
+    say("         rankgap train --method simsiam --target power:-0.5 --data folder:YOUR_IMAGES", wrap=False)
