@@ -1,0 +1,121 @@
+"""The runs of the table of verdicts, and the truth about each encoder."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from benchmarks.verdicts.cases import Bench, Case
+from rankgap.data import ImageSet, load_data
+from rankgap.errors import NonFiniteError
+from rankgap.evaluate import evaluate
+from rankgap.run.config import TrainConfig
+from rankgap.run.folder import RunFolder
+from rankgap.run.plan import Plan, resolve
+from rankgap.run.restored import restore
+from rankgap.run.trainer import resumed, train
+from rankgap.spectra.effective_rank import effective_rank
+from rankgap.watch.doctor import Diagnosis
+from rankgap.watch.verdict import Verdict
+
+HELD_OUT = 1024  # test images whose outputs are ranked
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What an encoder is worth on the bench's images, measured with labels and on images it has not seen.
+
+    Args:
+        knn: accuracy of weighted kNN on the test images, in [0, 1].
+        features: effective rank of the training images' features (uncentred correlation).
+        outputs: effective rank of the target's outputs for views of test images (uncentred correlation).
+    """
+
+    knn: float
+    features: float
+    outputs: float
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A run: what is true of it, and what was said.
+
+    Args:
+        title: the case.
+        fault: whether a fault was put in.
+        seed: its seed.
+        steps: optimiser steps.
+        truth: what is true.
+        verdict: the verdict in `results.json`; None where training stopped at numbers that are not finite.
+        alarms: what was said while it trained.
+    """
+
+    title: str
+    fault: bool
+    seed: int
+    steps: int
+    truth: Truth
+    verdict: Verdict | None
+    alarms: list[Diagnosis]
+
+
+def truth_of(plan: Plan, bench: Bench) -> Truth:
+    """Measure a plan's encoder on the bench's images, whatever it was trained on."""
+    images, test = load_data(bench.data, limit=bench.limit, seed=plan.config.seed)
+    assert test is not None
+    for each in (images, test):  # normalised as the encoder has learned it
+        each.mean, each.std = plan.train.mean, plan.train.std
+    found = evaluate(plan.model.encoder("online"), images, {"test": test}, size=plan.size, protocol=("knn",))
+    scores = cast(dict[str, float | None], found)
+    return Truth(scores["knn"] or 0.0, scores["erank_features"] or 0.0, _outputs(plan, test))
+
+
+@torch.no_grad()
+def _outputs(plan: Plan, test: ImageSet) -> float:
+    batch = test.sample(HELD_OUT)
+    rows = batch.batch(range(len(batch)))
+    model, views = plan.model, plan.views()
+    model.train()
+    model.prepare(plan.work.clock(plan.work.steps - 1))
+    target = model(views(rows.images, rows.sizes, torch.Generator().manual_seed(0))).target[1]
+    return float(effective_rank(target)) if target.isfinite().all() and target.any() else math.nan
+
+
+def run_one(case: Case, bench: Bench, seed: int, out: Path, images: ImageSet) -> Judged:
+    """Train a case and measure its encoder, or read what an earlier call has found."""
+    config = case.config(bench, out, seed=seed)
+    folder = RunFolder(config.path)
+    kept = Path(f"{config.path}-truth.json")
+    if not kept.is_file():
+        case.prepare(config, images)
+        try:
+            train(resumed(folder.path, {}) if folder.checkpoint.is_file() else replace(config, overwrite=True))
+            truth = truth_of(restore(config.path), bench)
+        except NonFiniteError:
+            truth = Truth(0.0, 0.0, math.nan)
+        kept.write_text(json.dumps(asdict(truth)))
+    return Judged(
+        case.title,
+        case.fault,
+        seed,
+        folder.saved().work.steps,
+        Truth(**json.loads(kept.read_text())),
+        folder.verdict(),
+        [Diagnosis(**alarm) for alarm in folder.results().get("alarms", [])],
+    )
+
+
+def untrained(bench: Bench, seed: int, out: Path) -> Truth:
+    """What the encoder is worth as it was drawn from the seed."""
+    kept = out / bench.name / f"untrained-seed{seed}.json"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        config: TrainConfig = bench.config(kept.with_suffix(""), seed=seed, method="simsiam")
+        kept.write_text(json.dumps(asdict(truth_of(resolve(config), bench))))
+    found: dict[str, Any] = json.loads(kept.read_text())
+    return Truth(**found)
