@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rankgap.model.schedule import Clock
     from rankgap.run.build import build
     from rankgap.run.encoder import load_encoder
+    from rankgap.show.plot import plot
     from rankgap.spectra.effective_rank import effective_rank, rank_difference, rankme
     from rankgap.spectra.gram import singular_values
     from rankgap.spectra.streaming import EffectiveRank, PairSpectra
@@ -33,6 +34,7 @@ _HOMES = {
     "model.schedule": ("Clock",),
     "run.build": ("build",),
     "run.encoder": ("load_encoder",),
+    "show.plot": ("plot",),
     "spectra.effective_rank": ("effective_rank", "rank_difference", "rankme"),
     "spectra.gram": ("singular_values",),
     "spectra.streaming": ("EffectiveRank", "PairSpectra"),
@@ -66,6 +68,7 @@ __all__ = [
     "design",
     "effective_rank",
     "load_encoder",
+    "plot",
     "rank_difference",
     "rankme",
     "register_map",

@@ -6,6 +6,7 @@ colours are Okabe and Ito's, which colour-blind readers can tell apart.
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,15 @@ from rankgap.show.columns import KNN as KNN_COLUMN
 from rankgap.spectra.pair import PairSpectrum
 
 DPI = 100
+
+
+class Picture(Figure):
+    """A figure that a notebook shows."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, dpi=DPI, format="png", facecolor="white")
+        return file.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +107,18 @@ def header(figure: Figure, title: str, reading: str) -> float:
     return (0.42 + 0.16 * (1 + reading.count("\n"))) / inches
 
 
-def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = "epoch") -> Figure:
+def ranks_figure(runs: Sequence[RankTrace], path: str | Path | None, *, x_label: str = "epoch") -> Figure:
     """Both branches' effective rank during training, one panel per run, on shared axes.
 
     Args:
         runs: the runs, 1 to about 20.
-        path: the PNG's file; its folder is created if there is none.
+        path: the PNG's file, if it is to be saved; its folder is created if there is none.
         x_label: the unit of `RankTrace.step`.
     """
     assert runs, "no run to draw"
     columns = min(len(runs), 4 if len(runs) > 6 else 3 if len(runs) != 4 else 2)
     rows = math.ceil(len(runs) / columns)
-    figure = Figure(figsize=(max(2.75 * columns + 0.3, 6.4), 2.2 * rows + 1.25), dpi=DPI)
+    figure = Picture(figsize=(max(2.75 * columns + 0.3, 6.4), 2.2 * rows + 1.25), dpi=DPI)
     reading = (
         "Target above online (blue area): dimensions grow. Below (purple, hatched): they collapse.\n"
         "Effective rank of a batch's correlation matrix; the last reading is beside each line."
@@ -143,7 +153,7 @@ def ranks_figure(runs: Sequence[RankTrace], path: str | Path, *, x_label: str = 
             panel.set_xlabel(x_label, size=8, color=GREY)
         if index % columns == 0:
             panel.set_ylabel("effective rank", size=8, color=GREY)
-    return save(figure, path)
+    return figure if path is None else save(figure, path)
 
 
 def _rank_panel(axes: Axes, run: RankTrace) -> None:
