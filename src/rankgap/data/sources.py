@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rankgap.data.encoded import Arrays
+from rankgap.data.containers import Arrays
 from rankgap.data.folders import open_folder
 from rankgap.data.hub import open_hub
 from rankgap.data.splits import Source, Split, Statistics

@@ -61,7 +61,7 @@ def announce(plan: Plan) -> None:
     for label, style, lines in (
         ("data", "dim", plan.train.notes),
         ("preset", "dim", plan.notes),
-        ("warning", "yellow", plan.warnings),
+        ("warning", "yellow", (*plan.differences, *plan.warnings)),
     ):
         for line in lines:
             say("  ", (f"{label}:", style), f" {line}")
@@ -109,6 +109,8 @@ def show_scores(found: RunScores) -> None:
     from rankgap.evaluate.scores import SCORES
 
     say((found.title, "bold"), f", on {found.images:,} of its images")
+    for note in found.notes:
+        say(("warning:", "yellow"), f" {note}")
     checkpoints = list(found.rated)
     for start in range(0, len(checkpoints), ACROSS):
         names = checkpoints[start : start + ACROSS]
