@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rankgap.spectra.effective_rank import effective_rank, rank_difference, rankme
     from rankgap.spectra.gram import singular_values
     from rankgap.spectra.streaming import EffectiveRank, PairSpectra
+    from rankgap.training import TrainedRun, train
     from rankgap.views.random_views import ViewConfig, Views
     from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
     from rankgap.watch.lightning import RankCallback
@@ -38,6 +39,7 @@ _HOMES = {
     "spectra.effective_rank": ("effective_rank", "rank_difference", "rankme"),
     "spectra.gram": ("singular_values",),
     "spectra.streaming": ("EffectiveRank", "PairSpectra"),
+    "training": ("TrainedRun", "train"),
     "views.random_views": ("ViewConfig", "Views"),
     "watch.doctor": ("Diagnosis", "Doctor", "Thresholds"),
     "watch.lightning": ("RankCallback",),
@@ -62,6 +64,7 @@ __all__ = [
     "RankMonitor",
     "SpectralFilter",
     "Thresholds",
+    "TrainedRun",
     "ViewConfig",
     "Views",
     "build",
@@ -74,6 +77,7 @@ __all__ = [
     "register_map",
     "singular_values",
     "spectral_filter",
+    "train",
 ]
 
 

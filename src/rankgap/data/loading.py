@@ -37,7 +37,7 @@ _PART = 256  # images to read at once for the statistics
 
 
 def load_data(
-    spec: str,
+    spec: str | Source,
     *,
     size: int | None = None,
     channels: int | None = None,
@@ -52,7 +52,7 @@ def load_data(
     Images are stored squashed to a square of side S (`stored_size`), which is the same for both splits.
 
     Args:
-        spec: digits, cifar10, cifar100, folder:DIR or hf:NAME_OR_DIR.
+        spec: digits, cifar10, cifar100, folder:DIR or hf:NAME_OR_DIR; or a data set that is open already.
         size: side of the views to be drawn, in pixels; it decides S.
         channels: the number of channels (1 or 3) to convert all images to; None requires that they agree.
         limit: train on the first `limit` images of a seeded shuffle; None for all images, in the set's order.
@@ -70,8 +70,8 @@ def load_data(
         UserError: there is no such data set, it has no images, an image is broken and not skipped (it is named),
             or the channel counts are mixed (one image of each is named).
     """
-    source = open_source(spec)
-    spec = shown(spec)
+    source = open_source(spec) if isinstance(spec, str) else spec
+    spec = shown(spec if isinstance(spec, str) else spec.name)
     rows = _chosen(len(source.train.images), limit, seed)
     skips = on_bad_image == "skip"
     notes = list(source.notes)

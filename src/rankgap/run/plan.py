@@ -10,15 +10,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from rankgap.data import ImageSet, load_data
-from rankgap.data.splits import MissingDataError
+from rankgap.data.splits import MissingDataError, Source
 from rankgap.errors import UserError, unknown
 from rankgap.evaluate import check_sets
 from rankgap.filters.learned import LearnedOptions
 from rankgap.filters.spectral import FilterOptions
 from rankgap.model.assembly import assemble
-from rankgap.model.backbones import build_encoder, check_backbone
+from rankgap.model.backbones import build_encoder, check_backbone, own_name
 from rankgap.model.branches import DualBranch
 from rankgap.model.methods import Method, design
 from rankgap.model.mlp import mixes_images
@@ -101,19 +102,34 @@ class Plan:
         return replace(saved, run=self.config.begun(), work=self.work, data=data)
 
 
-def resolve(config: TrainConfig, *, saved: SavedRun | None = None) -> Plan:
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What Python passes in place of what a configuration names.
+
+    Args:
+        images: a data set that is open already; None for the configuration's.
+        encoder: a module (B, C, H, W) -> (B, F), trained from the weights that it has; None for a named backbone.
+    """
+
+    images: Source | None = None
+    encoder: nn.Module | None = None
+
+
+def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given | None = None) -> Plan:
     """Check every choice, read the data, choose the recipe, build the model, and say what was chosen.
 
     Args:
         config: the configuration to resolve.
         saved: an existing run, whose recipe, backbone, view size, channels, mean and standard deviation stand,
             whatever would be chosen now. Its data may be read from elsewhere.
+        given: images and an encoder in place of those that the configuration names.
 
     Raises:
         UserError: the configuration cannot be carried out, or the data are gone. Checks that do not need the data
             come before the data are read.
     """
     config = read(TrainConfig, plain(config), "the configuration")  # one made in Python is not checked yet
+    given = given or Given()
     method = design(config.method, online=config.online, target=config.target)
     device = find_device(config.accelerator)
     backbone = config.backbone or ("resnet_tiny" if device.type == "cpu" else "resnet18")
@@ -121,13 +137,16 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None) -> Plan:
     if saved is not None:
         backbone = saved.model.backbone
         asked = replace(config, size=saved.model.size, channels=saved.model.channels)
-    check_backbone(backbone)
+    if given.encoder is None:
+        check_backbone(backbone)
+    else:
+        backbone = own_name(given.encoder)
     _check_installed(config.loggers)
     settings = recipe_settings(config, method)
     if saved is None:
         published = load_recipe("cifar" if config.recipe == "auto" else config.recipe, method.body)
         override(published, settings).used_by(method)
-    train, tests = _image_sets(asked, saved)
+    train, tests = _image_sets(asked, saved, given.images)
     if len(train) < config.batch_size and (saved is None or config.resume):
         raise UserError(
             f"{config.data} has {len(train)} training images, fewer than a batch of {config.batch_size}: "
@@ -135,7 +154,7 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None) -> Plan:
         )
     size = view_size(asked.size, train)
     torch.manual_seed(config.seed)
-    encoder = build_encoder(backbone, channels=train.channels, size=size)
+    encoder = build_encoder(given.encoder or backbone, channels=train.channels, size=size)
     work = Work(
         images=len(train),
         batch_size=config.batch_size,
@@ -247,12 +266,14 @@ def _check_installed(loggers: Iterable[str]) -> None:
             raise UserError(f"--loggers {name}: the package is not installed (pip install {name})")
 
 
-def _image_sets(config: TrainConfig, saved: SavedRun | None) -> tuple[ImageSet, dict[str, ImageSet]]:
+def _image_sets(
+    config: TrainConfig, saved: SavedRun | None, given: Source | None
+) -> tuple[ImageSet, dict[str, ImageSet]]:
     """The training set; and by name the data's own test set and those of `--eval` (their test splits, if any)."""
     size, skips = config.size, config.on_bad_image
     with _remedy("--data NEW", saved):
         train, test = load_data(
-            config.data,
+            given or config.data,
             size=size,
             channels=config.channels,
             limit=config.limit,

@@ -25,7 +25,7 @@ from rankgap.run.folder import RunFolder
 from rankgap.run.interruption import stops_on_signals
 from rankgap.run.loggers import close_loggers, open_loggers
 from rankgap.run.module import SelfSupervised
-from rankgap.run.plan import Plan, resolve
+from rankgap.run.plan import Given, Plan, resolve
 from rankgap.run.processes import is_main_process
 from rankgap.run.reader import plain
 from rankgap.run.restored import evaluate_plan, load_weights
@@ -104,6 +104,7 @@ def train(
     callbacks: Sequence[L.Callback] = (),
     announce: Callable[[Plan], None] = lambda plan: None,
     other_data: bool = False,
+    own: Given | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate a run, and fill its folder.
 
@@ -113,6 +114,7 @@ def train(
         announce: called once with the plan, before the first step.
         other_data: whether a run may be resumed on images other than those it was started with. Its steps per
             epoch are then those of the new images; mean and standard deviation stay.
+        own: images and an encoder from Python, in place of those that the configuration names.
 
     Returns:
         The contents of `results.json`.
@@ -130,7 +132,7 @@ def train(
     elif is_main_process():
         folder.check_free(overwrite=config.overwrite)
     saved = folder.saved() if config.resume else None
-    plan = resolve(config, saved=saved)
+    plan = resolve(config, saved=saved, given=own)
     if saved is not None and not other_data:
         _check_same_images(saved, plan)
     if is_main_process():
