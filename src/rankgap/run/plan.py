@@ -146,6 +146,7 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
     if saved is None:
         published = load_recipe("cifar" if config.recipe == "auto" else config.recipe, method.body)
         override(published, settings).used_by(method)
+        _check_used(config, method)
     train, tests = _image_sets(asked, saved, given.images)
     if len(train) < config.batch_size and (saved is None or config.resume):
         raise UserError(
@@ -217,6 +218,15 @@ def recipe_settings(config: TrainConfig, method: Method) -> dict[str, Any]:
             there = ", ".join(has[side]) or "no map"
             raise UserError(f"--settings {key}: the {side} branch of {config.title} has {there}, not {name!r}")
     return settings | dict(config.settings)
+
+
+def _check_used(config: TrainConfig, method: Method) -> None:
+    """Refuse settings of parts that the method does not have, which would change nothing."""
+    parts = {"prototypes": ("prototypes", method.assigns), "teacher": ("EMA teacher", method.ema)}
+    for key in config.settings:
+        name, has = parts.get(key.partition(".")[0], ("", True))
+        if not has:
+            raise UserError(f"--settings {key}: {config.title} has no {name}; leave it out")
 
 
 def published_recipe(data: str, body: str, size: int, channels: int) -> tuple[Recipe, list[str]]:
