@@ -418,6 +418,22 @@ def test_a_spoilt_file_of_a_run_is_named_in_one_line(
     assert says in fails(capsys, "report", str(tmp_path / "run"), "--out", str(tmp_path / "report.html"))
 
 
+@pytest.mark.parametrize("out", ["design.bmp", "design", "."])
+def test_a_design_s_picture_is_refused_before_any_work(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The gain is wrong too: the name of the picture is looked at first.
+    assert "name" in fails(capsys, "design", "--target", "no gain", "--out", str(tmp_path / out))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("suffix", "begins"), [("pdf", b"%PDF-"), ("svg", b"<?xml"), ("png", b"\x89PNG")])
+def test_a_design_is_drawn_in_the_format_of_its_suffix(suffix: str, begins: bytes, tmp_path: Path) -> None:
+    out = tmp_path / f"design.{suffix}"
+    assert main(["design", "--target", "power:-0.5", "--out", str(out)]) == 0
+    assert out.read_bytes().startswith(begins)
+
+
 def test_the_exponent_that_auto_chose_is_a_column(tmp_path: Path) -> None:
     assert train(tmp_path / "run", "--target", "auto", "--protocol", "none") == 0
     exponents = RunFolder(tmp_path / "run").metrics()["exponent"]

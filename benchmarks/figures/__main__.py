@@ -13,7 +13,8 @@ from pathlib import Path
 from benchmarks.cifar10_mini.runs import mini_config, pooled, result_row, run_one
 from rankgap.demo import trace
 from rankgap.run.folder import RunFolder
-from rankgap.show.figures import alignment_figure, filters_figure, mini_figure, ranks_figure
+from rankgap.show.figures import mini_figure, ranks_figure
+from rankgap.show.pair_figures import alignment_figure, filters_figure
 from rankgap.show.report.page import write_report
 
 HERE = Path(__file__).parent

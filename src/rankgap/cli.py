@@ -160,17 +160,25 @@ def score(
 
 
 def report(runs: list[str], out: str = "report.html") -> None:
-    """Write a page about one or more runs, side by side: ranks, spectra, filters, results and alarms.
+    """Write a page about one or more runs, side by side: verdicts, results, ranks, loss, spectra and filters.
 
     Args:
-        runs: run folders, finished or not.
-        out: the page's file; an existing file is replaced.
+        runs: run folders, finished or not, or folders of runs.
+        out: the page's file (.html); an existing file is replaced.
     """
-    from rankgap.run.folder import RunFolder
+    from rankgap.data.names import shown
+    from rankgap.run.finding import find_runs
+    from rankgap.show.outputs import PAGE, output_file
     from rankgap.show.report.page import write_report
+    from rankgap.show.terminal import say
 
-    write_report([RunFolder(Path(path)) for path in runs], out)
-    print(f"report: {out}")
+    page = output_file(out, PAGE)
+    folders, skipped = find_runs([Path(path) for path in runs])
+    if skipped:
+        say(("skipped:", "yellow"), f" {shown('; '.join(skipped))}")
+    write_report(folders, page)
+    count = f" on {len(folders)} runs" if len(folders) > 1 else ""
+    say(f"report{count}: {shown(str(page))}", wrap=False)
 
 
 def watch(run: str, every: float = 1.0) -> None:
@@ -205,13 +213,15 @@ def design(
         target: the gain of the target filter (power:-0.5).
         spectrum: the spectrum to assess it on: a run folder, or singular values over sqrt(batch size) in a file or
             as numbers (4,3,2,1); by default 256 directions whose eigenvalues fall as 1/j.
-        out: the picture's file.
+        out: the picture's file, whose suffix chooses the format: .png, .pdf or .svg.
     """
     from rankgap.model.maps import MAPS
     from rankgap.show.design_figure import design_figure
+    from rankgap.show.outputs import PICTURE, output_file
     from rankgap.show.terminal import show_assessment
     from rankgap.theory.design import assess, reference_spectrum
 
+    picture = output_file(out, PICTURE)
     for gain in (online, target):
         if gain is not None and gain.partition(":")[0] in MAPS:
             raise UserError(f"{gain} is set or trained during a run: a design takes a gain, such as power:0.5")
@@ -223,8 +233,8 @@ def design(
     else:
         reference = reference_spectrum(spectrum)
     found = assess(online, target, reference)
-    design_figure(found, out)
-    show_assessment(found, Path(out))
+    design_figure(found, picture)
+    show_assessment(found, picture)
 
 
 def inspect_data(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from rankgap.show.figures import RankTrace, ResultRow, alignment_figure, filters_figure, mini_figure, ranks_figure
+from rankgap.data.scanning import SOFTWARE
+from rankgap.errors import UserError
+from rankgap.show.figures import RankTrace, ResultRow, mini_figure, ranks_figure, save
+from rankgap.show.pair_figures import alignment_figure, filters_figure, largest_passed
 from rankgap.show.sheet import contact_sheet
 from rankgap.spectra.pair import pair_spectrum
+from rankgap.watch.reading import Reading
 from tests.matrices import gaussian
 
 
@@ -32,6 +37,42 @@ def texts(figure: Figure) -> list[str]:
 
 def trace(name: str = "simsiam", knn: float | None = 0.353) -> RankTrace:
     return RankTrace(name, [0, 1, 2, 3], [1.5, 4.0, 9.0, 3.0], [2.0, 8.0, 20.0, 2.5], knn)
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [("a.png", b"\x89PNG\r\n"), ("b.PNG", b"\x89PNG\r\n"), ("c.pdf", b"%PDF-"), ("d.svg", b"<?xml")],
+)
+def test_the_suffix_chooses_the_format(name: str, begins: bytes, tmp_path: Path) -> None:
+    save(Figure(), tmp_path / "new" / name)
+    content = (tmp_path / "new" / name).read_bytes()
+    assert content.startswith(begins)
+    assert SOFTWARE.encode() in content
+    assert (b"<svg" in content) == name.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("a.jpg", "ends in .jpg: the name of the file must end in .png, .pdf or .svg"),
+        ("picture", "has no suffix"),
+        (".png", "has no suffix"),
+        ("", "is a directory: name a file in it"),
+    ],
+)
+def test_a_name_that_is_no_picture_s_is_refused(name: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        save(Figure(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_monitor_s_history_becomes_a_figure_without_a_file() -> None:
+    history = [Reading(step, 2.0 + step, 3.0 + step) for step in (0, 10, 20)] + [Reading(30, finite=False)]
+    (axes,) = ranks_figure([RankTrace.of("mine", history)], x_label="step").axes
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
+    np.testing.assert_array_equal(lines["online"], [[0, 2], [10, 12], [20, 22], [30, math.nan]])
+    np.testing.assert_array_equal(lines["target"][:3], [[0, 3], [10, 13], [20, 23]])
+    assert ranks_figure([RankTrace.of("none yet", [])]).axes
 
 
 @pytest.mark.parametrize("count", [1, 4, 7, 20])
@@ -137,7 +178,7 @@ def test_alignment_and_filters_are_drawn_as_measured(tmp_path: Path) -> None:
     assert [axes.get_title("left") for axes in figure.axes] == ["low: mean 1.00", "high: mean 1.00"]
     figure = filters_figure(pairs, tmp_path / "filters.png")
     scores = [axes.get_title("left") for axes in figure.axes[2:]]
-    assert scores == ["low-pass score +1.00, transfer +1.00", "low-pass score -1.00, transfer -1.00"]
+    assert scores == ["low-pass score +1.00, of the transfer +1.00", "low-pass score -1.00, of the transfer -1.00"]
     for line in figure.axes[2].lines:  # a true filter's measured gain is its transfer
         low = points(line)
         assert [x for x, _ in low] == pytest.approx((s / s[0]).tolist())
@@ -147,6 +188,9 @@ def test_alignment_and_filters_are_drawn_as_measured(tmp_path: Path) -> None:
     assert drawn == pytest.approx(energy[: len(drawn)].tolist())
     assert 0.9999 <= sum(drawn) < 1
     assert png_size(tmp_path / "filters.png")[0] > 500
+    passed = torch.ones(12, dtype=torch.float64)
+    passed[-1] = 1e4  # the weakest direction, of less than a hundredth of the energy
+    assert largest_passed(pair_spectrum((u * s * passed) @ vt, target)) == pytest.approx(1)
     turned = filters_figure({"turned": pair_spectrum(-target, target)}, tmp_path / "filters.png")
     measured, transfer = turned.axes[1].lines
     assert [y for _, y in points(measured)] == pytest.approx([1.0] * 12)

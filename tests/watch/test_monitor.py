@@ -417,7 +417,7 @@ def test_all_that_was_measured_is_read_back_from_columns() -> None:
     for seed in range(3):
         monitor.update(*(view.softmax(-1) for view in views(seed)), exponent=-0.1 * seed)
     names = list(monitor.history[0].numbers())
-    assert len(names) == 11
+    assert len(names) == 12
     assert names[-1] == "exponent"
     columns = {name: [getattr(r, name) for r in monitor.history] for name in ("step", *names)}
     assert readings(columns) == monitor.history

@@ -17,7 +17,7 @@ from rankgap.run.saved import library_versions
 from rankgap.spectra.effective_rank import rankme
 
 SNAPSHOTS = 40  # approximate number per run
-BEST_OF = 2048  # images whose features rate an epoch
+SAMPLE = 2048  # images whose features rate an epoch, or a run that is not evaluated
 
 
 class Checkpoints(L.Callback):
@@ -33,7 +33,7 @@ class Checkpoints(L.Callback):
         config = plan.config
         self.folder, self.keep_every, self.size = folder, config.keep_every, plan.size
         # RankMe of these images' features decides which epoch is best.
-        self.sample = plan.train.sample(BEST_OF) if config.save_best else None
+        self.sample = plan.train.sample(SAMPLE) if config.save_best else None
         self.seconds: float = state["seconds"] if state else 0.0
         self.best: float = state.get("best", 0.0) if state else 0.0
         self.version = library_versions()["rankgap"]

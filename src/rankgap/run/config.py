@@ -65,7 +65,8 @@ class TrainConfig:
         lr: peak learning rate for a batch of 256, in place of the recipe's.
         settings: other values in place of the recipe's, as KEY=VALUE (prototypes.count=512,
             target.sinkhorn.eps=0.03, views.0.flip=0, or views.*.flip=0 for every view).
-        rank_every: steps between two readings of the ranks.
+        rank_every: steps between two readings of the ranks; auto, the default, reads at least 40 times in a run,
+            and every tenth step of a long one.
         loggers: where readings go besides metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.
         keep_every: also keep the checkpoint of every N-th epoch (checkpoints/epoch-0010.ckpt); by default only the
             last is kept.
@@ -104,7 +105,7 @@ class TrainConfig:
     recipe: str = "auto"
     lr: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    rank_every: int = 10
+    rank_every: int | None = None
     loggers: tuple[LoggerName, ...] = ("tensorboard",)
     keep_every: int | None = None
     save_best: Literal["rank"] | None = None

@@ -91,10 +91,13 @@ def flag(name: str) -> str:
 
 
 def plain_value(name: str, kind: Any, given: Any) -> Any:
-    """A flag's text as a plain value, as in YAML: 3 is a number, a,b a list, and KEY=VALUE ... keys and values."""
+    """A flag's text as a plain value, as in YAML: 3 is a number, a,b a list, and KEY=VALUE ... keys and values.
+
+    For a number that may be left out, auto leaves it out.
+    """
     inner = present(kind)
     if inner in (int, float):
-        return parse_yaml(given, flag(name))
+        return None if given == "auto" and inner is not kind else parse_yaml(given, flag(name))
     if typing.get_origin(inner) is tuple:
         return [part.strip() for part in given.split(",") if part.strip() not in ("", "none")]
     if not _is_mapping(kind):

@@ -23,9 +23,10 @@ import yaml
 
 from rankgap.data import Broken
 from rankgap.errors import UserError, unknown
-from rankgap.run.reader import parse_yaml, plain, read_text
+from rankgap.run.reader import parse_yaml, plain, read, read_text
 from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
+from rankgap.watch.verdict import Verdict
 
 READ_COLUMNS = ("step", "epoch", "loss", "erank_online", "erank_target", "rank_difference")  # by everyone
 
@@ -157,6 +158,11 @@ class RunFolder:
     def last_reading(self) -> dict[str, float]:
         """The last row of the metrics; empty before the first reading."""
         return {name: values[-1] for name, values in self.metrics().items() if values}
+
+    def verdict(self) -> Verdict | None:
+        """The verdict in `results.json`; None if the run has none yet."""
+        found = self.results().get("verdict")
+        return None if found is None else read(Verdict, found, f"{self.path / 'results.json'}.verdict")
 
     def add_spectra(self, pair: PairSpectrum) -> None:
         """Append the spectra of a step to `spectra.jsonl`, by name and to five digits."""

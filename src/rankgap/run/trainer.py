@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from rankgap.data.encoded import BrokenImageError
 from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
 from rankgap.model.joint_norm import join_norms
-from rankgap.run.checkpoints import Checkpoints, Restore, SpectraFile
+from rankgap.run.checkpoints import SAMPLE, Checkpoints, Restore, SpectraFile
 from rankgap.run.config import TrainConfig
 from rankgap.run.feed import TrainingData
 from rankgap.run.flags import flag
@@ -32,6 +32,7 @@ from rankgap.run.restored import evaluate_plan, load_weights
 from rankgap.run.saved import SavedRun
 from rankgap.watch.doctor import alarms
 from rankgap.watch.reading import readings
+from rankgap.watch.verdict import Use, judge
 
 # Fields that may change when a run is resumed.
 _FREE = {
@@ -151,7 +152,7 @@ def train(
         plan.recipe.optimizer,
         plan.work,
         seed=config.seed,
-        rank_every=config.rank_every,
+        rank_every=config.rank_every or plan.work.rank_every,
     )
     if state is not None:
         load_weights(module.model, state["model"], folder.checkpoint)
@@ -173,10 +174,14 @@ def train(
         "images_per_second": images / checkpoints.seconds,
         "views_per_second": len(plan.recipe.views) * images / checkpoints.seconds,
     }
-    results["alarms"] = [plain(alarm) for alarm in alarms(readings(folder.metrics()))]
     if is_main_process():
-        if config.protocol:
-            results |= evaluate_plan(plan)
+        history = readings(folder.metrics())
+        # Without a protocol, a sample is enough for the ranks.
+        rated = plan if config.protocol else replace(plan, train=plan.train.sample(SAMPLE), tests={})
+        results |= evaluate_plan(rated)
+        features = Use(rank=results["erank_features"], of=min(len(rated.train), plan.work.features))
+        results["alarms"] = plain(alarms(history))
+        results["verdict"] = plain(judge(history, features))
         folder.write_results(results)
     return results
 

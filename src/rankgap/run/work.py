@@ -8,6 +8,7 @@ from rankgap.model.schedule import Clock
 
 SMALL_IMAGES = 100_000
 SMALL_BATCH = 256
+READINGS = 40  # of the ranks, at least, in any run of as many steps
 LONG = 20_000  # optimiser steps; from here on the published schedules fit as they are
 
 
@@ -43,6 +44,11 @@ class Work:
     def small(self) -> bool:
         """Whether the preset for small work applies."""
         return self.images <= SMALL_IMAGES and self.batch_size <= SMALL_BATCH and self.steps < LONG
+
+    @property
+    def rank_every(self) -> int:
+        """Steps between two readings where the user names none: `READINGS` in a short run, more in a long one."""
+        return min(max(self.steps // READINGS, 1), 10)
 
     def clock(self, step: int) -> Clock:
         """Where training stands at a step."""

@@ -17,7 +17,10 @@ LIGHT = {
     "online": ONLINE,
     "target": TARGET,
     "knn": KNN,
+    "lr": "#7A5195",
+    "healthy": "#00704F",
     "alarm": "#A34700",
+    "collapsed": "#B00020",
 }
 DARK = {
     "paper": "#14171A",
@@ -29,5 +32,8 @@ DARK = {
     "online": "#F28A3C",
     "target": GROWS,
     "knn": "#2FC79A",
+    "lr": "#C9A0DC",
+    "healthy": "#2FC79A",
     "alarm": "#F0A35E",
+    "collapsed": "#FF8A80",
 }

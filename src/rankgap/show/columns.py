@@ -8,6 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 
+def written(number: float, form: str = ".1f") -> str:
+    """A number as tables, pictures and pages write it: a dash where it is not finite, and 0.0 never has a minus.
+
+    Example:
+        >>> written(-0.04), written(-0.004, "+.2f"), written(1234.5, ",.0f"), written(math.nan)
+        ('0.0', '+0.00', '1,234', '-')
+    """
+    sign = form[: form.startswith("+")]
+    return format(float(number), f"{sign}z{form.removeprefix(sign)}") if math.isfinite(number) else "-"
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One number of a run's results.
@@ -30,9 +41,7 @@ class Column:
 
     def text(self, number: float | None) -> str:
         """A number as the tables write it; a dash where it is None or not finite."""
-        if number is None or not math.isfinite(number):
-            return "-"
-        return format(self.factor * number, self.form)
+        return "-" if number is None else written(self.factor * number, self.form)
 
     def cell(self, results: Mapping[str, Any]) -> str:
         """A run's cell in this column; a dash where its results lack the number."""
@@ -67,4 +76,4 @@ def plus_minus(middle: float, half: float, form: str = ".1f") -> str:
         >>> plus_minus(0.5, 0.125), plus_minus(3, 0.25, "+.2f")
         ('0.5 ± 0.1', '+3.00 ± 0.25')
     """
-    return f"{middle:{form}} ± {half:{form.lstrip('+')}}"
+    return f"{written(middle, form)} ± {written(half, form.lstrip('+'))}"

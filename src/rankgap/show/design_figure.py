@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rankgap.show.colours import GREY, ONLINE, TARGET
-from rankgap.show.figures import DPI, header, log_ticks, plain, save
+from rankgap.show.figures import DPI, lay_out, log_ticks, plain, save
 
 if TYPE_CHECKING:
     from rankgap.theory.design import Assessment
@@ -24,15 +24,14 @@ def design_figure(found: Assessment, path: str | Path) -> Figure:
 
     Args:
         found: the pair, assessed.
-        path: the PNG's file; its folder is created if there is none.
+        path: the picture's file (.png, .pdf, .svg); its folder is created if there is none.
     """
     figure = Figure(figsize=(10, 4.1), dpi=DPI)
     reading = (
         "Left: what each branch multiplies a singular value by. Middle: the spectrum before and after.\n"
         "Right: both ranks in the linear model. Without a filter, the alignment alone loses dimensions."
     )
-    top = 1 - header(figure, f"Design: {found.title}", reading) - 0.42 / 4.1
-    figure.subplots_adjust(left=0.06, right=0.9, top=top, bottom=0.13, wspace=0.26)
+    lay_out(figure, f"Design: {found.title}", reading, left=0.6, right=1, bottom=0.53, above=0.42, wspace=0.26)
     gains, spectra, flow = figure.subplots(1, 3)
     for axes in (gains, spectra, flow):
         plain(axes)

@@ -1,7 +1,8 @@
-"""Static pictures: effective ranks during training, a benchmark at a glance, eigenspaces and measured filters.
+"""Static pictures: effective ranks during training, and a benchmark at a glance.
 
-Each is drawn on its own `Figure` (without pyplot, so nothing is global), returned, and saved as PNG. The
-colours are Okabe and Ito's, which colour-blind readers can tell apart.
+Each is drawn on its own `Figure` (without pyplot, so nothing is global), returned, and saved in the format that
+its file's suffix names: PNG, PDF or SVG. The colours are Okabe and Ito's, which colour-blind readers can tell
+apart.
 """
 
 from __future__ import annotations
@@ -9,22 +10,23 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
-from numpy.typing import NDArray
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from rankgap.data.scanning import SOFTWARE
 from rankgap.show.colours import AXIS, COLLAPSES, GREY, GRID, GROWS, KNN, LINEAR, ONLINE, TARGET
 from rankgap.show.columns import KNN as KNN_COLUMN
-from rankgap.spectra.pair import PairSpectrum
+from rankgap.show.outputs import PICTURE, output_file
+from rankgap.watch.reading import Reading
 
 DPI = 100
 
@@ -56,6 +58,13 @@ class RankTrace:
     erank_target: Sequence[float]
     knn: float | None = None
 
+    @classmethod
+    def of(cls, name: str, readings: Iterable[Reading]) -> Self:
+        """The ranks in a monitor's history, by training step."""
+        rows = [(float(r.step), r.erank_online, r.erank_target) for r in readings]
+        step, online, target = zip(*rows, strict=True) if rows else ((), (), ())
+        return cls(name, step, online, target)
+
 
 @dataclass(frozen=True, slots=True)
 class ResultRow:
@@ -86,9 +95,16 @@ def plain(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Figure:
-    """Write a PNG that says it is ours, so that it is never read as data; its folder is made."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, format="png", facecolor="white", metadata={"Software": SOFTWARE})
+    """Write a picture that says it is ours, so that it is never read as data; its folder is made.
+
+    Raises:
+        UserError: the file's suffix is not one of `outputs.PICTURE`.
+    """
+    path = output_file(path, PICTURE)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    form = path.suffix[1:].lower()
+    by = "Software" if form == "png" else "Creator"  # the key under which each format names the program
+    figure.savefig(path, dpi=DPI, format=form, facecolor="white", metadata={by: SOFTWARE})
     return figure
 
 
@@ -107,12 +123,40 @@ def header(figure: Figure, title: str, reading: str) -> float:
     return (0.42 + 0.16 * (1 + reading.count("\n"))) / inches
 
 
-def ranks_figure(runs: Sequence[RankTrace], path: str | Path | None, *, x_label: str = "epoch") -> Figure:
+def lay_out(
+    figure: Figure,
+    title: str,
+    reading: str,
+    *,
+    left: float,
+    right: float,
+    bottom: float,
+    above: float,
+    **gaps: float,
+) -> None:
+    """Write the header, and leave margins around the panels.
+
+    Args:
+        figure: the figure, without panels yet.
+        title: as in `header`.
+        reading: as in `header`.
+        left: inches left of the panels.
+        right: inches right of them.
+        bottom: inches below them.
+        above: inches between them and the header.
+        gaps: `wspace` and `hspace`, shares of a panel between two of them.
+    """
+    width, height = figure.get_size_inches()
+    top = 1 - header(figure, title, reading) - above / height
+    figure.subplots_adjust(left=left / width, right=1 - right / width, top=top, bottom=bottom / height, **gaps)
+
+
+def ranks_figure(runs: Sequence[RankTrace], path: str | Path | None = None, *, x_label: str = "epoch") -> Figure:
     """Both branches' effective rank during training, one panel per run, on shared axes.
 
     Args:
         runs: the runs, 1 to about 20.
-        path: the PNG's file, if it is to be saved; its folder is created if there is none.
+        path: the picture's file (.png, .pdf, .svg); its folder is created if there is none. None writes no file.
         x_label: the unit of `RankTrace.step`.
     """
     assert runs, "no run to draw"
@@ -123,19 +167,8 @@ def ranks_figure(runs: Sequence[RankTrace], path: str | Path | None, *, x_label:
         "Target above online (blue area): dimensions grow. Below (purple, hatched): they collapse.\n"
         "Effective rank of a batch's correlation matrix; the last reading is beside each line."
     )
-    top = (
-        1
-        - header(figure, "Effective rank of both branches during training", reading)
-        - 0.5 / figure.get_figheight()
-    )
-    figure.subplots_adjust(
-        left=0.55 / figure.get_figwidth(),
-        right=1 - 0.6 / figure.get_figwidth(),
-        top=top,
-        bottom=0.45 / figure.get_figheight(),
-        wspace=0.34,
-        hspace=0.42,
-    )
+    title = "Effective rank of both branches during training"
+    lay_out(figure, title, reading, left=0.55, right=0.6, bottom=0.45, above=0.5, wspace=0.34, hspace=0.42)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     values = np.concatenate([np.r_[r.erank_online, r.erank_target] for r in runs]).astype(float)
     values = values[np.isfinite(values) & (values > 0)]
@@ -212,7 +245,7 @@ def mini_figure(
 
     Args:
         rows: the methods.
-        path: the PNG's file; its folder is created if there is none.
+        path: the picture's file (.png, .pdf, .svg); its folder is created if there is none.
         title: title of the figure.
     """
     assert rows, "no row to draw"
@@ -222,10 +255,8 @@ def mini_figure(
         "Left: large marks are means, small marks and bars are seeds. Right: an arrow runs from the online to\n"
         "the target effective rank. To the right (blue) dimensions grow, to the left (purple) they collapse."
     )
-    width, height = figure.get_size_inches()
     left = 0.35 + 0.068 * max(len(row.name) for row in rows)
-    top = 1 - header(figure, title, reading) - 0.35 / height
-    figure.subplots_adjust(left=left / width, right=1 - 0.25 / width, top=top, bottom=0.55 / height, wspace=0.08)
+    lay_out(figure, title, reading, left=left, right=0.25, bottom=0.55, above=0.35, wspace=0.08)
     accuracy, ranks = figure.subplots(1, 2, sharey=True, gridspec_kw={"width_ratios": (1.15, 1)})
     for axes in (accuracy, ranks):
         plain(axes)
@@ -275,109 +306,3 @@ def _rank_arrow(axes: Axes, y: float, online: float, target: float) -> None:
     axes.plot([online, target], [y, y], color=GROWS if grows else COLLAPSES, linewidth=3, solid_capstyle="butt")
     axes.plot(target, y, ">" if grows else "<", color=TARGET, markersize=7)
     axes.plot(online, y, "o", color=ONLINE, markersize=6)
-
-
-def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure:
-    """Eigenspace alignment, one panel per run (RDM, figure 3).
-
-    Args:
-        runs: title -> record of the run's branches.
-        path: the PNG's file; its folder is created if there is none.
-    """
-    figure, panels = _panel_row(
-        runs,
-        1,
-        "Eigenspace alignment",
-        "At 1, this eigenvector of the target's correlation is also one of the online branch's.\n"
-        "The line is the mean.",
-    )
-    for panel, (name, pair) in zip(panels[0], runs.items(), strict=True):
-        values = pair.eigenspace_alignment[:512].numpy()
-        panel.plot(np.arange(1, len(values) + 1), values, ".", color=TARGET, markersize=4)
-        panel.axhline(values.mean(), color=GREY, linewidth=1)
-        panel.set_title(f"{name}: mean {values.mean():.2f}", size=9, weight="bold", loc="left", parse_math=False)
-        panel.set_ylim(0, 1.04)
-        panel.set_xscale("log")
-        log_ticks(panel.xaxis)
-        panel.set_xlabel("index of the eigenvector", size=8, color=GREY)
-    panels[0][0].set_ylabel("eigenspace alignment", size=8, color=GREY)
-    return save(figure, path)
-
-
-def largest_passed(gains: Sequence[float], transfer: Sequence[float]) -> float:
-    """The value that filters are drawn as shares of: the largest transfer, or the largest gain if none is above 0.
-
-    The largest measured gain is not a good scale: it may be leaked energy divided by next to nothing.
-    """
-    return max([0.0, *transfer]) or max([0.0, *gains])
-
-
-def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure:
-    """Eigenvalues of both branches above, measured filter and transfer below, one column per run (RDM, figure 4).
-
-    Args:
-        runs: title -> record of the run's branches.
-        path: the PNG's file; its folder is created if there is none.
-    """
-    figure, (above, below) = _panel_row(
-        runs,
-        2,
-        "Eigenvalues and measured filters",
-        "Above: eigenvalues of both branches' correlation, as shares of their sum. Below: how much the online\n"
-        "branch passes on along each direction of the target (transfer), and the same with what leaks in from\n"
-        "other directions (measured gain). Points that rise to the right are a low-pass filter.",
-    )
-    for top, bottom, (name, pair) in zip(above, below, runs.items(), strict=True):
-        for branch, s, colour in (
-            ("target", pair.spectrum_target, TARGET),
-            ("online", pair.spectrum_online, ONLINE),
-        ):
-            energy = (s / s.norm()).square().numpy()
-            held = int(np.searchsorted(energy.cumsum(), 0.9999)) + 1  # those that hold 99.99%, as in the paper
-            top.plot(np.arange(1, held + 1), energy[:held], color=colour, linewidth=1.5, label=branch)
-        top.set_title(name, size=9, weight="bold", loc="left", parse_math=False)
-        top.set_xlabel("index of the eigenvalue", size=8, color=GREY)
-        s = pair.spectrum_target[: len(pair.measured_filter)]
-        largest = largest_passed(pair.measured_filter.tolist(), pair.transfer.tolist())
-        for gains, label, look in (
-            (pair.measured_filter, "measured gain", {"color": GREY, "markerfacecolor": "none"}),
-            (pair.transfer, "transfer", {"color": ONLINE}),
-        ):
-            shown = gains > 0
-            x, y = s[shown] / s[0], gains[shown] / largest
-            bottom.plot(x.numpy(), y.numpy(), "o", markersize=3, label=label, **look)
-        scores = f"low-pass score {float(pair.low_pass_score):+.2f}, transfer {float(pair.transfer_score):+.2f}"
-        bottom.set_title(scores, size=8, color=GREY, loc="left")
-        bottom.set_xlabel("singular value of the target", size=8, color=GREY)
-        for panel, least in ((top, 0.0), (bottom, 1e-3)):  # gains below a thousandth are noise about zero
-            panel.set_xscale("log")
-            panel.set_yscale("log")
-            panel.yaxis.set_minor_formatter(NullFormatter())
-            lowest = max(panel.dataLim.y0, least)
-            panel.set_ylim(bottom=10 ** math.floor(math.log10(lowest)))  # a whole decade, so that it has labels
-    above[0].set_ylabel("share of the sum", size=8, color=GREY)
-    below[0].set_ylabel("share of the largest transfer", size=8, color=GREY)
-    for panel in (above[0], below[0]):
-        panel.legend(frameon=False, fontsize=8)
-    return save(figure, path)
-
-
-def _panel_row(
-    runs: Mapping[str, PairSpectrum], rows: int, title: str, reading: str
-) -> tuple[Figure, NDArray[np.object_]]:
-    """A figure with its header and rows x runs of plain axes."""
-    assert runs, "no run to draw"
-    figure = Figure(figsize=(2.75 * len(runs) + 0.6, 2.3 * rows + 1.0), dpi=DPI)
-    top = 1 - header(figure, title, reading) - 0.25 / figure.get_figheight()
-    figure.subplots_adjust(
-        left=0.62 / figure.get_figwidth(),
-        right=1 - 0.15 / figure.get_figwidth(),
-        top=top,
-        bottom=0.48 / figure.get_figheight(),
-        wspace=0.3,
-        hspace=0.5,
-    )
-    panels: NDArray[np.object_] = figure.subplots(rows, len(runs), squeeze=False)
-    for panel in panels.ravel():
-        plain(panel)
-    return figure, panels

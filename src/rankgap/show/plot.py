@@ -19,7 +19,7 @@ def plot(source: RankMonitor | Sequence[Reading] | str | Path, path: str | Path 
 
     Args:
         source: a `RankMonitor`, its `history`, or a run folder.
-        path: a PNG's file, if the figure is to be saved.
+        path: the picture's file (.png, .pdf, .svg), if it is to be saved.
 
     Returns:
         A matplotlib figure, which a notebook shows.
@@ -31,10 +31,7 @@ def plot(source: RankMonitor | Sequence[Reading] | str | Path, path: str | Path 
     if isinstance(source, str | Path):
         folder = RunFolder(Path(source))
         name, source = folder.saved().title, readings(folder.metrics())
-    history = source.history if isinstance(source, RankMonitor) else list(source)
+    history = source.history if isinstance(source, RankMonitor) else source
     if not history:
         raise UserError("there is no reading to draw yet: train for a step first")
-    trace = RankTrace(
-        name, [r.step for r in history], [r.erank_online for r in history], [r.erank_target for r in history]
-    )
-    return ranks_figure([trace], path, x_label="step")
+    return ranks_figure([RankTrace.of(name, history)], path, x_label="step")

@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rankgap.model.methods import METHODS, choices
+from rankgap.run.reader import read
 from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS
 from rankgap.watch.doctor import Diagnosis
+from rankgap.watch.verdict import Outcome, Verdict
 
 if TYPE_CHECKING:  # a table must not wait for Lightning, timm and scipy
     from rankgap.data import Inspection
@@ -37,6 +39,7 @@ FLOW = (
     "is the strongest singular value over the weakest."
 )
 BROKEN = 20  # images that are named before only their reasons are counted
+COLOURS: Mapping[Outcome, str] = {"healthy": "green", "shrinking": "yellow", "collapsed": "red"}
 ACROSS = 4  # checkpoints that fit in eighty columns
 
 
@@ -94,6 +97,8 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
     console.print(results_table(results))
     lines: dict[str, None] = {}  # each once, in order
     for title, found in results.items():
+        if "verdict" in found:
+            say_verdict(title, read(Verdict, found["verdict"], f"the verdict on {title}"))
         for alarm in found.get("alarms", []):
             say(("alarm:", "yellow"), f" {title}: {Diagnosis(**alarm)}")
         lines |= dict.fromkeys([*dict(found.get("protocol", {})).values(), *found.get("notes", [])])
@@ -102,6 +107,11 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
                 say(f"{name}: ", ", ".join(f"{c.key} {c.cell(scores)}" for c in (KNN, LINEAR) if c.key in scores))
     for line in lines:
         say((line, "dim"))
+
+
+def say_verdict(title: str, verdict: Verdict) -> None:
+    """Print a run's verdict: its name in colour, how many dimensions are used, why, and what to turn."""
+    say(f"{title}: ", (verdict.kind, f"bold {COLOURS[verdict.kind]}"), f", {verdict.uses}. {verdict.why}")
 
 
 def show_scores(found: RunScores) -> None:

@@ -56,9 +56,12 @@ class Thresholds:
     Args:
         patience: readings in a row that must agree before a fault is named; non-finite values are named at once.
         constant: `Reading.spread` at or below which features count as constant.
-        share: share of the target's early peak below which its effective rank counts as collapsed. A random
-            network's effective ranks are high, and fall in healthy runs too, to a tenth in short ones.
-        floor: effective rank at or below which the target counts as collapsed in any case.
+        share: share of the target's early peak below which its dimensions count as dying. A random network's
+            effective ranks are high, and fall in healthy runs too, to a fifteenth in short ones.
+        floor: effective rank at or below which the target's dimensions count as dying in any case.
+        fall: share of the target's rank half a run ago below which `judge` calls it falling.
+        pull: share of the online rank by which the target's must exceed it to pull a falling rank up again.
+        gone: effective rank of a dying target at or below which `judge` calls the run collapsed.
         early: number of readings in which that peak is sought.
         margin: share of the online rank by which the target's must lie below it to count as a negative difference.
             The two views of a symmetric model differ by noise, and while SimSiam's predictor is learning the
@@ -70,8 +73,11 @@ class Thresholds:
 
     patience: int = 5
     constant: float = 0.02
-    share: float = 0.03
+    share: float = 0.05
     floor: float = 1.05
+    fall: float = 0.85
+    pull: float = 0.05
+    gone: float = 1.5
     early: int = 10
     margin: float = 0.25
     uniform: float = 0.99
@@ -88,35 +94,41 @@ class Doctor:
         peak: the highest effective rank among the target's early readings.
         seen: number of finite readings so far.
         recent: the newest of them, at most `Thresholds.patience`.
+        newest: the newest reading, finite or not; None before the first.
     """
 
     def __init__(self, thresholds: Thresholds | None = None) -> None:
         self.thresholds = thresholds or Thresholds()
         self.peak = 0.0
         self.seen = 0
+        self.newest: Reading | None = None
         self.recent: deque[Reading] = deque(maxlen=self.thresholds.patience)
 
     def __call__(self, reading: Reading) -> Diagnosis:
         """Take a new reading, and return the diagnosis."""
-        if not reading.finite:
+        limits, self.newest = self.thresholds, reading
+        if reading.finite:
+            if self.seen < limits.early and math.isfinite(reading.erank_target):
+                self.peak = max(self.peak, reading.erank_target)
+            self.seen += 1
+            self.recent.append(reading)
+            if len(self.recent) < limits.patience:
+                return Diagnosis("healthy", reading.step)
+        return self.diagnose()
+
+    def diagnose(self) -> Diagnosis:
+        """The diagnosis of the newest readings, however few; there must be one."""
+        recent, now, limits = self.recent, self.newest, self.thresholds
+        assert now is not None
+        step = now.step
+        if not now.finite:
             return Diagnosis(
                 "non-finite",
-                reading.step,
+                step,
                 "some outputs are not finite",
                 "a learning rate that is too high, or half precision that overflows",
                 "lower the learning rate, or train in float32",
             )
-        limits = self.thresholds
-        if self.seen < limits.early and math.isfinite(reading.erank_target):
-            self.peak = max(self.peak, reading.erank_target)
-        self.seen += 1
-        self.recent.append(reading)
-        if len(self.recent) < limits.patience:
-            return Diagnosis("healthy", reading.step)
-        return self._judge(reading)
-
-    def _judge(self, now: Reading) -> Diagnosis:
-        recent, step, limits = self.recent, now.step, self.thresholds
         if all(r.usage is not None and r.usage < limits.single for r in recent):
             return Diagnosis(
                 "one prototype",

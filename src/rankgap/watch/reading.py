@@ -32,6 +32,7 @@ class Reading(NamedTuple):
         spread: 1 - |mean of the online rows scaled to length 1|^2, in [0, 1]; 0 if all point the same way.
         assignment: mean entropy of the target rows over ln K, in [0, 1]; None if the rows are not distributions.
         usage: entropy of the mean target row over ln K, 0 if one prototype takes everything; None as above.
+        full_rank: min(N, D), the highest effective rank that these rows can have.
         exponent: the exponent that an `auto` filter chose for this step; None without such a filter.
         finite: whether both branches' outputs are finite numbers.
     """
@@ -47,6 +48,7 @@ class Reading(NamedTuple):
     spread: float = math.nan
     assignment: float | None = None
     usage: float | None = None
+    full_rank: float = math.nan
     exponent: float | None = None
     finite: bool = True
 
@@ -81,7 +83,7 @@ def read(online: Tensor, target: Tensor, step: int) -> Reading:
         values["assignment"] = torch.special.entr(t).sum(-1).mean() / scale
         values["usage"] = torch.special.entr(t.mean(0)).sum() / scale
     numbers = torch.stack([v.double() for v in values.values()]).tolist()  # one transfer
-    return Reading(step, **dict(zip(values, numbers, strict=True)))
+    return Reading(step, full_rank=min(t.shape), **dict(zip(values, numbers, strict=True)))
 
 
 def is_distribution(z: Tensor) -> bool:

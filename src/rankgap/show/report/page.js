@@ -1,39 +1,63 @@
-// Draws the figures of a report, follows its sliders, and offers each figure's data as CSV.
+// Draws the figures of a report near the window, follows its sliders, and saves each figure as CSV and SVG.
 "use strict";
 
 const FIGURES = JSON.parse(document.getElementById("figures").textContent);
-const FRAMES = new Map();
 const root = document.documentElement;
+const plots = [...document.querySelectorAll(".plot")];
+const sliders = [...document.querySelectorAll(".slider input")];
+const near = new Set();
+let stale = new Set(plots);
+let share = 1; // of training, where all sliders stand
+
 const color = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+const figureOf = (plot) => plot.closest("figure");
+
+function draw(plot, size = {}) {
+  const { data, layout, frames } = FIGURES[plot.id];
+  const frame = frames.length && frames.reduce((a, b) => (Math.abs(b.at - share) < Math.abs(a.at - share) ? b : a));
+  const traces = data.map((trace, i) => {
+    const shown = { ...trace, ...(frame && { y: frame.y[i] }), ...(frame && frame.x && { x: frame.x }) };
+    const role = trace.meta.color && { color: color(trace.meta.color) };
+    return role ? { ...shown, line: { ...trace.line, ...role }, marker: { ...trace.marker, ...role } } : shown;
+  });
+  const themed = { ...layout, font: { ...layout.font, color: color("muted") }, uirevision: 1, ...size };
+  const lines = { gridcolor: color("grid"), linecolor: color("line"), zerolinecolor: color("line") };
+  for (const name of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) themed[name] = { ...layout[name], ...lines };
+  if (matchMedia("(pointer: coarse)").matches) themed.dragmode = false; // a finger scrolls the page
+  Plotly.react(plot, traces, themed, { responsive: true, displayModeBar: false });
+  if (frame) figureOf(plot).querySelector("small").textContent = frame.note;
+}
+
+function refresh() {
+  for (const plot of near) if (stale.delete(plot)) draw(plot);
+}
+
+function redraw() {
+  stale = new Set(plots);
+  refresh();
+}
 
 function setTheme(theme) {
   root.dataset.theme = theme;
-  document.querySelectorAll(".plot").forEach((plot) => plot.data && dress(plot));
+  redraw();
 }
 
-// A figure's colours are names of CSS variables, resolved here so that each theme has its own.
-function dress(plot) {
-  const axis = { gridcolor: color("grid"), linecolor: color("line"), zerolinecolor: color("line") };
-  const layout = { "font.color": color("muted") };
-  for (const name of Object.keys(plot.layout).filter((key) => /^[xy]axis/.test(key)))
-    for (const [key, value] of Object.entries(axis)) layout[`${name}.${key}`] = value;
-  Plotly.relayout(plot, layout);
-  plot.data.forEach((trace, index) => {
-    const role = trace.meta && trace.meta.color;
-    if (role) Plotly.restyle(plot, { "line.color": color(role), "marker.color": color(role) }, [index]);
-  });
+function follow(percent) {
+  share = percent / 100;
+  for (const slider of sliders) {
+    slider.value = percent;
+    slider.nextElementSibling.textContent = `after ${percent}% of training`;
+    slider.setAttribute("aria-valuetext", `${percent}% of training`);
+  }
+  redraw();
 }
 
-function show(plot, frame) {
-  if (frame.x) Plotly.restyle(plot, { x: frame.x, y: frame.y });
-  else Plotly.restyle(plot, { y: frame.y });
-  plot.closest("figure").querySelector("small").textContent = frame.note;
-}
-
+// The values of bars lie along x.
 function csv(plot) {
-  const rows = [["series", "x", "y"]];
-  for (const trace of plot.data.filter((t) => !(t.meta && t.meta.shade)))
-    trace.x.forEach((x, i) => rows.push([trace.name, x, trace.y[i]]));
+  const bars = plot.data[0].type === "bar";
+  const rows = [["series", bars ? "run" : plot.layout.xaxis.title.text, "value"]];
+  for (const { name, x, y } of plot.data.filter((trace) => !trace.meta.shade))
+    x.forEach((value, i) => rows.push(bars ? [name, y[i], value] : [name, value, y[i]]));
   const cell = (value) => (typeof value === "string" && /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value ?? "");
   return rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";
 }
@@ -41,33 +65,53 @@ function csv(plot) {
 function save(name, text) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
-  link.download = `${name}.csv`;
+  link.download = name;
   link.click();
   URL.revokeObjectURL(link.href);
 }
 
-for (const [id, { data, layout, frames }] of Object.entries(FIGURES)) {
-  const plot = document.getElementById(id);
-  Plotly.newPlot(plot, data, layout, { responsive: true, displayModeBar: false });
-  FRAMES.set(plot, frames);
-  plot.closest("figure").querySelector("button").addEventListener("click", () => save(id, csv(plot)));
+// A picture is on the paper of its theme, under its title and what was said of it.
+function picture(plot, filename) {
+  const said = (part) => figureOf(plot).querySelector(part).textContent.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+  const title = { text: `${said("h3")}<br><sub>${said("small")}</sub>`, x: 0.02, y: 0.95, yanchor: "top", font: { size: 13 } };
+  const paper = { paper_bgcolor: color("paper"), plot_bgcolor: color("paper") };
+  const layout = { ...plot.layout, ...paper, title, margin: { ...plot.layout.margin, t: 70 } };
+  const { width, height } = plot.getBoundingClientRect();
+  Plotly.downloadImage({ data: plot.data, layout }, { format: "svg", width, height: height + 64, filename });
 }
 
-for (const slider of document.querySelectorAll(".slider input")) {
-  const plots = [...slider.closest("section").querySelectorAll(".plot")].filter((plot) => FRAMES.get(plot).length);
-  const follow = () => {
-    const at = slider.value / slider.max;
-    slider.nextElementSibling.textContent = `${Math.round(100 * at)}% of training`;
-    for (const plot of plots) {
-      const nearest = FRAMES.get(plot).reduce((a, b) => (Math.abs(b.at - at) < Math.abs(a.at - at) ? b : a));
-      show(plot, nearest);
-    }
-  };
-  slider.addEventListener("input", follow);
-  follow();
+for (const plot of plots) {
+  const { file } = FIGURES[plot.id];
+  const on = (kind, act) => figureOf(plot).querySelector(`button.${kind}`).addEventListener("click", act);
+  on("csv", () => save(`${file}.csv`, csv(plot)));
+  on("svg", () => picture(plot, file));
 }
+for (const slider of sliders) slider.addEventListener("input", () => follow(slider.value));
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
-setTheme(dark.matches ? "dark" : "light");
-dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
+const theme = () => (dark.matches ? "dark" : "light");
+root.dataset.theme = theme();
+follow(100);
+dark.addEventListener("change", () => setTheme(theme()));
 document.getElementById("theme").addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
+
+const seen = new IntersectionObserver(
+  (entries) => {
+    for (const { target, isIntersecting } of entries) isIntersecting ? near.add(target) : near.delete(target);
+    refresh();
+  },
+  { rootMargin: "100% 0px" }, // one screen ahead
+);
+plots.forEach((plot) => seen.observe(plot));
+
+// Paper is light, and takes two figures across.
+let before = root.dataset.theme;
+addEventListener("beforeprint", () => {
+  before = root.dataset.theme;
+  root.dataset.theme = "light";
+  plots.forEach((plot) => draw(plot, { width: figureOf(plot).parentElement.matches(".wide") ? 690 : 325 }));
+});
+addEventListener("afterprint", () => {
+  setTheme(before);
+  plots.forEach((plot) => Plotly.Plots.resize(plot));
+});

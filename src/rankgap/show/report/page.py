@@ -1,7 +1,7 @@
 """The report: one HTML page about one run, or many side by side, that opens from disk without a network.
 
-Plotly draws in the browser, and its script is part of the page. Each figure comes with a sentence that says how to
-read it, with its data as CSV and, where it changes during training, with a slider.
+The verdicts come first. Plotly draws in the browser, and its script is part of the page. Each figure comes with a
+sentence that says how to read it, can be saved as CSV and SVG and, where it changes during training, has a slider.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import html
 import json
 import math
 import string
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -18,83 +19,140 @@ from typing import Any
 import yaml
 from plotly.offline import get_plotlyjs
 
+from rankgap.data.names import shown
 from rankgap.errors import UserError
 from rankgap.run.folder import RunFolder, labels, replace_file
 from rankgap.run.reader import plain
 from rankgap.run.saved import library_versions
 from rankgap.show.colours import DARK, LIGHT
-from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS, SPEED
+from rankgap.show.columns import CONVENTION, KNN, LINEAR, RANK_DIFFERENCE, RESULTS, SPEED
+from rankgap.show.outputs import PAGE, output_file
 from rankgap.show.report.panels import (
     Panel,
-    Run,
     alignment_panel,
     bars_panel,
     filter_panel,
+    loss_panel,
     ranks_panel,
     spectra_panel,
 )
+from rankgap.show.report.runs import Run
 
 RANKS = (
     'Where the <b class="target">target</b> is above the <b class="online">online</b> branch (blue area), '
     "dimensions grow; where it is below (purple, hatched), they collapse. All panels share the vertical axis."
 )
+LOSS = (
+    "The loss says little about collapse: a collapsed run may have the best one. Compare it only within a run. "
+    "The learning rate is drawn below it."
+)
 SPECTRA = (
     "Singular values of one batch: online view 1 and target view 2, whose ranks are drawn above. A curve that "
     "falls steeply keeps few dimensions; the branch whose curve lies higher has the higher rank. A curve ends "
-    "where the null space begins. Move the slider to follow training."
+    "where the null space begins. Move the slider to follow training: all sliders of the page move together."
 )
 FILTERS = (
     "Each point is an eigen-direction of the target. The transfer is what the online branch passes on along that "
     "direction itself; the measured gain adds what leaks into it from stronger directions. Points that rise to "
     "the right are a low-pass filter, which keeps the strong directions; points that fall are a high-pass filter. "
     "The score, from +1 to -1, says how clearly, with each pair of directions weighted by its energy. The axes "
-    "are shares of the largest singular value and of the largest transfer."
+    "are shares of the largest singular value, and of the largest transfer among the directions that hold 99% of "
+    "the target's energy."
 )
 ALIGNMENT = (
     "At 1, this eigenvector of the target is also an eigenvector of the online branch, so that the branches "
     "differ only by a filter. The theory assumes this of the strong directions, on the left."
 )
 BARS = "Longer is better. Compare speeds only between runs of the same model on the same machine."
-SLIDER = (
-    '<label class="slider">training <input type="range" min="0" max="1000" value="1000"> <output></output></label>'
-)
+MARKS = {"collapsed": "✕", "shrinking": "▼", "healthy": "✓", "none": "…"}  # the worst first
+
+
+def _text(text: str) -> str:
+    """Text as HTML: one line, in which nothing is markup."""
+    return html.escape(shown(text))
 
 
 def _draw(panel: Panel) -> str:
-    title, note = html.escape(panel.title), html.escape(panel.note)
+    title, note = _text(panel.title), _text(panel.note)
     if panel.figure is None:
         return f'<figure><figcaption><h3>{title}</h3></figcaption><p class="empty">{note}</p></figure>'
-    height = f' style="height:{max(9, 4 + 2.6 * panel.rows):g}rem"' if panel.rows else ""
+    height = f' style="height:{max(9, 5 + 1.5 * panel.rows):g}rem"' if panel.rows else ""
     return (
-        f'<figure><figcaption><h3>{title}</h3><button type="button">data</button><small>{note}</small>'
-        f'</figcaption><div class="plot" id="{panel.name}"{height} role="img" aria-label="{title}"></div></figure>'
+        f"<figure><figcaption><h3>{title}</h3><span>{_button('csv', panel)}{_button('svg', panel)}</span>"
+        f"<small>{note}</small></figcaption>"
+        f'<div class="plot" id="{panel.name}"{height} role="img" aria-label="{title}"></div></figure>'
+    )
+
+
+def _button(kind: str, panel: Panel) -> str:
+    label = _text(f"Save {panel.file}.{kind}")
+    return f'<button type="button" class="{kind}" title="{label}" aria-label="{label}">{kind.upper()}</button>'
+
+
+def _slider(title: str) -> str:
+    said = _text(title)
+    return (
+        f'<label class="slider">{said} <input type="range" min="0" max="100" step="4" value="100" '
+        f'aria-label="{said} of all runs, share of training"> <output></output></label>'
     )
 
 
 def _section(title: str, reading: str, panels: Sequence[Panel], *, wide: bool = False) -> str:
-    slider = SLIDER if any(panel.frames for panel in panels) else ""
+    slider = _slider(title) if any(panel.frames for panel in panels) else ""
     grid = f'<div class="{"panels wide" if wide else "panels"}">{"".join(map(_draw, panels))}</div>'
     return f"<section><h2>{title}</h2><p>{reading}</p>{slider}{grid}</section>"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
 
-    return f'<div class="scroll"><table>{line(head, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
+    body = "".join(line(row, "td") for row in rows)
+    return f'<div class="scroll" tabindex="0"><table>{line(head, "th")}{body}</table></div>'
+
+
+def _sentence(text: str) -> str:
+    """A clause as a sentence of its own; nothing for an empty one."""
+    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
+
+
+def _verdict(run: Run) -> tuple[str, str, str]:
+    """The kind of a run's verdict, the verdict in words, and why and what to do."""
+    found = run.verdict
+    if found is None:
+        missing = "its results are from before there were verdicts" if run.done else "the run has not finished"
+        newest = "no reading yet" if run.diagnosis is None else f"the newest diagnosis is {run.diagnosis}"
+        return "none", f"no verdict: {missing}", _sentence(newest)
+    return found.kind, f"{found.kind}: {found.uses}", found.why
+
+
+def _verdicts(runs: Sequence[Run]) -> str:
+    judged = [(run, *_verdict(run)) for run in runs]
+    counted = Counter(kind for _, kind, _, _ in judged)
+    count = ", ".join(
+        f"{counted[kind]} {'without a verdict' if kind == 'none' else kind}" for kind in MARKS if counted[kind]
+    )
+    items = "".join(
+        f'<li class="{kind}"><b><span aria-hidden="true">{MARKS[kind]}</span> {_text(said)}</b> '
+        f"<i>{_text(run.label)}</i><small>{_text(why)}</small></li>"
+        for run, kind, said, why in judged
+    )
+    summary = f"<p>{count}.</p>" if len(runs) > 1 else ""
+    return f'<section id="verdicts"><h2>Verdict</h2>{summary}<ul>{items}</ul></section>'
 
 
 def _results(runs: Sequence[Run]) -> str:
+    columns = (RANK_DIFFERENCE, *(column for column in RESULTS if column != RANK_DIFFERENCE))  # a phone shows two
     rows = []
     for run in runs:
-        cells = (column.cell(run.results) for column in RESULTS)
+        cells = (column.cell(run.results) for column in columns)
         asked = run.saved.run
-        rows.append([run.label, run.state, *cells, str(asked.seed), asked.data])
+        rows.append([run.label, *cells, run.state, str(asked.seed), asked.data])
     protocols = dict.fromkeys(said for run in runs for said in dict(run.results.get("protocol", {})).values())
-    notes = "".join(f"<li>{html.escape(said)}</li>" for said in protocols)
-    headings = ["run", "state", *(column.heading for column in RESULTS), "seed", "data"]
+    notes = "".join(f"<li>{_text(said)}</li>" for said in protocols)
+    headings = ["run", *(column.heading for column in columns), "state", "seed", "data"]
     return (
-        f"<section><h2>Results</h2><p>{html.escape(CONVENTION)}</p>{_table(headings, rows)}"
+        f'<section id="results"><h2>Results</h2><p>{_text(CONVENTION)}</p>{_table(headings, rows)}'
         + (f"<details><summary>How this was measured</summary><ul>{notes}</ul></details>" if notes else "")
         + "</section>"
     )
@@ -102,11 +160,9 @@ def _results(runs: Sequence[Run]) -> str:
 
 def _alarms(runs: Sequence[Run]) -> str:
     found = [(run.label, alarm) for run in runs for alarm in run.alarms]
-    items = "".join(
-        f'<li><b class="alarm">{html.escape(label)}</b>: {html.escape(str(alarm))}</li>' for label, alarm in found
-    )
-    said = f"<ul>{items}</ul>" if items else "<p>No run raised an alarm.</p>"
-    return f"<section><h2>Alarms</h2>{said}</section>"
+    items = "".join(f'<li><b class="alarm">{_text(label)}</b>: {_text(str(alarm))}</li>' for label, alarm in found)
+    said = f"<ul>{items}</ul>" if items else "<p>No alarm was raised during training.</p>"
+    return f'<section id="alarms"><h2>Alarms</h2>{said}</section>'
 
 
 def _flat(values: Any, prefix: str = "") -> dict[str, str]:
@@ -128,7 +184,7 @@ def _configurations(runs: Sequence[Run]) -> str:
         else ""
     )
     whole = "".join(
-        f"<details><summary>{html.escape(run.label)} ({html.escape(str(run.folder.path))})</summary><pre>"
+        f"<details><summary>{_text(run.label)} ({_text(str(run.folder.path))})</summary><pre>"
         f"{html.escape(yaml.safe_dump(each, sort_keys=False, allow_unicode=True))}</pre></details>"
         for run, each in zip(runs, saved, strict=True)
     )
@@ -148,7 +204,7 @@ def report_page(folders: Sequence[RunFolder]) -> str:
     Raises:
         UserError: a folder holds no run, or its files cannot be read.
     """
-    runs = [Run(folder, label) for folder, label in zip(folders, labels(folders), strict=True)]
+    runs = [Run(folder, shown(label)) for folder, label in zip(folders, labels(folders), strict=True)]
     ranks = [v for run in runs for name in ("erank_online", "erank_target") for v in run.metrics.get(name, [])]
     ceiling = max([v for v in ranks if math.isfinite(v)], default=10.0)
     each = list(enumerate(runs))
@@ -158,25 +214,27 @@ def report_page(folders: Sequence[RunFolder]) -> str:
             RANKS,
             [ranks_panel(run, i, ceiling) for i, run in each],
         ),
+        ("Loss and learning rate", LOSS, [loss_panel(run, i) for i, run in each]),
         ("Singular values", SPECTRA, [spectra_panel(run, i) for i, run in each]),
         ("Measured filter", FILTERS, [filter_panel(run, i) for i, run in each]),
         ("Eigenspace alignment", ALIGNMENT, [alignment_panel(run, i) for i, run in each]),
     ]
-    accuracy = {"kNN": (KNN.key, "knn", KNN.factor), "linear": (LINEAR.key, "muted", LINEAR.factor)}
-    speed = {SPEED.heading: (SPEED.key, "target", SPEED.factor)}
+    accuracy = {"kNN": (KNN, "knn"), "linear": (LINEAR, "muted")}
+    speed = {SPEED.heading: (SPEED, "target")}
     bars = [
         bars_panel(runs, "accuracy", "accuracy, %", accuracy),
         bars_panel(runs, "speed", f"training speed, {SPEED.heading}", speed),
     ]
     panels = [panel for _, _, drawn in sections for panel in drawn] + bars
     figures = {
-        panel.name: panel.figure.to_plotly_json() | {"frames": panel.frames}
+        panel.name: panel.figure.to_plotly_json() | {"frames": panel.frames, "file": panel.file}
         for panel in panels
         if panel.figure is not None
     }
     body = [
-        _results(runs),
+        _verdicts(runs),
         _alarms(runs),
+        _results(runs),
         *(_section(*section) for section in sections),
         _section("Accuracy and speed", BARS, bars, wide=True),
         _configurations(runs),
@@ -184,16 +242,17 @@ def report_page(folders: Sequence[RunFolder]) -> str:
     here = resources.files("rankgap.show.report")
     version = library_versions()["rankgap"]
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side"
-    return string.Template((here / "page.html").read_text()).substitute(
-        title=html.escape(f"rankgap: {title}"),
+    return string.Template((here / "page.html").read_text(encoding="utf-8")).substitute(
+        title=_text(f"rankgap: {title}"),
         about=f"rankgap {version}. This page was made from the run folders alone. It sends no data.",
-        style=string.Template((here / "page.css").read_text()).substitute(
+        style=string.Template((here / "page.css").read_text(encoding="utf-8")).substitute(
             light=_variables(LIGHT), dark=_variables(DARK)
         ),
+        kind="one" if len(runs) == 1 else "many",
         body="\n".join(body),
         figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
         plotly=get_plotlyjs(),
-        script=(here / "page.js").read_text(),
+        script=(here / "page.js").read_text(encoding="utf-8"),
     )
 
 
@@ -201,11 +260,9 @@ def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
     """Write `report_page` to a file; its folder is created if there is none.
 
     Raises:
-        UserError: as in `report_page`, or the file cannot be written.
+        UserError: as in `report_page`, or the file cannot be written or is no .html.
     """
-    path = Path(out)
-    if path.is_dir():
-        raise UserError(f"--out {path} is a directory: name a file in it")
+    path = output_file(out, PAGE)
     page = report_page(folders)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

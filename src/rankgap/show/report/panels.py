@@ -5,78 +5,25 @@ Numbers are plain lists, not arrays: Plotly would pack arrays in base64, and oth
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from rankgap.run.folder import RunFolder
-from rankgap.run.saved import SavedRun
+from rankgap.run.config import file_name
 from rankgap.show.colours import COLLAPSES, GROWS
-from rankgap.show.columns import KNN
-from rankgap.show.figures import largest_passed
+from rankgap.show.columns import KNN, Column, written
+from rankgap.show.pair_figures import filter_scores, largest_passed
+from rankgap.show.report.runs import Run, thin
 from rankgap.spectra.pair import PairSpectrum
-from rankgap.watch.doctor import Diagnosis, alarms
-from rankgap.watch.reading import readings
 
-READINGS, FRAMES, POINTS = 400, 24, 60  # at most per figure, so that ten runs and Plotly fit in 6 MB
-
-
-@dataclass(frozen=True)
-class Run:
-    """The parts of a run that a report shows; each is read once, and may be missing.
-
-    Args:
-        folder: the run folder.
-        label: a name that no other run on the page has.
-    """
-
-    folder: RunFolder
-    label: str
-
-    @cached_property
-    def saved(self) -> SavedRun:
-        """The contents of `config.yaml`."""
-        return self.folder.saved()
-
-    @cached_property
-    def metrics(self) -> dict[str, list[float]]:
-        """The columns of `metrics.csv`; empty before the first reading."""
-        return self.folder.metrics()
-
-    @cached_property
-    def spectra(self) -> list[PairSpectrum]:
-        """The records during training, thinned out."""
-        found = self.folder.spectra()
-        return [found[i] for i in thin(len(found), FRAMES)]
-
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        """The contents of `results.json`, or the newest reading of a run that has no results yet."""
-        return self.folder.results() or self.folder.last_reading()
-
-    @cached_property
-    def alarms(self) -> list[Diagnosis]:
-        """The alarms that the run's readings raise."""
-        return alarms(readings(self.metrics))
-
-    @property
-    def steps(self) -> int:
-        """Training steps of the whole run."""
-        return self.saved.work.steps
-
-    @property
-    def state(self) -> str:
-        """How far the run has come."""
-        if self.folder.results():
-            return "done"
-        done = int(self.metrics["step"][-1]) + 1 if self.metrics.get("step") else 0
-        return f"{done:,} of {self.steps:,} steps"
+READINGS, POINTS = 400, 60  # at most per figure, so that ten runs and Plotly fit in 6 MB
+SHARE, RANK, EPOCH = ".3~r", ".1f", ".1f"  # formats of numbers that one points at, without exponents
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,31 +31,29 @@ class Panel:
     """One figure.
 
     Args:
-        name: name of its element and its CSV.
+        name: name of its element.
         title: title above it.
+        file: name of the files that it is saved as, without suffix.
         figure: None if the run has nothing to draw.
-        frames: the contents of its traces during training: `at` (share of the run), `note`, `y`, and `x` if it
-            changes.
+        frames: the contents of its traces during training: `at` (share of the run), `note`, `y` of each trace, and
+            `x` of all if it changes.
         note: text under the title, or in place of the figure.
         rows: number of rows of bars, which sets its height; 0 for the height of an ordinary panel.
     """
 
     name: str
     title: str
+    file: str = ""
     figure: go.Figure | None
     frames: list[dict[str, Any]] = field(default_factory=list)
     note: str = ""
     rows: int = 0
 
 
-def thin(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, evenly spaced, the first and the last among them.
-
-    Example:
-        >>> thin(7, 3), thin(2, 5)
-        ([0, 3, 6], [0, 1])
-    """
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most)).tolist()})
+def _panel(run: Run, index: int, kind: str, figure: go.Figure | None, **options: Any) -> Panel:
+    """A panel of one run, which is the `index`-th of the page."""
+    file = file_name(f"{run.label} {kind}")
+    return Panel(name=f"{kind}-{index}", title=run.label, file=file, figure=figure, **options)
 
 
 def _thin_log(count: int) -> list[int]:
@@ -123,7 +68,20 @@ def _numbers(values: Iterable[float]) -> list[float | None]:
     return [float(f"{v:.4g}") if math.isfinite(v) else None for v in values]
 
 
-def _figure(x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> go.Figure:
+def _axis(title: str, **options: Any) -> dict[str, Any]:
+    return {"title": {"text": title}, "showline": True, "exponentformat": "none"} | options
+
+
+def _log_axis(title: str, least: float, most: float, steps: Sequence[int] = (1,)) -> dict[str, Any]:
+    """A logarithmic axis with ticks in plain numbers, at these multiples of the powers of ten."""
+    low, high = math.log10(least), math.log10(most)
+    values = [step * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for step in steps]
+    shown = [value for value in values if low - 1e-9 <= math.log10(value) <= high]
+    text = [f"{value:,.0f}" if value >= 1 else f"{value:.4g}" for value in shown]
+    return _axis(title, type="log", range=[low, high], tickvals=shown, ticktext=text)
+
+
+def _figure(x: Mapping[str, Any], y: Mapping[str, Any]) -> go.Figure:
     return go.Figure(
         layout={
             "template": go.layout.Template(),
@@ -132,17 +90,18 @@ def _figure(x: str, y: str, *, log_x: bool = False, log_y: bool = False) -> go.F
             "plot_bgcolor": "rgba(0,0,0,0)",
             "font": {"size": 11},
             "hovermode": "closest",
+            "hoverdistance": -1,
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-            "xaxis": {"title": {"text": x}, "type": "log" if log_x else "linear", "showline": True},
-            "yaxis": {"title": {"text": y}, "type": "log" if log_y else "linear", "showline": True},
+            "xaxis": x,
+            "yaxis": y,
         }
     )
 
 
-def _series(
-    name: str, x: Sequence[float | None], y: Sequence[float | None], color: str, **options: Any
-) -> go.Scatter:
-    return go.Scatter(name=name, x=list(x), y=list(y), meta={"color": color}, **({"mode": "lines"} | options))
+def _series(name: str, x: Sequence[Any], y: Sequence[Any], color: str, hover: str, **options: Any) -> go.Scatter:
+    """A curve, or points; `hover` is what one reads on pointing at it."""
+    look = {"mode": "lines", "meta": {"color": color}, "hovertemplate": f"{hover}<extra></extra>"}
+    return go.Scatter(name=name, x=list(x), y=list(y), **(look | options))
 
 
 def _with_crossings(
@@ -159,6 +118,16 @@ def _with_crossings(
     return insert(x), insert(a), insert(b)
 
 
+def _columns(run: Run, *names: str) -> list[NDArray[np.float64]]:
+    """Columns of a run's metrics, thinned out; the rows that are left out are the same in each."""
+    keep = thin(len(run.metrics["step"]), READINGS)
+    return [np.array([run.metrics[name][i] for i in keep]) for name in names]
+
+
+def _line(points: int) -> str:
+    return "lines" if points > 1 else "lines+markers"  # a line of one point would not be seen
+
+
 def ranks_panel(run: Run, index: int, ceiling: float) -> Panel:
     """Both branches' effective rank during training, with the difference shaded.
 
@@ -167,16 +136,14 @@ def ranks_panel(run: Run, index: int, ceiling: float) -> Panel:
         index: index of the run on the page.
         ceiling: the largest effective rank on the page; the panels share their axis.
     """
-    metrics, title = run.metrics, run.label
-    if not metrics.get("step"):
-        return Panel(name=f"ranks-{index}", title=title, figure=None, note="No reading yet.")
-    keep = thin(len(metrics["step"]), READINGS)
-    x, online, target = (
-        np.array([metrics[name][i] for i in keep]) for name in ("epoch", "erank_online", "erank_target")
-    )
-    figure = _figure("epoch", "effective rank", log_y=True)
-    figure.update_yaxes(range=[-0.02, math.log10(ceiling * 1.1)], dtick="D2")
-    ends, low, high = _with_crossings(x, online, target)
+    if not run.metrics.get("step"):
+        return _panel(run, index, "ranks", None, note="No reading yet.")
+    x, online, target = _columns(run, "epoch", "erank_online", "erank_target")
+    figure = _figure(_axis("epoch"), _log_axis("effective rank", 0.95, max(ceiling, 1.9) * 1.1, (1, 2, 5)))
+    ends, *logs = _with_crossings(
+        x, np.log(online), np.log(target)
+    )  # lines are straight on the axis, which is log
+    low, high = map(np.exp, logs)
     shades = (
         ("grows", np.maximum(low, high), GROWS, None),
         ("collapses", np.minimum(low, high), COLLAPSES, {"shape": "/", "fgcolor": COLLAPSES, "fgopacity": 0.9}),
@@ -197,112 +164,146 @@ def ranks_panel(run: Run, index: int, ceiling: float) -> Panel:
             )
         )
     for name, ranks in (("target", target), ("online", online)):
-        mode = "lines+markers" if len(x) < 2 else "lines"
-        figure.add_trace(_series(name, _numbers(x), _numbers(ranks), name, mode=mode))
+        hover = f"epoch %{{x:{EPOCH}}}, {name} %{{y:{RANK}}}"
+        figure.add_trace(_series(name, _numbers(x), _numbers(ranks), name, hover, mode=_line(len(x))))
     knn = run.results.get("knn")
-    note = f"rank difference {target[-1] - online[-1]:+.2f} at the last reading" + (
+    note = f"epoch {written(x[-1])}: rank difference {written(target[-1] - online[-1], '+.2f')}" + (
         "" if knn is None else f", kNN {KNN.text(knn)}%"
     )
-    return Panel(name=f"ranks-{index}", title=title, figure=figure, note=note)
+    return _panel(run, index, "ranks", figure, note=note)
 
 
-def _frame(run: Run, pair: PairSpectrum, note: str, y: list[Any], x: list[Any] | None = None) -> dict[str, Any]:
+def loss_panel(run: Run, index: int) -> Panel:
+    """The loss during training, above the learning rate."""
+    if not run.metrics.get("step"):
+        return _panel(run, index, "loss", None, note="No reading yet.")
+    with_rate = "lr" in run.metrics
+    x, loss, *rates = _columns(run, "epoch", "loss", *["lr"] * with_rate)
+    figure = _figure(_axis("epoch"), _axis("loss", domain=[0.4 if with_rate else 0, 1], nticks=5))
+    mode = _line(len(x))
+    for name, values, color, axis in (
+        ("loss", loss, "ink", "y"),
+        *(("learning rate", v, "lr", "y2") for v in rates),
+    ):
+        hover = f"epoch %{{x:{EPOCH}}}, {name} %{{y:{SHARE}}}"
+        figure.add_trace(_series(name, _numbers(x), _numbers(values), color, hover, mode=mode, yaxis=axis))
+    if with_rate:
+        figure.update_layout(yaxis2=_axis("rate", domain=[0, 0.28], nticks=3, rangemode="tozero"))
+        figure.update_xaxes(anchor="y2")
+    return _panel(run, index, "loss", figure, note=f"epoch {written(x[-1])}: loss {written(loss[-1], '.4g')}")
+
+
+def _frame(
+    run: Run, pair: PairSpectrum, note: str, y: list[list[float | None]], x: Sequence[float | None] | None = None
+) -> dict[str, Any]:
     step = pair.step or 0
     epoch, at = run.saved.work.clock(step).epoch, (step + 1) / run.steps
-    return {"at": round(at, 4), "note": f"epoch {epoch:.1f}: {note}", "y": y} | ({"x": x} if x else {})
+    return {"at": round(at, 4), "note": f"epoch {written(epoch)}: {note}", "y": y} | (
+        {} if x is None else {"x": x}
+    )
 
 
-def _no_spectra(name: str, run: Run) -> Panel:
-    return Panel(name=name, title=run.label, figure=None, note="This run kept no spectra.")
+def _spectra_kept(run: Run) -> str:
+    return "" if run.spectra else "This run kept no spectra."
 
 
 def spectra_panel(run: Run, index: int) -> Panel:
     """Both branches' singular values during training, each scaled to its largest."""
-    name = f"spectra-{index}"
-    if not run.spectra:
-        return _no_spectra(name, run)
-    keep = _thin_log(len(run.spectra[0].spectrum_target))
-    figure = _figure("index of the singular value", "share of the largest", log_x=True, log_y=True)
-    figure.update_yaxes(range=[-4, 0.1], exponentformat="power", dtick=1)
+    if missing := _spectra_kept(run):
+        return _panel(run, index, "spectra", None, note=missing)
+    count = len(run.spectra[0].spectrum_target)
+    keep = _thin_log(count)
+    figure = _figure(
+        _log_axis("index of the singular value", 0.9, count * 1.1, (1, 3)),
+        _log_axis("share of the largest", 1e-4, 1.2),
+    )
     for branch in ("target", "online"):
-        figure.add_trace(_series(branch, [i + 1 for i in keep], [None] * len(keep), branch))
+        hover = f"singular value %{{x}}, {branch} %{{y:{SHARE}}}"
+        figure.add_trace(_series(branch, [i + 1 for i in keep], [None] * len(keep), branch, hover))
     frames = []
     for pair in run.spectra:
         scaled = []
         for s in (pair.spectrum_target.tolist(), pair.spectrum_online.tolist()):
             scaled.append(_numbers(s[i] / s[0] if i < len(s) and s[0] and s[i] else math.nan for i in keep))
-        ranks = f"effective rank {pair.erank_online:.2f} online, {pair.erank_target:.2f} target"
-        frames.append(_frame(run, pair, ranks, scaled))
-    return Panel(name=name, title=run.label, figure=figure, frames=frames)
+        online, target = (written(float(rank), ".2f") for rank in (pair.erank_online, pair.erank_target))
+        frames.append(_frame(run, pair, f"effective rank {online} online, {target} target", scaled))
+    return _panel(run, index, "spectra", figure, frames=frames)
 
 
 def filter_panel(run: Run, index: int) -> Panel:
     """Measured filter and transfer against the target's singular values, as shares of `largest_passed`."""
-    name = f"filter-{index}"
-    if not run.spectra:
-        return _no_spectra(name, run)
-    figure = _figure("singular value of the target", "share passed on", log_x=True, log_y=True)
-    figure.update_xaxes(exponentformat="power", dtick=1, range=[-3, 0.15])
-    figure.update_yaxes(exponentformat="power", dtick=1, range=[-2.2, 1.3])
+    if missing := _spectra_kept(run):
+        return _panel(run, index, "filter", None, note=missing)
+    figure = _figure(
+        _log_axis("singular value of the target", 1e-3, 1.4),
+        _log_axis("share of the largest transfer", 6e-3, 20),
+    )
     hollow = {"size": 5, "symbol": "circle-open"}
-    figure.add_trace(_series("measured gain", [], [], "muted", mode="markers", marker=hollow))
-    figure.add_trace(_series("transfer", [], [], "online", mode="markers", marker={"size": 5}))
+    for name, color, marker in (("measured gain", "muted", hollow), ("transfer", "online", {"size": 5})):
+        hover = f"singular value %{{x:{SHARE}}}, {name} %{{y:{SHARE}}}"
+        figure.add_trace(_series(name, [], [], color, hover, mode="markers", marker=marker))
     frames = []
     for pair in run.spectra:
         s, measured, transfer = (v.tolist() for v in (pair.spectrum_target, pair.measured_filter, pair.transfer))
-        top, keep = largest_passed(measured, transfer), _thin_log(len(transfer))
+        top, keep = largest_passed(pair), _thin_log(len(transfer))
         # A logarithmic axis cannot show a direction that does not pass at all.
         points = [_numbers(g[i] / top if g[i] > 0 else math.nan for i in keep) for g in (measured, transfer)]
         x = _numbers(s[i] / s[0] for i in keep)
-        scores = f"low-pass score {pair.low_pass_score:+.2f}, of the transfer {pair.transfer_score:+.2f}"
-        frames.append(_frame(run, pair, scores if transfer else "the target is zero", points, [x, x]))
-    return Panel(name=name, title=run.label, figure=figure, frames=frames)
+        frames.append(_frame(run, pair, filter_scores(pair) if transfer else "the target is zero", points, x))
+    return _panel(run, index, "filter", figure, frames=frames)
 
 
 def alignment_panel(run: Run, index: int) -> Panel:
     """How far each of the target's eigenvectors is also an eigenvector of the online branch."""
-    name = f"alignment-{index}"
-    if not run.spectra:
-        return _no_spectra(name, run)
-    figure = _figure("index of the eigenvector", "eigenspace alignment", log_x=True)
-    figure.update_yaxes(range=[0, 1.03])
-    figure.add_trace(_series("alignment", [], [], "target", mode="lines+markers", marker={"size": 4}))
+    if missing := _spectra_kept(run):
+        return _panel(run, index, "alignment", None, note=missing)
+    count = max(len(pair.eigenspace_alignment) for pair in run.spectra)
+    figure = _figure(
+        _log_axis("index of the eigenvector", 0.9, max(count, 1) * 1.1, (1, 3)),
+        _axis("eigenspace alignment", range=[0, 1.03]),
+    )
+    hover = f"eigenvector %{{x}}, alignment %{{y:{SHARE}}}"
+    figure.add_trace(_series("alignment", [], [], "target", hover, mode="lines+markers", marker={"size": 4}))
     frames = []
     for pair in run.spectra:
         values = pair.eigenspace_alignment.tolist()
         keep = _thin_log(len(values))
         mean = f"mean {sum(values[:512]) / len(values[:512]):.2f}" if values else "the target is zero"
-        frames.append(_frame(run, pair, mean, [_numbers(values[i] for i in keep)], [[i + 1 for i in keep]]))
-    return Panel(name=name, title=run.label, figure=figure, frames=frames)
+        frames.append(_frame(run, pair, mean, [_numbers(values[i] for i in keep)], [i + 1 for i in keep]))
+    return _panel(run, index, "alignment", figure, frames=frames)
 
 
-def bars_panel(runs: Sequence[Run], name: str, title: str, columns: Mapping[str, tuple[str, str, float]]) -> Panel:
+def bars_panel(runs: Sequence[Run], name: str, title: str, columns: Mapping[str, tuple[Column, str]]) -> Panel:
     """Results of all runs as horizontal bars.
 
     Args:
         runs: the runs.
-        name: name of the panel.
+        name: name of the panel and of its files.
         title: title above it.
-        columns: series -> key in `results.json`, name of a colour, factor.
+        columns: series -> its column of the results, and the name of a colour.
     """
-    figure = _figure(title, "")
-    scored = [run for run in runs if any(run.results.get(key) is not None for key, _, _ in columns.values())]
+    scored = [run for run in runs if any(run.results.get(c.key) is not None for c, _ in columns.values())]
     if not scored:
         return Panel(name=name, title=title, figure=None, note="No run has these results yet.")
-    for series, (key, color, factor) in columns.items():
-        values = [run.results.get(key) for run in scored]
+    labels = [run.label for run in scored]
+    shown = [html.escape(label, quote=False) for label in labels]  # Plotly reads text as markup
+    names = _axis("", autorange="reversed", type="category", tickvals=labels, ticktext=shown)
+    figure = _figure(_axis(title, separatethousands=True), names)
+    for series, (column, color) in columns.items():
         figure.add_trace(
             go.Bar(
                 name=series,
                 orientation="h",
-                x=_numbers(math.nan if v is None else factor * v for v in values),
-                y=[run.label for run in scored],
-                texttemplate="%{x:.3~s}" if factor == 1 else "%{x:.1f}",
+                x=_numbers(column.scaled(run.results) for run in scored),
+                y=labels,
+                hovertext=shown,
+                texttemplate=f"%{{x:{column.form}}}",
+                hovertemplate=f"%{{hovertext}}: {series} %{{x:{column.form}}}<extra></extra>",
                 meta={"color": color},
             )
         )
-    longest = max(len(run.label) for run in scored)
-    figure.update_layout(barmode="group", bargap=0.25, margin={"l": min(14 + 6 * longest, 170)})
+    margin = {"l": min(14 + 6 * max(map(len, labels)), 170)}
+    figure.update_layout(barmode="group", bargap=0.25, margin=margin, hoverdistance=20)
     figure.update_layout(showlegend=len(columns) > 1)
-    figure.update_yaxes(autorange="reversed", type="category", title=None)
-    return Panel(name=name, title=title, figure=figure, rows=len(scored))
+    file = file_name(f"{runs[0].label} {name}") if len(runs) == 1 else name
+    return Panel(name=name, title=title, file=file, figure=figure, rows=len(scored) * len(columns))

@@ -1,0 +1,139 @@
+"""The verdict on a run: what became of its dimensions, from all its readings and from the encoder's features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Literal
+
+from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
+from rankgap.watch.reading import Reading
+
+Outcome = Literal["healthy", "shrinking", "collapsed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Use:
+    """How many dimensions are used, of how many.
+
+    Args:
+        rank: effective rank of the uncentred correlation; None if all rows are zero or not all are finite.
+        of: the highest rank that these rows could have, min(N, D).
+    """
+
+    rank: float | None
+    of: int
+
+    def __str__(self) -> str:
+        if self.rank is None:
+            return f"none of {self.of} dimensions"
+        shown = f"{self.rank:z.1f}" if self.rank < 9.95 else f"{self.rank:.0f}"
+        return f"{shown.removesuffix('.0')} of {self.of} dimensions"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What became of a run's dimensions.
+
+    Args:
+        kind: "collapsed" if the outputs or the features carry nothing any more; "shrinking" if most dimensions
+            have died, or are dying; otherwise "healthy".
+        outputs: what the target's outputs use, the median of the newest readings.
+        features: what the encoder's features use; None if they were not measured.
+        saw: the numbers that show it; empty if healthy.
+        cause: the most frequent cause.
+        knob: the first thing to change.
+    """
+
+    kind: Outcome
+    outputs: Use
+    features: Use | None = None
+    saw: str = ""
+    cause: str = ""
+    knob: str = ""
+
+    @property
+    def uses(self) -> str:
+        """How many dimensions are used, in words."""
+        features = "" if self.features is None else f", the features {self.features}".removesuffix(" dimensions")
+        return f"the outputs use {self.outputs}{features}"
+
+    @property
+    def why(self) -> str:
+        """What was seen, the likely cause, and what to change first; empty if healthy."""
+        return f"{_sentence(self.saw)} Likely cause: {self.cause}. First, {self.knob}." if self.saw else ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.uses}. {self.why}".rstrip()
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def judge(
+    history: Sequence[Reading], features: Use | None = None, thresholds: Thresholds | None = None
+) -> Verdict:
+    """Judge a run by all its readings, and by its encoder's features.
+
+    A run ends as its newest readings are: an alarm that has passed is no verdict, and a run that is shorter than
+    the doctor's patience is judged by what there is.
+
+    Args:
+        history: the run's readings, one or more.
+        features: what the encoder's features use, over many images.
+        thresholds: where to draw the lines.
+    """
+    doctor = Doctor(thresholds)
+    for reading in history:
+        doctor(reading)
+    limits, diagnosis = doctor.thresholds, doctor.diagnose()
+    rank = median(r.erank_target for r in history[-limits.patience :])
+    if not diagnosis:
+        diagnosis = _fading(history, limits) or diagnosis
+    of = history[-1].full_rank
+    outputs = Use(rank=rank if math.isfinite(rank) else None, of=int(of) if math.isfinite(of) else 0)
+    if not diagnosis and features is not None and (features.rank is None or features.rank <= limits.floor):
+        diagnosis = Diagnosis(
+            "complete",
+            history[-1].step,
+            "the encoder gives all images the same features",
+            "images that are all alike, or a collapse before the projector",
+            "look at the images with `rankgap inspect`, and raise the rank difference (target power:-0.5)",
+        )
+    kind: Outcome = "healthy"
+    if diagnosis:
+        dying = diagnosis.kind in ("dimensional", "negative rank difference")
+        kind = "shrinking" if dying and rank > limits.gone else "collapsed"
+    return Verdict(
+        kind=kind,
+        outputs=outputs,
+        features=features,
+        saw=diagnosis.saw,
+        cause=diagnosis.cause,
+        knob=diagnosis.knob,
+    )
+
+
+def _fading(history: Sequence[Reading], limits: Thresholds) -> Diagnosis | None:
+    """The diagnosis of a run that ends while its dimensions die: the target's rank falls, and nothing pulls it up.
+
+    It is compared with the rank half a run ago: where the learning rate ends at 0, any fall slows down at the end.
+    """
+    newest, earlier = history[-limits.patience :], history[: len(history) // 2][-limits.patience :]
+    if not earlier:
+        return None
+    before, now = (median(r.erank_target for r in part) for part in (earlier, newest))
+    pull = median(r.rank_difference / r.erank_online for r in newest)
+    if not (now < limits.fall * before and pull < limits.pull):
+        return None
+    return Diagnosis(
+        "dimensional",
+        history[-1].step,
+        f"the target's effective rank fell from {before:.1f} to {now:.1f} in the second half of the run, and is "
+        f"not above the online one's ({median(r.erank_online for r in newest):.1f})",
+        "no rank difference between the branches, so that dimensions die",
+        "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
+    )
