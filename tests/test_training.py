@@ -122,6 +122,7 @@ def test_a_run_is_stopped_and_finished_off_the_main_thread(
         thread.start()
         thread.join()
     assert len(stopped) == 1
+    assert "interrupted at step 5 of 22; finish it by the same call with out=" in str(stopped[0])
     done = rg.train(digits["images"], resume=True, out=tmp_path / "part")
     assert done.results["erank_target"] == whole.results["erank_target"]
 

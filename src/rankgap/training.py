@@ -11,7 +11,7 @@ from torch import nn
 
 from rankgap.data.given import given_source
 from rankgap.data.sources import GIVEN
-from rankgap.errors import UserError
+from rankgap.errors import InterruptedRunError, UserError
 from rankgap.run.config import TrainConfig
 from rankgap.run.encoder import TrainedEncoder, load_encoder
 from rankgap.run.plan import Given
@@ -100,5 +100,12 @@ def train(
     if settings.resume:
         settings = resumed(settings.path, fields)
     module = model if isinstance(model, nn.Module) else None
-    results = run(settings, callbacks=[Progress(settings.title)], announce=announce, own=Given(source, module))
+    try:
+        results = run(settings, callbacks=[Progress(settings.title)], announce=announce, own=Given(source, module))
+    except InterruptedRunError as error:
+        if source is None and module is None:  # the command can resume it too
+            raise
+        begun, _, _ = str(error).partition(";")
+        again = f"{begun}; finish it by the same call with out={str(settings.path)!r} and resume=True"
+        raise InterruptedRunError(again, error.signal) from error
     return TrainedRun(settings.path, results, module)
