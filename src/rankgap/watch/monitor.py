@@ -37,8 +37,9 @@ class RankMonitor:
 
     With a model, forward hooks on two of its modules collect their outputs. A step ends where gradients first
     reach an online output, so a module may run once per view or once for all views. `opposite_views` then says
-    which views are compared. Passes in evaluation mode or without gradient are skipped. Nothing is copied, and
-    leaving the `with` block removes the hooks. Without a model, call `update`.
+    which views are compared. Passes in evaluation mode or without gradient are skipped. Nothing is copied; the
+    batch that was read last stays in memory for `batch_spectrum`. Leaving the `with` block removes the hooks.
+    Without a model, call `update`.
 
     Rows add up in float64 (`spectra.sums.PairSums`) until `reset`. Under `torch.distributed` every process must
     call `compute`, which sums over processes. Readings and diagnosis are those of this process's own batches.
