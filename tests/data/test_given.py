@@ -109,10 +109,26 @@ def test_a_pil_image_is_what_its_file_is(image: Image.Image, kind: str) -> None:
 
 
 def test_a_pil_image_is_turned_as_its_exif_says() -> None:
-    image = Image.fromarray(noise(20, 30, 3))
-    image.getexif()[274] = 6
-    _, sizes = decode_item(Items([image]), 0, size=16, channels=3)
+    exif = Image.Exif()
+    exif[274] = 6
+    with Image.open(io.BytesIO(jpeg(exif.tobytes()))) as image:
+        _, sizes = decode_item(Items([image]), 0, size=16, channels=3)
     assert sizes.tolist() == [[30, 20]]
+    with Image.open(io.BytesIO(jpeg(b""))) as image:
+        image.info["exif"] = b"Exif\0\0II*\0\xff\xff\xff\xff"  # broken, and no veto
+        _, sizes = decode_item(Items([image]), 0, size=16, channels=3)
+    assert sizes.tolist() == [[20, 30]]
+    with (
+        Image.open(io.BytesIO(jpeg(b"")[:-200])) as image,
+        pytest.raises(UserError, match="image 0 cannot be read"),
+    ):
+        decode_item(Items([image]), 0, size=16, channels=3)
+
+
+def jpeg(exif: bytes) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(noise(20, 30, 3)).save(file, "JPEG", exif=exif)
+    return file.getvalue()
 
 
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from rankgap.data.containers import Arrays, Encoded
-from rankgap.data.decoding import ImageError, convert
+from rankgap.data.decoding import ImageError, convert, encode
 from rankgap.data.encoded import EncodedImages, header_of
 from rankgap.data.labels import number
 from rankgap.data.loading import stored_size
@@ -29,7 +29,6 @@ from rankgap.data.splits import Source, Split
 from rankgap.errors import UserError
 
 _FEW = 4  # channels that no one takes for a side
-_AS_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # modes that a PNG keeps; a TIFF keeps the others
 
 Stack = Tensor | npt.NDArray[Any]
 
@@ -109,7 +108,7 @@ class Items:
         if isinstance(image, str | os.PathLike):
             return open(image, "rb")
         if isinstance(image, Image.Image):
-            return _encoded(image)
+            return encode(image)
         if isinstance(image, Tensor | np.ndarray):
             return _as_npy(pixels(image).permute(1, 2, 0).numpy())
         raise ImageError(
@@ -128,16 +127,6 @@ class Items:
     def entries(self) -> Iterator[tuple[bytes, int]]:
         """Numbers alone: to know the sizes, every image would have to be encoded."""
         return ((b"%d" % index, 0) for index in range(len(self)))
-
-
-def _encoded(image: Image.Image) -> BinaryIO:
-    file = io.BytesIO()
-    if image.mode in _AS_PNG:
-        image.save(file, "PNG", compress_level=1, exif=image.getexif())
-    else:
-        image.save(file, "TIFF")
-    file.seek(0)
-    return file
 
 
 def _as_npy(array: Pixels) -> BinaryIO:
