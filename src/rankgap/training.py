@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class TrainedRun:
     """
 
     folder: Path
-    results: dict[str, Any]
+    results: dict[str, Any] = field(repr=False)
     model: nn.Module | None = None
 
     @property
