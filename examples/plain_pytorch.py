@@ -42,10 +42,9 @@ def main(steps: int = 200) -> rg.RankMonitor:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                if monitor.diagnosis:
-                    print(monitor.diagnosis)
-    found = monitor.compute()
-    print(f"rank difference {found.rank_difference:+.2f}, low-pass score {found.low_pass_score:+.2f}")
+                if alarm := monitor.news():
+                    print(alarm)
+    print(monitor.compute())
     return monitor
 
 

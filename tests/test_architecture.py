@@ -28,9 +28,10 @@ ARROWS = {
     "run": BELOW_RUN,
     "show": f"{BELOW_RUN} run",
     "demo": "run show",
+    "training": "data run show",
     "cli": f"{BELOW_RUN} run show demo rankgap",
     "__main__": "cli",
-    "rankgap": f"{BELOW_RUN} run show",
+    "rankgap": f"{BELOW_RUN} run show training",
 }
 
 IN_A_PLAIN_LOOP = {"spectra", "filters", "views", "watch", "model"}

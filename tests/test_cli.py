@@ -555,6 +555,8 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--protocol", "ridge"], "knn, linear"),
         (["--settings", "prototypes.coun=3"], "did you mean 'prototypes.count'"),
         (["--settings", "prototypes.count=0.9"], "prototypes.count takes a whole number, got 0.9"),
+        (["--settings", "prototypes.count=8"], "prototypes.count: simsiam has no prototypes; leave it out"),
+        (["--settings", "teacher.momentum=0.9"], "teacher.momentum: simsiam has no EMA teacher; leave it out"),
         (["--settings", "projector.widths=[0.9]"], "projector.widths.0 takes a whole number, got 0.9"),
         (["--settings", "target.sinkhorn.eps=1"], "the target branch of simsiam has no map"),
         (["--settings", "lr=1", "lr=2"], "lr is given twice"),

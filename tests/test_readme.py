@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 
 import rankgap
+from rankgap.data import load_data
 from rankgap.filters.gains import GAINS
 from rankgap.model.methods import METHODS
 from rankgap.run.config import TrainConfig
@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 def test_the_readme_s_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     train(TrainConfig(data="digits", limit=64, epochs=1, batch_size=32, protocol=(), out="runs/photos"))
-    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    images = load_data("digits")[0].batch(range(64)).images
     names = {"images": images, **dict(METHODS)}
     before, gains = dict(METHODS), dict(GAINS)
     try:

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from rankgap.model.schedule import Clock
     from rankgap.run.build import build
     from rankgap.run.encoder import load_encoder
+    from rankgap.show.plot import plot
     from rankgap.spectra.effective_rank import effective_rank, rank_difference, rankme
     from rankgap.spectra.gram import singular_values
     from rankgap.spectra.streaming import EffectiveRank, PairSpectra
+    from rankgap.training import TrainedRun, train
     from rankgap.views.random_views import ViewConfig, Views
     from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
     from rankgap.watch.lightning import RankCallback
@@ -33,9 +35,11 @@ _HOMES = {
     "model.schedule": ("Clock",),
     "run.build": ("build",),
     "run.encoder": ("load_encoder",),
+    "show.plot": ("plot",),
     "spectra.effective_rank": ("effective_rank", "rank_difference", "rankme"),
     "spectra.gram": ("singular_values",),
     "spectra.streaming": ("EffectiveRank", "PairSpectra"),
+    "training": ("TrainedRun", "train"),
     "views.random_views": ("ViewConfig", "Views"),
     "watch.doctor": ("Diagnosis", "Doctor", "Thresholds"),
     "watch.lightning": ("RankCallback",),
@@ -60,17 +64,20 @@ __all__ = [
     "RankMonitor",
     "SpectralFilter",
     "Thresholds",
+    "TrainedRun",
     "ViewConfig",
     "Views",
     "build",
     "design",
     "effective_rank",
     "load_encoder",
+    "plot",
     "rank_difference",
     "rankme",
     "register_map",
     "singular_values",
     "spectral_filter",
+    "train",
 ]
 
 

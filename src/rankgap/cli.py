@@ -82,7 +82,7 @@ def train(**given: Any) -> None:
     config = TrainConfig(**given)
     if config.resume:
         config = resumed(config.path, given)
-    results = run(config, callbacks=[Progress(config.title)], announce=announce)
+    results = run(config, callbacks=[Progress(config.title)], announce=announce, other_data="data" in given)
     if is_main_process():
         show_results({config.title: results})
         print(f"run folder: {config.path}")
@@ -103,6 +103,7 @@ def evaluate(
     run: str,
     protocol: tuple[Protocol, ...] = ("knn", "linear"),
     branch: Side = "online",
+    data: str | None = None,
     eval: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     """Evaluate a run's last checkpoint again, and update its results.json.
@@ -111,14 +112,15 @@ def evaluate(
         run: the run folder.
         protocol: knn, linear, linear_sgd, joined by commas; none for label-free ranks only.
         branch: the branch whose encoder is evaluated; the target's is the EMA teacher if the method has one.
+        data: where the run's images are now, as in --data of `train`; by default where they were.
         eval: evaluation sets in addition to the data's own, as NAME=DATA; by default those of the run.
     """
     from rankgap.run.folder import RunFolder
     from rankgap.run.restored import evaluate_plan, restore
     from rankgap.show.terminal import show_results
 
-    changes: dict[str, Any] = {"protocol": protocol} | ({"eval": eval} if eval else {})
-    plan = restore(run, **changes)
+    changes: dict[str, Any] = {name: value for name, value in (("data", data), ("eval", eval)) if value}
+    plan = restore(run, protocol=protocol, **changes)
     found = evaluate_plan(plan, branch=branch)
     folder = RunFolder(Path(run))
     folder.write_results(folder.results() | (found if branch == "online" else {"target_branch": found}))
@@ -139,7 +141,9 @@ def compare(runs: list[str]) -> None:
     show_results(dict(zip(labels(folders), found, strict=True)))
 
 
-def score(run: str, images: int = 2048, repeats: int = 20, branch: Side = "online") -> None:
+def score(
+    run: str, images: int = 2048, repeats: int = 20, branch: Side = "online", data: str | None = None
+) -> None:
     """Rate every checkpoint of a run without labels, and say which comparisons each score supports.
 
     Args:
@@ -147,12 +151,13 @@ def score(run: str, images: int = 2048, repeats: int = 20, branch: Side = "onlin
         images: size of the fixed sample of training images.
         repeats: number of half-samples for each score's interval.
         branch: the branch whose encoder is rated.
+        data: where the run's images are now, as in --data of `train`; by default where they were.
     """
     from rankgap.run.folder import RunFolder
     from rankgap.run.scoring import score_run
     from rankgap.show.terminal import show_scores
 
-    show_scores(score_run(RunFolder(Path(run)), images=images, repeats=repeats, branch=branch))
+    show_scores(score_run(RunFolder(Path(run)), images=images, repeats=repeats, branch=branch, data=data))
 
 
 def report(runs: list[str], out: str = "report.html") -> None:

@@ -8,6 +8,7 @@ from rankgap.data import load_data
 from rankgap.data.encoded import BrokenImageError
 from rankgap.run.config import TrainConfig, file_name
 from rankgap.run.folder import RunFolder
+from rankgap.run.plan import Plan
 from rankgap.run.trainer import resumed, train
 from tests.data.pictures import pixels, write
 
@@ -46,12 +47,14 @@ def test_training_that_meets_a_broken_image_names_it_and_goes_on_once_it_is_mend
     monkeypatch.setattr("rankgap.data.loading._STATISTICS", 3)
     run = tmp_path / "run"
     with pytest.raises(
-        BrokenImageError, match=r"07\.jpg cannot be read: .*; mend or remove it, then .* --resume$"
+        BrokenImageError, match=r"07\.jpg cannot be read: .*; mend it .*, then .* --resume$"
     ) as caught:
         train(config(folder, run, workers=workers))
     assert len(str(caught.value)) < 600
     write(folder / "07.jpg", pixels((64, 64)))
-    assert train(resumed(run, {}))["loss"] is not None
+    plans: list[Plan] = []
+    assert train(resumed(run, {}), announce=plans.append)["loss"] is not None
+    assert "other sizes" in plans[0].differences[0]
 
 
 def test_skipped_images_are_listed_in_the_run_folder(folder: Path, tmp_path: Path) -> None:

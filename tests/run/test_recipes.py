@@ -87,7 +87,17 @@ def test_override_changes_one_value_and_knows_its_keys() -> None:
     assert [view.flip for view in recipe.views] == [0.5, 0]
     assert recipe.options("target", MAPS["sinkhorn"]).eps == 0.1
     assert recipe.options("online", MAPS["predictor"]).widths == (512,)
+    every = override(recipe, {"views.*.turn": 0.75, "views.*.grey_p": 0, "views.0.grey_p": 1})
+    assert [(view.turn, view.grey_p, view.flip) for view in every.views] == [(0.75, 1, 0.5), (0.75, 0, 0)]
+    assert override(recipe, {"projector.widths.*": 8}).projector.widths == (8, 8)
     for key, meant in (
+        ("views.0.flp", r"did you mean 'views\.0\.flip'"),
+        ("views.*.flp", r"did you mean 'views\.\*\.flip'"),
+        ("views.flip", r"did you mean 'views\.\*\.flip'"),
+        ("views..flip", r"did you mean 'views\.\*\.flip'"),
+        ("views.-1.flip", "unknown setting"),
+        ("optimizer.*", "unknown setting"),
+        ("", "unknown setting"),
         ("projector.width", r"did you mean 'projector\.widths'"),
         ("target.sinkhorn.ep", r"did you mean 'target\.sinkhorn\.eps'"),
         ("views.2.flip", "unknown setting"),

@@ -101,6 +101,15 @@ def test_auto_comes_with_the_exponent_that_it_chooses_without_the_null_space() -
     assert made == pytest.approx(AutoPower().low, abs=0.02)  # p has two digits
 
 
+def test_an_assessment_is_printed_as_a_table_with_its_warnings() -> None:
+    found = assess("power:-0.5", "power:-0.5", reference_spectrum("4,3,2,1"))
+    lines = str(found).splitlines()
+    assert lines[0] == "online power:-0.5 target power:-0.5"
+    assert lines[4] == f"erank           {found.facts()['erank']}"
+    assert lines[-1] == f"warning: {found.warnings()[-1]}"
+    assert repr(found) == str(found)
+
+
 def test_the_flow_starts_from_the_spectrum_that_is_given() -> None:
     found = assess("power:0.5", "power:-0.3", falling(1.5))
     assert float(found.flow.erank_online[0]) == pytest.approx(found.erank_online, rel=1e-9)

@@ -92,7 +92,9 @@ def test_jitter_and_blur_are_distributed_as_torchvisions() -> None:
 
 
 def test_each_event_has_its_probability() -> None:
-    config = ViewConfig(flip=0.3, jitter_p=0.8, grey_p=0.2, blur_p=0.6, solarize_p=0.1)
+    config = ViewConfig(
+        flip=0.3, jitter_p=0.8, grey_p=0.2, blur_p=0.6, solarize_p=0.1, vertical_flip=0.4, turn=0.6
+    )
     p = _draw(config, 20_000)
     for drawn, chance in [
         (p.flip, config.flip),
@@ -100,17 +102,19 @@ def test_each_event_has_its_probability() -> None:
         (p.grey, config.grey_p),
         (p.blur, config.blur_p),
         (p.solarize, config.solarize_p),
+        (p.vertical_flip, config.vertical_flip),
+        *((p.quarters == k, config.turn / 3) for k in (1, 2, 3)),
     ]:
         assert binomtest(int(drawn.sum()), len(drawn), chance).pvalue > 0.01
 
 
 def test_what_is_drawn_is_independent_across_parameters_and_views() -> None:
-    config = ViewConfig(jitter_p=1.0, blur_p=0.5, solarize_p=0.5, scale=(0.2, 0.4))
+    config = ViewConfig(jitter_p=1.0, blur_p=0.5, solarize_p=0.5, scale=(0.2, 0.4), vertical_flip=0.5, turn=0.5)
     sizes = torch.full((20_000,), 64.0)
     p = Views([config, config], 32, [0.0], [1.0]).draw(sizes, sizes, seeded())
     area, ratio = p.height * p.width, p.width / p.height
     y, x = p.top / (64 - p.height), p.left / (64 - p.width)
-    rows = torch.cat([area, ratio, y, x, *p[4:]]).double()  # 26 numbers and events, 20,000 draws
+    rows = torch.cat([area, ratio, y, x, *p[4:]]).double()  # 30 numbers and events, 20,000 draws
     correlation = torch.corrcoef(rows) - torch.eye(len(rows))
     assert correlation.abs().max() < 4.5 / math.sqrt(20_000)
 
@@ -153,6 +157,39 @@ def test_a_crop_of_the_whole_image_is_the_image(interpolation: str) -> None:
     )
     mirrored = one_view(32, **{**WHOLE, "flip": 1.0}, interpolation=interpolation)(images)[0]
     torch.testing.assert_close(mirrored, images.flip(-1) / 255, atol=2e-7, rtol=0)
+
+
+def test_vertical_flips_and_turns_move_the_pixels_of_the_view_without_them() -> None:
+    images = noise(64, 3, 20, 31)
+    turned = ViewConfig(blur_p=0.5, solarize_p=0.5, vertical_flip=0.5, turn=0.75)
+    upright = ViewConfig(blur_p=0.5, solarize_p=0.5)
+    views = Views([turned, upright], 24, [0.5] * 3, [0.2] * 3)
+    plain = Views([upright, upright], 24, [0.5] * 3, [0.2] * 3)(images, generator=seeded())
+    ours = views(images, generator=seeded())
+    assert torch.equal(ours[1], plain[1])
+    sizes = torch.full((64,), 20.0), torch.full((64,), 31.0)
+    p = views.draw(*sizes, seeded())
+    seen = set()
+    for i, (flipped, quarters) in enumerate(zip(p.vertical_flip[0], p.quarters[0].tolist(), strict=True)):
+        wanted = tv.vflip(plain[0, i]) if flipped else plain[0, i]
+        assert torch.equal(ours[0, i], torch.rot90(wanted, quarters, (1, 2)))
+        seen.add((bool(flipped), quarters))
+    assert len(seen) == 8
+    always = Views([ViewConfig(vertical_flip=1.0, turn=1.0)], 8, [0.5], [0.5]).draw(*sizes, seeded())
+    assert always.vertical_flip.all()
+    assert set(always.quarters[0].tolist()) == {1, 2, 3}
+
+
+def test_without_vertical_flips_and_turns_views_are_what_they_were() -> None:
+    # Values of the version that had neither.
+    views = Views([ViewConfig(), ViewConfig(blur_p=0.5, solarize_p=0.5)], 16, [0.5] * 3, [0.25] * 3)
+    generator = seeded(3)
+    out = views(noise(4, 3, 32, 40), generator=generator)
+    assert [out[1, 2, 0, 3, 4].item(), out[0, 0, 2, 15, 0].item()] == pytest.approx(
+        [-0.8128666281700134, 0.20180544257164001], abs=1e-6
+    )
+    assert out.double().sum().item() == pytest.approx(-2350.3120840039774, abs=1e-3)
+    assert torch.rand(1, generator=generator).item() == pytest.approx(0.9539, abs=1e-4)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -251,7 +288,9 @@ def test_autocast_layout_and_block_size_change_nothing(monkeypatch: pytest.Monke
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same_views_and_is_never_waited_for() -> None:
-    config = ViewConfig(**{**WHOLE, "grey_p": 1.0}, blur_p=1.0, blur_sigma=(1.0, 1.0), solarize_p=1.0)
+    config = ViewConfig(
+        **{**WHOLE, "grey_p": 1.0}, blur_p=1.0, blur_sigma=(1.0, 1.0), solarize_p=1.0, vertical_flip=1.0
+    )
     images = photographs(8, 48)
     views = Views([config, config], 32, [0.5] * 3, [0.2] * 3)
     expected = views(images)
@@ -275,6 +314,8 @@ def test_a_gpu_gives_the_same_views_and_is_never_waited_for() -> None:
         ({"ratio": (2.0, 1.0)}, "ratio"),
         ({"blur_sigma": (0.0, 1.0)}, "blur_sigma"),
         ({"flip": 1.5}, "flip"),
+        ({"vertical_flip": 1.5}, "vertical_flip"),
+        ({"turn": -0.25}, "turn"),
         ({"jitter_p": -0.1}, "jitter_p"),
         ({"grey_p": math.nan}, "grey_p"),
         ({"blur_p": 2.0}, "blur_p"),

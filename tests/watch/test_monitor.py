@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from collections.abc import Callable
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,7 +28,7 @@ from rankgap.spectra.pair import measured_filter, pair_spectrum
 from rankgap.watch.doctor import Diagnosis, Kind, Thresholds, alarms
 from rankgap.watch.monitor import RankMonitor
 from rankgap.watch.pairing import opposite_views, same_view
-from rankgap.watch.reading import readings
+from rankgap.watch.reading import Reading, readings
 from tests.training import descend, sgd, tiny_encoder
 
 
@@ -273,14 +277,14 @@ def test_a_resumed_monitor_continues_as_if_it_had_not_been_interrupted() -> None
     second.resume(iter(first.history))
     assert (second.step, second.diagnosis) == (first.step, first.diagnosis)
     assert second.diagnosis.kind == "complete"
-    assert second.news() == (None, None)
+    assert second.news() is None
     for pair in rows[7:]:
         second.update(*pair)
     assert second.history == whole_run.history
     assert second.diagnosis == whole_run.diagnosis
     assert (second.doctor.peak, second.doctor.seen) == (whole_run.doctor.peak, whole_run.doctor.seen)
     assert list(second.doctor.recent) == list(whole_run.doctor.recent)
-    assert second.news() == (whole_run.history[-1], None)  # the alarm was told before the interruption
+    assert second.news() is None  # the alarm was told before the interruption
     fresh = RankMonitor()
     fresh.resume([])
     assert (fresh.step, fresh.history) == (0, [])
@@ -423,6 +427,58 @@ def test_outputs_that_are_all_zero_are_a_complete_collapse() -> None:
     monitor = RankMonitor(thresholds=Thresholds(patience=1))
     assert monitor.update(torch.zeros(6, 4), torch.zeros(6, 4)).kind == "complete"
     assert monitor.update(torch.full((6, 4), torch.inf), torch.zeros(6, 4)).kind == "non-finite"
+
+
+def test_news_of_a_fault_come_once_however_often_they_are_asked_for() -> None:
+    monitor, told = RankMonitor(thresholds=Thresholds(patience=2)), []
+    healthy, constant = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.ones(6, 4)
+    for z in [healthy] * 3 + [constant] * 6 + [healthy] * 3 + [constant] * 6:
+        monitor.update(z, z)
+        told += [alarm for _ in range(3) if (alarm := monitor.news())]
+    assert told == alarms(monitor.history, monitor.doctor.thresholds)
+    assert [alarm.kind for alarm in told] == ["complete"] * 2
+    assert monitor.diagnosis.kind == "complete"  # the state stays
+
+
+def test_news_wait_until_they_are_asked_for() -> None:
+    monitor = RankMonitor(thresholds=Thresholds(patience=2))
+    for z in [torch.ones(6, 4)] * 3 + [torch.eye(6, 4)] * 3:
+        monitor.update(z, z)
+    assert not monitor.diagnosis
+    assert (alarm := monitor.news()) is not None
+    assert (alarm.kind, alarm.step) == ("complete", 1)
+
+
+def test_the_history_is_a_table(tmp_path: Path) -> None:
+    monitor = RankMonitor()
+    for seed in range(3):
+        monitor.update(*views(seed), step=10 * seed)
+    monitor.to_csv(tmp_path / "ranks.csv")
+    frame = pd.DataFrame(monitor.history)
+    saved = pd.read_csv(tmp_path / "ranks.csv")
+    assert list(frame) == list(saved) == list(Reading._fields)
+    assert saved.step.tolist() == [0, 10, 20]
+    assert saved.erank_target.tolist() == [r.erank_target for r in monitor.history]
+    with pytest.raises(UserError, match=r"nowhere.ranks.csv cannot be written: No such file"):
+        monitor.to_csv(tmp_path / "nowhere" / "ranks.csv")
+
+
+def test_what_the_monitor_found_is_printed_as_a_table() -> None:
+    monitor = RankMonitor()
+    monitor.update(*views(0), step=7)
+    found = monitor.compute()
+    lines = str(found).splitlines()
+    assert lines == repr(found).splitlines()
+    assert lines[0].split() == ["rows", "20,", "step", "7"]
+    assert f"{float(found.rank_difference):+.2f}" in lines[3]
+    assert f"{float(found.low_pass_score):+.2f}" in lines[5]
+    assert all(len(line) <= 80 for line in lines)
+
+
+def test_help_names_every_attribute() -> None:
+    attributes = {name for name in vars(RankMonitor()) if not name.startswith("_")}
+    text = inspect.getdoc(RankMonitor) or ""
+    assert attributes <= set(re.findall(r"^    (\w+):", text, flags=re.MULTILINE))
 
 
 def test_a_healthy_diagnosis_is_false() -> None:

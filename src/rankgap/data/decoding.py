@@ -31,6 +31,8 @@ _TURNS = {
 _EXTRA_SAMPLES = 338  # a tag of TIFF: what the bands beyond the colours are
 _IS_ALPHA = {1, 2}  # of that tag's values
 
+_AS_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # modes that a PNG keeps; a TIFF keeps the others
+
 FRAMES = "more frames or pages than the first, which alone is read"
 BANDS = "further bands, which are dropped; to keep them, save all bands as .npy (H, W, C)"
 ALPHA = "transparency (an alpha channel), which is laid on white"
@@ -293,3 +295,22 @@ def convert(pixels: Pixels, channels: int) -> Pixels:
 
 def _unconvertible(found: int, channels: int | None) -> ImageError:
     return ImageError(f"{found} channels cannot be converted to {channels}, only 1 to 3 and 3 to 1")
+
+
+def encode(image: Image.Image) -> BinaryIO:
+    """An image of Pillow's as a file would hold it, so that `decode` decides everything about it.
+
+    Raises:
+        ImageError: its pixels cannot be read.
+    """
+
+    def write() -> BinaryIO:
+        file = io.BytesIO()
+        if image.mode in _AS_PNG:
+            image.save(file, "PNG", compress_level=1, exif=image.info.get("exif", b""))
+        else:
+            image.save(file, "TIFF")
+        file.seek(0)
+        return file
+
+    return _attempt(write)

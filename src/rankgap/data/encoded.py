@@ -1,139 +1,27 @@
-"""Encoded images: files, rows of a table or arrays; and how they are decoded into a tensor."""
+"""Reading encoded images: one by one, or decoded into a tensor."""
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from rankgap.data.containers import Encoded
 from rankgap.data.decoding import Header, ImageError, decode, read_header
-from rankgap.data.names import shown
 from rankgap.data.npy import Pixels
 from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
 
 _T = TypeVar("_T")
 _PART = 32  # images that a thread takes at once
-
-
-class Encoded(Protocol):
-    """N encoded images, wherever they are kept, read one at a time; implementations can be pickled."""
-
-    def __len__(self) -> int:
-        """N, the number of images."""
-
-    def open(self, index: int) -> BinaryIO:
-        """Open an image's encoded bytes."""
-
-    def name(self, index: int) -> str:
-        """An image's name, for messages."""
-
-
-@dataclass(frozen=True, slots=True)
-class Files:
-    """Image files below a folder.
-
-    Args:
-        root: the folder.
-        paths: relative paths, as bytes, in one Arrow array, because Python strings would cost several times the
-            memory, and worker processes would copy them page by page.
-    """
-
-    root: str
-    paths: pa.LargeBinaryArray
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def open(self, index: int) -> BinaryIO:
-        """Open the file."""
-        return open(self._path(index), "rb")
-
-    def name(self, index: int) -> str:
-        """The file's path."""
-        return shown(self._path(index))
-
-    def _path(self, index: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self.paths[index].as_py()))
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Images in a column of an Arrow table: bytes, or a struct of bytes and path as on the Hub.
-
-    Args:
-        label: the table's name, for messages.
-        table: a `pyarrow.Table`, or a memory-mapped table of `datasets`.
-        column: the name of the images' column.
-        folders: where the files that rows name may lie.
-    """
-
-    label: str
-    table: Any
-    column: str
-    folders: tuple[str, ...] = ()
-
-    def __len__(self) -> int:
-        return int(self.table.num_rows)
-
-    def _row(self, index: int) -> dict[str, Any]:
-        value = self.table.column(self.column)[index].as_py()
-        if isinstance(value, dict):
-            return value
-        return {"path": value} if isinstance(value, str) else {"bytes": value}
-
-    def open(self, index: int) -> BinaryIO:
-        """Open the row's bytes, or the file that the row names."""
-        row = self._row(index)
-        content, path = row.get("bytes"), row.get("path")
-        if content is None and isinstance(path, str) and path:
-            places = [os.path.join(folder, path) for folder in self.folders]
-            return open(next(filter(os.path.exists, places), path), "rb")
-        if content is not None and not isinstance(content, bytes):
-            raise ImageError(f"expected bytes or the path of a file, got {type(content).__name__}")
-        return io.BytesIO(content or b"")
-
-    def name(self, index: int) -> str:
-        """The row's number, with the path if the row has one."""
-        path = self._row(index).get("path")
-        return f"{self.label}, row {index}" + (f" ({shown(str(path))})" if path else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Arrays:
-    """Images that are decoded already.
-
-    Args:
-        label: the array's name, for messages.
-        images: (N, C, H, W) uint8.
-    """
-
-    label: str
-    images: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def open(self, index: int) -> BinaryIO:
-        """The image as an open .npy file."""
-        file = io.BytesIO()
-        np.save(file, self.images[index].permute(1, 2, 0).numpy())
-        file.seek(0)
-        return file
-
-    def name(self, index: int) -> str:
-        """The image's number."""
-        return f"{self.label}, image {index}"
 
 
 def in_parts(function: Callable[[range], _T], count: int, *, threads: bool = True) -> Iterator[_T]:

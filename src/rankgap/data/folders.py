@@ -13,11 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 
-from rankgap.data.encoded import Files
+from rankgap.data.containers import Files
 from rankgap.data.names import shown
 from rankgap.data.scanning import SUFFIXES, Scan, scan
-from rankgap.data.splits import Source, Split
-from rankgap.errors import UserError
+from rankgap.data.splits import MissingDataError, Source, Split
 
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
@@ -45,16 +44,16 @@ def open_folder(folder: str) -> Source:
         folder: DIR, with ~ for the home folder.
 
     Raises:
-        UserError: there is no such folder, or no image in it.
+        MissingDataError: there is no such folder, or no image in it.
     """
     root = Path(folder).expanduser()
     name = f"folder:{shown(folder)}"
     if not root.is_dir():
-        raise UserError(f"{name}: there is no folder {shown(str(root))}")
+        raise MissingDataError(f"{name}: there is no folder {shown(str(root))}")
     found = scan(root)
     if not found.paths:
         there = f", only {_kinds(found.others)}" if found.others else ""
-        raise UserError(
+        raise MissingDataError(
             f"{name}: no images in it{there}; expected files that end in {', '.join(sorted(SUFFIXES))}"
         )
     notes = [f"{name}: {text}" for text in _left_out(found)]

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from rankgap.data.encoded import Rows
+from rankgap.data.containers import Rows
 from rankgap.data.labels import column_values, named, number
 from rankgap.data.names import shown
 from rankgap.data.scanning import is_debris
-from rankgap.data.splits import Source, Split
+from rankgap.data.splits import MissingDataError, Source, Split
 from rankgap.errors import UserError
 
 _IN_MEMORY = 2 * 2**30  # bytes of Parquet; larger tables are memory-mapped through the cache of `datasets`
@@ -55,13 +55,14 @@ def open_hub(place: str) -> Source:
         place: a folder, a Parquet file, or a name on the Hub.
 
     Raises:
-        UserError: there is no such folder, data set or column, or the Hub cannot be reached.
+        MissingDataError: there is no such folder or data set, or the Hub cannot be reached.
+        UserError: the table has no rows, or no column of images.
     """
     folder = Path(place).expanduser()
     if folder.is_dir() or (folder.is_file() and folder.suffix == ".parquet"):
         tables = _local_tables(folder)
     elif place.startswith((".", "/", "~")):
-        raise UserError(f"hf:{place}: there is no folder {folder}")
+        raise MissingDataError(f"hf:{place}: there is no folder {folder}")
     else:
         tables = _load_dataset(place, path=place)
     name = f"hf:{shown(place)}"
@@ -90,7 +91,9 @@ def _local_tables(place: Path) -> dict[str, _Table]:
         said = _SPLIT.search(relative.as_posix())
         files.setdefault(said[1] if said else "train", []).append(path)
     if not files:
-        raise UserError(f"hf:{folder}: no .parquet files in it; for a folder of image files write folder:{folder}")
+        raise MissingDataError(
+            f"hf:{folder}: no .parquet files in it; for a folder of image files write folder:{folder}"
+        )
     # Files that a table names lie beside it, or below the folder of the set.
     beside = {
         split: tuple(dict.fromkeys([*(str(path.parent) for path in paths), str(folder)]))
@@ -120,7 +123,7 @@ def _load_dataset(place: str, **arguments: Any) -> dict[str, _Table]:
         found = datasets.load_dataset(**arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
+        raise MissingDataError(
             f"hf:{place} cannot be loaded: {reason}; a local folder of Parquet files needs no network"
         ) from error
     return {split: _Table(data.data, data.features.arrow_schema) for split, data in found.items()}

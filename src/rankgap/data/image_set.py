@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rankgap.data.encoded import Broken, EncodedImages
+from rankgap.data.fingerprint import Fingerprint
 
 
 class Batch(NamedTuple):
@@ -38,6 +39,7 @@ class ImageSet:
         classes: the names of the labels.
         skipped: images that were left out because they cannot be read.
         notes: how the set was read, one sentence each, for the user.
+        fingerprint: of all images of the split, before any were left out.
 
     Example:
         >>> from rankgap.data import load_data
@@ -60,12 +62,14 @@ class ImageSet:
         classes: Sequence[str] | None = None,
         skipped: Sequence[Broken] = (),
         notes: Sequence[str] = (),
+        fingerprint: Fingerprint | None = None,
     ) -> None:
         self.name, self.images, self.labels, self.sizes = name, images, labels, sizes
         self.mean, self.std = tuple(mean), tuple(std)
         self.classes = None if classes is None else list(classes)
         self.skipped = tuple(skipped)
         self.notes = list(notes)
+        self.fingerprint = fingerprint
         self.channels: int = images.shape[1] if isinstance(images, Tensor) else images.channels
         self.size: int = images.shape[2] if isinstance(images, Tensor) else images.size
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankgap.data.containers import Encoded
 from rankgap.data.decoding import ImageError, convert, decode
-from rankgap.data.encoded import Broken, Encoded, EncodedImages, in_parts, read_image
+from rankgap.data.encoded import Broken, EncodedImages, in_parts, read_image
 from rankgap.data.image_set import Batch, ImageSet
 from rankgap.data.loading import (
     dark_note,

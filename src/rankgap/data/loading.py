@@ -13,8 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rankgap.data.containers import Arrays, Encoded
 from rankgap.data.decoding import Header, ImageError, convert
-from rankgap.data.encoded import Arrays, Broken, BrokenImageError, Encoded, EncodedImages, header_of
+from rankgap.data.encoded import Broken, BrokenImageError, EncodedImages, header_of
+from rankgap.data.fingerprint import Fingerprint
 from rankgap.data.image_set import ImageSet
 from rankgap.data.names import shown
 from rankgap.data.sources import open_source
@@ -35,7 +37,7 @@ _PART = 256  # images to read at once for the statistics
 
 
 def load_data(
-    spec: str,
+    spec: str | Source,
     *,
     size: int | None = None,
     channels: int | None = None,
@@ -43,15 +45,14 @@ def load_data(
     seed: int = 0,
     memory: int = IN_MEMORY,
     on_bad_image: OnBadImage = "error",
+    statistics: Statistics | None = None,
 ) -> tuple[ImageSet, ImageSet | None]:
     """The training and test images that a spec names.
 
-    Images are stored squashed to a square of side S (`stored_size`), which is the same for both splits. Mean and
-    standard deviation are the published ones for cifar10 and cifar100, and otherwise those of up to 10,000
-    training images. The test set gets those of the training set.
+    Images are stored squashed to a square of side S (`stored_size`), which is the same for both splits.
 
     Args:
-        spec: digits, cifar10, cifar100, folder:DIR or hf:NAME_OR_DIR.
+        spec: digits, cifar10, cifar100, folder:DIR or hf:NAME_OR_DIR; or a data set that is open already.
         size: side of the views to be drawn, in pixels; it decides S.
         channels: the number of channels (1 or 3) to convert all images to; None requires that they agree.
         limit: train on the first `limit` images of a seeded shuffle; None for all images, in the set's order.
@@ -59,6 +60,8 @@ def load_data(
         memory: bytes that a split may take decoded; a larger split is decoded batch by batch.
         on_bad_image: skip leaves out images that cannot be read (`ImageSet.skipped` lists them). A set that is
             decoded batch by batch is then decoded once before, to find them.
+        statistics: mean and standard deviation of each channel, for both sets; by default the published ones of
+            cifar10 and cifar100, and otherwise those of up to 10,000 training images.
 
     Returns:
         The training set, and the test set or None.
@@ -67,8 +70,8 @@ def load_data(
         UserError: there is no such data set, it has no images, an image is broken and not skipped (it is named),
             or the channel counts are mixed (one image of each is named).
     """
-    source = open_source(spec)
-    spec = shown(spec)
+    source = open_source(spec) if isinstance(spec, str) else spec
+    spec = shown(spec if isinstance(spec, str) else spec.name)
     rows = _chosen(len(source.train.images), limit, seed)
     skips = on_bad_image == "skip"
     notes = list(source.notes)
@@ -77,13 +80,14 @@ def load_data(
         plan, remarks = layout(source.train.images, rows, size, channels, skips=skips)
         notes += [f"{spec}: {remark}" for remark in remarks]
     stored = [_store(source.train.images, rows, plan, channels, memory, skips)]
-    mean, std, remarks = _statistics(source, stored[0].images)
-    notes += [f"{spec}: {remark}" for remark in remarks]
-    splits = [_image_set(spec, source.train, stored[0], (mean, std))]
+    if statistics is None:
+        statistics, remarks = _statistics(source, stored[0].images)
+        notes += [f"{spec}: {remark}" for remark in remarks]
+    splits = [_image_set(spec, source.train, stored[0], statistics)]
     if source.test is not None:
         rows = np.arange(len(source.test.images))
         stored.append(_store(source.test.images, rows, plan, channels, memory, skips))
-        splits.append(_image_set(f"{spec} (test)", source.test, stored[1], (mean, std)))
+        splits.append(_image_set(f"{spec} (test)", source.test, stored[1], statistics))
     for split in splits:
         if not len(split):
             raise UserError(f"{split.name}: none of its images can be read; {split.skipped[0]}")
@@ -261,23 +265,22 @@ def _image_set(name: str, split: Split, stored: _Stored, moments: Statistics) ->
         sizes=stored.sizes,
         classes=split.classes,
         skipped=stored.skipped,
+        fingerprint=Fingerprint.of(split.images.entries()),
     )
 
 
-def _statistics(
-    source: Source, images: Tensor | EncodedImages
-) -> tuple[tuple[float, ...], tuple[float, ...], list[str]]:
+def _statistics(source: Source, images: Tensor | EncodedImages) -> tuple[Statistics, list[str]]:
     """Mean and standard deviation of each channel to normalise with, and what is worth a note in the values."""
     channels = images.shape[1] if isinstance(images, Tensor) else images.channels
     if (source.statistics and channels == 3) or not len(images):
-        return *(source.statistics or ((0.0,) * channels, (1.0,) * channels)), []
+        return source.statistics or ((0.0,) * channels, (1.0,) * channels), []
     counts = count_values(images)
     mean, std = moments_of(counts)
     notes = dark_note(counts)
     if min(std) < 1 / 255:
         notes.append("a channel is constant, so it is centred but not scaled")
         std = tuple(s if s >= 1 / 255 else 1.0 for s in std)
-    return mean, std, notes
+    return (mean, std), notes
 
 
 def count_values(images: Tensor | EncodedImages) -> Tensor:

@@ -46,7 +46,7 @@ def read_array_header(file: BinaryIO) -> ArrayHeader:
     shape, fortran, dtype = _READERS[version](file)
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16) or len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(f"expected an array (H, W) or (H, W, C) of uint8 or uint16, got {shape} of {dtype}")
-    _check_axes(shape)
+    check_axes(shape)
     begin = file.tell()
     have, wanted = file.seek(0, 2) - begin, math.prod(shape) * dtype.itemsize
     file.seek(begin)
@@ -55,7 +55,7 @@ def read_array_header(file: BinaryIO) -> ArrayHeader:
     return ArrayHeader(shape, fortran, dtype)
 
 
-def _check_axes(shape: tuple[int, ...]) -> None:
+def check_axes(shape: tuple[int, ...]) -> None:
     """Refuse (C, H, W), which would be an image of height C with W channels.
 
     The last axis is taken for the channels where it is short, where the first two are equal, or where it is not

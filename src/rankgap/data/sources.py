@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rankgap.data.encoded import Arrays
+from rankgap.data.containers import Arrays
 from rankgap.data.folders import open_folder
 from rankgap.data.hub import open_hub
-from rankgap.data.splits import Source, Split, Statistics
+from rankgap.data.splits import MissingDataError, Source, Split, Statistics
 from rankgap.errors import UserError, unknown
 
+GIVEN = "given"  # what a run folder calls images that came from Python
 KNOWN = ("digits", "cifar10", "cifar100", "folder:DIR", "hf:NAME_OR_DIR")
 
 # Per-channel mean and standard deviation of the training images, as the published recipes use them.
@@ -39,6 +40,8 @@ def open_source(spec: str) -> Source:
         return open_hub(rest)
     if spec == "digits":
         return _digits()
+    if spec == GIVEN:
+        raise MissingDataError("the run's images were given from Python, and are nowhere to be read")
     if spec in _CIFAR:
         return _cifar(spec)
     if not colon and Path(spec).is_dir():

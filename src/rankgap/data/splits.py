@@ -6,9 +6,14 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from rankgap.data.encoded import Encoded
+from rankgap.data.containers import Encoded
+from rankgap.errors import UserError
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
+
+
+class MissingDataError(UserError):
+    """There are no images at the place that a spec names."""
 
 
 @dataclass(frozen=True, slots=True)

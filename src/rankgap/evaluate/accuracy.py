@@ -61,7 +61,7 @@ class Hits:
     def accuracy(self) -> Accuracy:
         """The shares of all batches so far."""
         assert self._right is not None, "no batch was counted"
-        within = (self._right.cumsum(0).double() / self.total).tolist()
+        within = [right / self.total for right in self._right.cumsum(0).tolist()]
         return Accuracy(within[0], within[4] if self.depth == 5 else None)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rankgap.errors import UserError
 from rankgap.spectra.effective_rank import checked_spectrum, exp_entropy
+from rankgap.spectra.float64 import double
 from rankgap.spectra.gram import check_batch, solve_gram
 
 _EPS = 1e-7  # of RankMe; LiDAR uses the same
@@ -86,7 +87,7 @@ def alpha_req(z: Tensor, *, first: int = 4, last: int = 100) -> Tensor:
             f"alpha_req needs two eigenvalues above 0 among numbers {first} to {last}, got {len(energy)}; pass "
             "more rows or columns"
         )
-    number = torch.arange(first, first + len(energy), dtype=torch.float64, device=z.device)
+    number = torch.arange(first, first + len(energy), dtype=torch.float64, device=energy.device)
     weight = (1 / number) / (1 / number).sum()
     x, y = number.log(), energy.log()
     x, y = x - (weight * x).sum(), y - (weight * y).sum()
@@ -112,7 +113,7 @@ def lidar(z: Tensor, *, delta: float = 1e-4) -> Tensor:
         raise UserError(f"lidar expects (N, q, D) with N >= 2 and q >= 2, got {tuple(z.shape)}")
     if not z.isfinite().all():
         raise UserError(f"lidar: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
-    z = z.detach().double()
+    z = double(z.detach())
     means = z.mean(1)  # (N, D)
     within = (z - means[:, None]).flatten(0, 1)
     between = means - means.mean(0)
@@ -141,7 +142,7 @@ def uniformity(z: Tensor, *, t: float = 2.0) -> Tensor:
     check_batch(z, "uniformity")
     if z.ndim != 2 or len(z) < 2:
         raise UserError(f"uniformity expects (N, D) with N >= 2, got {tuple(z.shape)}")
-    unit = F.normalize(z.detach().double(), dim=-1)
+    unit = F.normalize(double(z.detach()), dim=-1)
     squares = torch.pdist(unit).square()
     return (-t * squares).exp().mean().log()
 
@@ -167,7 +168,7 @@ def alignment(z: Tensor, other: Tensor, *, power: float = 2.0) -> Tensor:
         raise UserError(
             f"alignment expects two batches of one shape (N, D), got {tuple(z.shape)} and {tuple(other.shape)}"
         )
-    x, y = (F.normalize(v.detach().double(), dim=-1) for v in (z, other))
+    x, y = (F.normalize(double(v.detach()), dim=-1) for v in (z, other))
     mean: Tensor = (x - y).norm(dim=-1).pow(power).mean()
     return mean
 
@@ -187,7 +188,7 @@ def intrinsic_dimension(z: Tensor, *, discard: float = 0.1) -> Tensor:
         UserError: there are fewer than three distinct rows.
     """
     check_batch(z, "intrinsic_dimension")
-    z = z.detach().double()
+    z = double(z.detach())
     nearest = torch.cdist(z, z).topk(min(3, len(z)), largest=False).values
     nearest = nearest[nearest[:, 1] > 0] if nearest.shape[1] == 3 else nearest[:0]
     if len(nearest) < 3:
@@ -224,8 +225,9 @@ def cluster_learnability(z: Tensor, *, clusters: int = 10, seed: int = 0) -> Ten
     check_batch(z, "cluster_learnability")
     if z.ndim != 2 or len(z) < clusters or len(z) < 2:
         raise UserError(f"cluster_learnability expects (N, D) with N >= {max(clusters, 2)}, got {tuple(z.shape)}")
+    z = double(z.detach())
     order = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed)).to(z.device)
-    rows = F.normalize(z.detach().double(), dim=-1)[order]
+    rows = F.normalize(z, dim=-1)[order]
     with warnings.catch_warnings():  # of a collapsed encoder, which has fewer clusters; its score shows that
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = KMeans(clusters, n_init=3, random_state=seed).fit_predict(rows.cpu().numpy())

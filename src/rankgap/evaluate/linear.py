@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
 from rankgap.evaluate.accuracy import Accuracy, accuracy_of, check_labels, classes_of_both, count_classes
+from rankgap.spectra.float64 import double
 
 Solver = Literal["lbfgs", "sgd"]
 BLOCK = 2**24  # logits held at once (64 MiB in float32)
@@ -80,9 +81,9 @@ def fit_lbfgs(
     std, mean = torch.std_mean(x, dim=0, correction=0)
     varies = std > CONSTANT * (std**2 + mean**2).sqrt()
     x = (x - mean) * (scale := torch.where(varies, 1 / std, 0))
-    energy, basis = torch.linalg.eigh((x.T @ x).double() / rows)
+    energy, basis = torch.linalg.eigh(double(x.T @ x) / rows)
     penalty = 1 / (c * rows)
-    to_weight = (basis * (energy.clamp_min(0) / 2 + penalty).rsqrt()).to(x.dtype)  # (F, F), W = to_weight V
+    to_weight = (basis * (energy.clamp_min(0) / 2 + penalty).rsqrt()).to(x)  # (F, F), W = to_weight V
     x = torch.cat([x @ to_weight, x.new_full((rows, 1), 2**0.5)], dim=1)  # (N, F + 1), with the bias
     decay = penalty * F.pad(to_weight.square().sum(0), (0, 1))  # |W|^2 = sum decay V^2: Q is orthonormal
     v = nn.Parameter(x.new_zeros(classes, x.shape[1]))
@@ -100,12 +101,12 @@ def fit_lbfgs(
     @torch.no_grad()  # the gradient is explicit, because autograd would keep every block's logits
     def closure() -> float:
         gradient = decay * v
-        loss = (gradient * v).double().sum() / 2
+        loss = double(gradient * v).sum() / 2
         for part, label in blocks:
             # With classes first, the two products with a long thin matrix are 3 and 7 times faster on a CPU.
             logits = v @ part.T  # (K, n)
             total = logits.logsumexp(0, keepdim=True)
-            loss += (total - logits.gather(0, label)).double().sum() / rows
+            loss += double(total - logits.gather(0, label)).sum() / rows
             wrong = (logits - total).exp_()  # softmax - one-hot
             wrong.scatter_add_(0, label, torch.full_like(total, -1))
             gradient += wrong @ part / rows

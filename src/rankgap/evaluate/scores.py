@@ -114,12 +114,14 @@ class RunScores:
         images: the number of images in the sample.
         steps: checkpoint -> step of training.
         rated: checkpoint -> score -> value.
+        notes: what to know about the images, one sentence each.
     """
 
     title: str
     images: int
     steps: dict[str, int]
     rated: dict[str, dict[str, Rated]]
+    notes: tuple[str, ...] = ()
 
     def best(self, score: str) -> tuple[str, list[str]]:
         """The best checkpoint by a score, and the checkpoints that the score does not tell from it.

@@ -17,6 +17,7 @@ from torch import Tensor
 from rankgap.errors import UserError, unknown
 from rankgap.filters.formulas import LARGEST, Expression, is_expression
 from rankgap.spectra.effective_rank import exp_entropy
+from rankgap.spectra.float64 import double
 
 Scale = Literal["rms", "raw"]  # a gain acts on s / sqrt(N), or on s itself
 
@@ -113,8 +114,9 @@ class AutoPower:
 
     def exponent(self, x: Tensor) -> Tensor:
         """The exponent p (..., 1), float64, of spectra x (..., R) in which 0 marks the null space."""
+        x = double(x)
         keep = x > 0
-        logs = torch.where(keep, x, 1.0).double().log()
+        logs = torch.where(keep, x, 1.0).log()
 
         def erank(p: Tensor) -> Tensor:
             energy = torch.where(keep, (2 * (1 + p) * logs).exp(), 0.0)
@@ -216,14 +218,14 @@ def checked_gain(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> 
     """
     if x.ndim != 1 or not len(x) or not ((x > 0) & x.isfinite()).all():
         raise UserError(f"gain {name!r}: expected a spectrum (R,) of finite numbers above 0, got {_shown(x)}")
-    x = x.double()
+    x = double(x)
     values = function(x)
     if not isinstance(values, Tensor) or values.shape != x.shape:
         got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise UserError(
             f"gain {name!r} must map {len(x)} singular values to a tensor of {len(x)} values, got {got}"
         )
-    values = values.double()
+    values = double(values)
 
     def first(bad: Tensor) -> str:
         i = int(bad.nonzero()[0])

@@ -38,9 +38,9 @@ class MonotoneGain(nn.Module):
         self.register_buffer("centres", centres, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """g(x), elementwise, in the dtype of `x`."""
+        """g(x), elementwise, in the dtype of `x` and on its device."""
         x = x.unsqueeze(-1)
-        gain: Tensor = x / (x + self.centres.to(x.dtype)) @ F.softplus(_PACE * self.raw).to(x.dtype)
+        gain: Tensor = x / (x + self.centres.to(x)) @ F.softplus(_PACE * self.raw).to(x)
         return gain
 
 

@@ -23,6 +23,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rankgap.spectra.float64 import double
+
 DEGREE = 32  # of the Chebyshev interpolant
 
 _NOISE = 16  # what rounding leaves in a Gram matrix, in units of eps times its norm
@@ -59,13 +61,13 @@ def _interpolated(gain: Callable[[Tensor], Tensor], w: Tensor, low: float, top: 
 
     Clenshaw's recurrence takes one product a degree.
     """
-    count = DEGREE + 1
-    angles = math.pi * (torch.arange(count, dtype=torch.float64, device=w.device) + 0.5) / count
+    count, top = DEGREE + 1, double(top)
+    angles = math.pi * (torch.arange(count, dtype=torch.float64, device=top.device) + 0.5) / count
     nodes = low + (1 - low) * (angles.cos() + 1) / 2
-    values = gain(top.double() * nodes.square())  # (..., count)
-    orders = torch.arange(count, dtype=torch.float64, device=w.device)
+    values = gain(top * nodes.square())  # (..., count)
+    orders = torch.arange(count, dtype=torch.float64, device=top.device)
     coefficients = 2 / count * values @ torch.outer(angles, orders).cos()  # (..., count)
-    c = coefficients.to(w.dtype)[..., None, None].unbind(-3)
+    c = coefficients.to(w)[..., None, None].unbind(-3)
     identity = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
     t = (2 * w - (1 + low) * identity) / (1 - low)
     ahead, now = torch.zeros_like(w), c[-1] * identity

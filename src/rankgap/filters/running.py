@@ -9,14 +9,15 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankgap.errors import UserError
 from rankgap.filters.gains import Scale
+from rankgap.spectra.float64 import KeepsFloat64, double
 from rankgap.spectra.processes import world_sum
 
 
-class RunningMap(nn.Module):
+class RunningMap(KeepsFloat64):
     """A map W computed from a running correlation C = E[z z^T] over views, processes and steps.
 
     C is the weighted mean of the batches' correlations, with weights 1, m, m^2, ... from the newest back, divided
@@ -56,7 +57,7 @@ class RunningMap(nn.Module):
             UserError: no batch was seen in training mode yet.
         """
         if self.training:
-            rows = z.flatten(0, -2).double()
+            rows = double(z.flatten(0, -2))
             count = world_sum(rows.new_tensor(len(rows)))
             now = world_sum(rows.mT @ rows) / count
             self.correlation.lerp_(now, (1 - self.momentum) / (1 - self.momentum ** (self.seen + 1)))

@@ -16,12 +16,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from rankgap.errors import UserError, unknown
 from rankgap.filters.gains import AutoPower, Gain, Scale, parse_gain
 from rankgap.filters.products import gain_by_products
 from rankgap.filters.running import RunningMap
+from rankgap.spectra.float64 import KeepsFloat64
 from rankgap.spectra.gram import check_batch, eigenbasis, gram_basis, rank_tolerance, svd_basis
 from rankgap.spectra.pair import Side
 from rankgap.spectra.processes import gather_rows
@@ -113,7 +114,7 @@ def _solve(y: Tensor, gain: Gain, solver: Solver) -> _Solution:
     x, vectors, keep = (svd_basis if solver == "svd" else gram_basis)(y, "spectral_filter")
     g, exponent = _values(gain, x, keep)
     x = torch.where(keep, x, 1.0)
-    x, g, u = x.unsqueeze(-2).to(y.dtype), g.unsqueeze(-2).to(y.dtype), vectors.to(y.dtype)
+    x, g, u = x.unsqueeze(-2).to(y), g.unsqueeze(-2).to(y), vectors.to(y)
     return _Solution(u * g @ u.mT, (u / x, (u * (g.detach() / x)).mT), exponent)
 
 
@@ -176,10 +177,11 @@ def spectral_filter(
 
     Solvers. "gram" builds the Gram matrix of the smaller side and decomposes it in float64. The other products run
     in float32 (float64 for a float64 input) with autocast off; allowing TF32 lowers them to three digits. "svd" is
-    the definition, in float64. "iterative" uses products alone (see `products`): it never waits for a GPU,
-    resolves directions down to 1e-3 s_1 in float32, and propagates values that are not finite. With every solver,
-    power:2 and other even powers are products of the Gram matrix. "auto" is "iterative" on a GPU for power:p with
-    p in {-1, -0.5, 0.5, 1}, and otherwise "gram", which is faster on a CPU at every size.
+    the definition, in float64. Where the device has no float64 (Apple's GPUs), both decompose on the CPU.
+    "iterative" uses products alone (see `products`): it never waits for a GPU, resolves directions down to 1e-3
+    s_1 in float32, and propagates values that are not finite. With every solver, power:2 and other even powers are
+    products of the Gram matrix. "auto" is "iterative" on CUDA for power:p with p in {-1, -0.5, 0.5, 1}, and
+    otherwise "gram", which is faster on a CPU at every size.
 
     Under `torch.distributed` the basis is that of the rows of all processes, and N counts them all; the filter is
     applied to the local rows. Every process must call it, with the same shape.
@@ -230,7 +232,7 @@ class FilterOptions:
     every: int = 10
 
 
-class SpectralFilter(nn.Module):
+class SpectralFilter(KeepsFloat64):
     """`spectral_filter` as a map of a branch: (..., N, D) -> (..., N, D), without parameters.
 
     By default the spectrum is that of the batch, each leading dimension (view) on its own and without any state.

@@ -6,6 +6,7 @@ Shapes: V views, B images per view, D width of both outputs, K prototypes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankgap.spectra.processes import joint_mean
-
-Alignment = Callable[[Tensor, Tensor], Tensor]
 
 
 class Assigned(NamedTuple):
@@ -29,6 +28,28 @@ class Assigned(NamedTuple):
 
     probabilities: Tensor
     logs: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """A loss of both branches' outputs, and the form of P that it takes.
+
+    Args:
+        loss: (P, T) -> loss.
+        of_logs: whether it takes `Assigned` from an online map that gives it; otherwise P is the probabilities.
+    """
+
+    loss: Callable[..., Tensor]
+    of_logs: bool = False
+
+    def __call__(self, online: Tensor | Assigned, target: Tensor) -> Tensor:
+        """The loss of what the online map gave, and T."""
+        return self.loss(online if self.of_logs else outputs_of(online), target)
+
+
+def outputs_of(online: Tensor | Assigned) -> Tensor:
+    """P as a tensor."""
+    return online.probabilities if isinstance(online, Assigned) else online
 
 
 def _between_views(matrix: Tensor) -> Tensor:
@@ -91,9 +112,9 @@ def cross_entropy(online: Tensor | Assigned, target: Tensor) -> Tensor:
 
 
 ALIGNMENTS: dict[str, Alignment] = {
-    "cosine": cosine,
-    "centred_cosine": centred_cosine,
-    "regression": regression,
-    "squared": squared,
-    "cross_entropy": cross_entropy,
+    "cosine": Alignment(cosine),
+    "centred_cosine": Alignment(centred_cosine),
+    "regression": Alignment(regression),
+    "squared": Alignment(squared),
+    "cross_entropy": Alignment(cross_entropy, of_logs=True),
 }

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
 
+_OWN = "module:"  # begins the name of an encoder that is the user's own module
 SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
 
 
@@ -65,40 +66,62 @@ def resnet_tiny(channels: int) -> ResNet:
     return network
 
 
+def own_name(module: nn.Module) -> str:
+    """What a run calls an encoder that is the user's own module."""
+    return f"{_OWN}{type(module).__name__}"
+
+
 def check_backbone(name: str) -> None:
     """Raise `UserError`, with the nearest names, unless `build_encoder` knows the name."""
+    if name.startswith(_OWN):
+        raise UserError(
+            f"this run's encoder is a model of your own, {name.removeprefix(_OWN)}, which only Python can build "
+            "again: rankgap.load_encoder(RUN, model=...), or rankgap.train(..., model=..., resume=True)"
+        )
+    architecture, _, tag = name.partition(".")
+    if tag and timm.is_model(architecture):
+        raise UserError(
+            f"backbone {name}: {tag} stands for pretrained weights, from which a run cannot start yet; "
+            f"{architecture} trains the same network from random weights"
+        )
     if name != "resnet_tiny" and not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=8, cutoff=0.5)
         raise unknown("backbone", name, ["resnet_tiny", "resnet18", "resnet50", "vit_tiny_patch16_224", *near])
 
 
-def build_encoder(name: str, *, channels: int = 3, size: int = 32) -> Encoder:
-    """An encoder by name, with random weights.
+def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 32) -> Encoder:
+    """An encoder by name, with random weights; or around a module, whose weights stay as they are.
 
     Args:
-        name: `resnet_tiny` or any timm model.
+        backbone: `resnet_tiny`, any timm model, or a module (B, C, H, W) -> (B, F).
         channels: channels of an image.
         size: side of a view in pixels; ResNets get the small-image stem below 64.
 
     Raises:
-        UserError: timm has no such model, or it does not take images of this size.
+        UserError: timm has no such model, the name asks for pretrained weights, or the model does not take images
+            of this size or does not return one vector for each.
     """
-    check_backbone(name)
-    if name == "resnet_tiny":
-        return Encoder(resnet_tiny(channels), 128)
+    if isinstance(backbone, Encoder):
+        return backbone
+    if isinstance(backbone, str):
+        check_backbone(backbone)
+        if backbone == "resnet_tiny":
+            return Encoder(resnet_tiny(channels), 128)
+    name = backbone if isinstance(backbone, str) else type(backbone).__name__
     try:
-        network = _create(name, channels, size).eval()
-        if isinstance(network, ResNet) and size < SMALL_IMAGE and isinstance(network.conv1, nn.Conv2d):
-            network = small_image_stem(network, channels)
+        network = (_create(backbone, channels, size) if isinstance(backbone, str) else backbone).eval()
+        if isinstance(backbone, str) and isinstance(network, ResNet) and size < SMALL_IMAGE:
+            network = small_image_stem(network, channels) if isinstance(network.conv1, nn.Conv2d) else network
         with torch.no_grad():  # the width that timm states is not that of the output in every model
             features = network(torch.zeros(1, channels, size, size))
-    except (ValueError, AssertionError, TypeError, RuntimeError) as error:
+            shape = tuple(features.shape)
+    except (ValueError, AssertionError, TypeError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"backbone {name} does not take {channels}-channel images of {size} px: {error}"
         ) from error
-    if features.ndim != 2:
-        raise UserError(f"backbone {name} returns {tuple(features.shape)} for an image, not one vector")
-    return Encoder(network.train(), features.shape[1])
+    if len(shape) != 2:
+        raise UserError(f"backbone {name} returns {shape} for an image, not one vector")
+    return Encoder(network.train(), shape[1])
 
 
 def _create(name: str, channels: int, size: int) -> nn.Module:

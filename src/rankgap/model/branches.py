@@ -12,13 +12,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from rankgap.errors import unknown
-from rankgap.model.alignments import Alignment, Assigned, cross_entropy
+from rankgap.model.alignments import Assigned, outputs_of
 from rankgap.model.mlp import PerView, per_view
 from rankgap.model.prototypes import Prototypes
 from rankgap.model.schedule import Clock, Scheduled, teacher_momentum
@@ -84,7 +84,7 @@ class DualBranch(nn.Module):
         online_map: embeddings (V, B, D) -> P, or `Assigned` if it knows the logarithm of P as well.
         make_target_map: called with the target branch, returns the target map; it needs the branch because
             prototypes belong to a branch.
-        alignment: (P, T) -> loss.
+        alignment: (what the online map gave, T) -> loss; an `Alignment` takes both of its forms.
         momentum: momentum of the EMA teacher at the start; it follows a cosine to 1 (BYOL section 3.3). None: the
             target branch shares the online weights.
         stop_gradient: whether the target is a constant, as in all methods except the symmetric ones.
@@ -102,7 +102,7 @@ class DualBranch(nn.Module):
         online: Branch,
         online_map: nn.Module,
         make_target_map: Callable[[Branch], nn.Module],
-        alignment: Alignment,
+        alignment: Callable[[Any, Tensor], Tensor],
         *,
         momentum: float | None = None,
         stop_gradient: bool = True,
@@ -124,13 +124,13 @@ class DualBranch(nn.Module):
         """
         features, z = self.online(views)  # (V, B, F), (V, B, D)
         given: Tensor | Assigned = self.online_map(z)
-        p = given.probabilities if isinstance(given, Assigned) else given
+        p = outputs_of(given)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
             if self.teacher is not None:
                 z = self.teacher(views)[1]
             t = self.target_map(z.detach() if self.stop_gradient else z)
         with torch.autocast(p.device.type, enabled=False):  # a loss in bfloat16 has only two digits
-            loss = cross_entropy(given, t) if self.alignment is cross_entropy else self.alignment(p, t)
+            loss = self.alignment(given, t)
         return Outputs(loss, p, t, features)
 
     def encoder(self, side: Side = "online") -> nn.Module:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from rankgap.model.assembly import assemble
-from rankgap.model.backbones import Encoder, build_encoder
+from rankgap.model.backbones import build_encoder
 from rankgap.model.branches import DualBranch
 from rankgap.model.heads import Heads
 from rankgap.model.methods import Method, design
@@ -13,7 +15,7 @@ from rankgap.run.recipes import load_recipe
 def build(
     method: str | Method,
     *,
-    backbone: str | Encoder = "resnet18",
+    backbone: str | nn.Module = "resnet18",
     online: str | None = None,
     target: str | None = None,
     heads: Heads | None = None,
@@ -25,7 +27,7 @@ def build(
 
     Args:
         method: a name of the zoo, or a row of your own.
-        backbone: `resnet_tiny`, any timm name, or an encoder with its width in `.features`.
+        backbone: `resnet_tiny`, any timm name, or a module (B, C, H, W) -> (B, F) of your own.
         online: replaces the online map: "identity", a map ("predictor", "directcopy"), or a gain ("power:0.5").
         target: replaces the target map: "identity", a map of the target branch, or a gain ("power:-0.5").
         heads: widths, temperatures and momenta; the method's CIFAR recipe by default.
@@ -44,5 +46,5 @@ def build(
     """
     row = design(method, online=online, target=target) if isinstance(method, str) else method
     heads = heads or load_recipe("cifar", row.body)
-    encoder = build_encoder(backbone, channels=channels, size=size) if isinstance(backbone, str) else backbone
+    encoder = build_encoder(backbone, channels=channels, size=size)
     return assemble(row, encoder, heads, features=encoder.features, views=views)

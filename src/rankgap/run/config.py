@@ -64,7 +64,7 @@ class TrainConfig:
             published), or the path of a YAML file.
         lr: peak learning rate for a batch of 256, in place of the recipe's.
         settings: other values in place of the recipe's, as KEY=VALUE (prototypes.count=512,
-            target.sinkhorn.eps=0.03, views.0.flip=0).
+            target.sinkhorn.eps=0.03, views.0.flip=0, or views.*.flip=0 for every view).
         rank_every: steps between two readings of the ranks; auto, the default, reads at least 40 times in a run,
             and every tenth step of a long one.
         loggers: where readings go besides metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from rankgap.data.given import Items, decode_item, pixels
+from rankgap.errors import UserError
+from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
 from rankgap.model.methods import design
 from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
@@ -17,6 +22,10 @@ from rankgap.views.random_views import eval_view
 
 class TrainedEncoder(nn.Module):
     """A run's encoder, which takes images as they are and returns features.
+
+    Images are resized and normalised as in the run's evaluation. Grey becomes RGB, or RGB grey, as the encoder
+    needs it, and transparency is laid on white. Many images pass in batches, so that memory does not grow with
+    their number. No parameter wants a gradient; `encoder.requires_grad_()` trains them further.
 
     Args:
         encoder: normalised images (B, C, S, S) -> features (B, F).
@@ -29,33 +38,86 @@ class TrainedEncoder(nn.Module):
         super().__init__()
         self.encoder, self.size, self.mean, self.std = encoder, size, tuple(mean), tuple(std)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 (B, C, H, W) of any size -> (B, F), resized and normalised as in the run's evaluation."""
-        features: Tensor = self.encoder(eval_view(images, None, self.size, self.mean, self.std))
-        return features
+    def forward(self, images: Any) -> Tensor:
+        """Features of images: (B, F), or (F,) of a single image.
+
+        Args:
+            images: a tensor (B, C, H, W) or array (B, H, W, C); a list of images, which may differ in size; or one
+                image. An image is a PIL image, a path, or an array or tensor (H, W), (H, W, C) or (C, H, W).
+                Values are uint8 or uint16; `data.given.pixels` says which axis holds the channels.
+
+        Raises:
+            UserError: an image cannot be read or converted, or is not of integers; the message names it.
+        """
+        if single := not _is_many(images):
+            images = [images]
+        batch = CPU_BATCH if device_of(self).type == "cpu" else BATCH
+        if self.training:  # a batch norm must see the batch whole
+            batch = len(images)
+        features = [self.encoder(view) for view in self._views(images, batch)]
+        if not features:
+            raise UserError("expected one image or more, got none")
+        return features[0][0] if single else torch.cat(features)
+
+    def _views(self, images: Any, batch: int) -> Iterator[Tensor]:
+        """Normalised images (B, C, S, S), batch by batch."""
+        device, channels = device_of(self), len(self.mean)
+        if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape[1] == channels:
+            stack: Tensor | None = images  # perhaps on a GPU already
+        else:
+            stack = None if isinstance(images, Sequence) else pixels(images, channels)
+        for start in range(0, len(images), batch):
+            if stack is not None:
+                yield self._view(stack[start : start + batch].to(device), None)
+                continue
+            part = range(start, min(start + batch, len(images)))
+            yield torch.cat([self._one(images, k, device, channels) for k in part])
+
+    def _one(self, images: Sequence[Any], index: int, device: torch.device, channels: int) -> Tensor:
+        image = images[index]
+        if isinstance(image, str | Path) or not hasattr(image, "ndim"):
+            stored, sizes = decode_item(Items(images), index, size=self.size, channels=channels)
+            return self._view(stored.to(device), sizes)
+        try:
+            return self._view(pixels(image, channels)[None].to(device), None)
+        except UserError as error:
+            raise UserError(f"image {index}: {error}") from error
+
+    def _view(self, images: Tensor, sizes: Tensor | None) -> Tensor:
+        return eval_view(images, sizes, self.size, self.mean, self.std)
 
 
-def load_encoder(path: str | Path, *, checkpoint: str = "last", branch: Side = "online") -> TrainedEncoder:
-    """Load the trained encoder of a run, in evaluation mode. No data are needed.
+def _is_many(images: Any) -> bool:
+    if isinstance(images, list | tuple):
+        return True
+    return getattr(images, "ndim", 0) == 4
+
+
+def load_encoder(
+    path: str | Path, *, checkpoint: str = "last", branch: Side = "online", model: nn.Module | None = None
+) -> TrainedEncoder:
+    """Load the trained encoder of a run, in evaluation mode and without gradients. No data are needed.
 
     Args:
         path: the run folder.
         checkpoint: one of the run's checkpoints: last, best, or one like epoch-0010.
         branch: the branch whose encoder is loaded; the target's is the EMA teacher if the method has one.
+        model: for a run that trained a model of your own, another instance of it; it takes over the weights.
 
     Raises:
-        UserError: no run, no such checkpoint, or a checkpoint of another model.
+        UserError: no run, no such checkpoint, a checkpoint of another model, or `model` is missing.
     """
     folder = RunFolder(Path(path))
     saved = folder.saved()
     file = folder.checkpoint_called(checkpoint)
-    model = build(
+    trained = build(
         design(saved.run.method, online=saved.run.online, target=saved.run.target),
-        backbone=saved.model.backbone,
+        backbone=saved.model.backbone if model is None else model,
         heads=saved.recipe,
         channels=saved.model.channels,
         size=saved.model.size,
         views=len(saved.recipe.views),
     )
-    load_weights(model, folder.load_checkpoint(file)["model"], file)
-    return TrainedEncoder(model.encoder(branch), saved.model.size, saved.model.mean, saved.model.std).eval()
+    load_weights(trained, folder.load_checkpoint(file)["model"], file)
+    encoder = TrainedEncoder(trained.encoder(branch), saved.model.size, saved.model.mean, saved.model.std)
+    return encoder.eval().requires_grad_(False)

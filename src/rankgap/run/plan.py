@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from rankgap.data import ImageSet, load_data
+from rankgap.data.splits import MissingDataError, Source
 from rankgap.errors import UserError, unknown
 from rankgap.evaluate import check_sets
 from rankgap.filters.learned import LearnedOptions
 from rankgap.filters.spectral import FilterOptions
 from rankgap.model.assembly import assemble
-from rankgap.model.backbones import build_encoder, check_backbone
+from rankgap.model.backbones import build_encoder, check_backbone, own_name
 from rankgap.model.branches import DualBranch
 from rankgap.model.methods import Method, design
 from rankgap.model.mlp import mixes_images
@@ -24,7 +27,7 @@ from rankgap.run import presets
 from rankgap.run.config import Autocast, Precision, TrainConfig
 from rankgap.run.reader import plain, read
 from rankgap.run.recipes import SIDES, Recipe, load_recipe, override
-from rankgap.run.saved import FORMAT, SavedModel, SavedRun, checkout_commit, library_versions
+from rankgap.run.saved import FORMAT, SavedData, SavedModel, SavedRun, checkout_commit, library_versions
 from rankgap.run.work import Work
 from rankgap.views.random_views import Views
 
@@ -48,6 +51,7 @@ class Plan:
         workers: processes that decode files ahead.
         notes: what was chosen and why, one sentence each.
         warnings: choices known to fail, one sentence each.
+        differences: how the images differ from those that the run was started with, one sentence each.
     """
 
     config: TrainConfig
@@ -64,6 +68,7 @@ class Plan:
     workers: int
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    differences: tuple[str, ...] = ()
 
     def views(self) -> Views:
         """The recipe's views at this run's size."""
@@ -84,51 +89,73 @@ class Plan:
             ),
             recipe=self.recipe,
             work=self.work,
+            data=_saved_data(self.train, self.tests),
             notes=self.notes,
             warnings=self.warnings,
             versions=library_versions(),
             commit=checkout_commit(),
         )
 
+    def resumed(self, saved: SavedRun) -> SavedRun:
+        """What `config.yaml` keeps of a run that is resumed: its flags and its images may be new."""
+        data = _saved_data(self.train, self.tests)
+        return replace(saved, run=self.config.begun(), work=self.work, data=data)
 
-def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What Python passes in place of what a configuration names.
+
+    Args:
+        images: a data set that is open already; None for the configuration's.
+        encoder: a module (B, C, H, W) -> (B, F), trained from the weights that it has; None for a named backbone.
+    """
+
+    images: Source | None = None
+    encoder: nn.Module | None = None
+
+
+def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given | None = None) -> Plan:
     """Check every choice, read the data, choose the recipe, build the model, and say what was chosen.
 
     Args:
         config: the configuration to resolve.
-        recipe: the recipe of an existing run, in place of the one that presets would choose now.
+        saved: an existing run, whose recipe, backbone, view size, channels, mean and standard deviation stand,
+            whatever would be chosen now. Its data may be read from elsewhere.
+        given: images and an encoder in place of those that the configuration names.
 
     Raises:
-        UserError: the configuration cannot be carried out. Checks that do not need the data come before the data
-            are read.
+        UserError: the configuration cannot be carried out, or the data are gone. Checks that do not need the data
+            come before the data are read.
     """
     config = read(TrainConfig, plain(config), "the configuration")  # one made in Python is not checked yet
+    given = given or Given()
     method = design(config.method, online=config.online, target=config.target)
     device = find_device(config.accelerator)
     backbone = config.backbone or ("resnet_tiny" if device.type == "cpu" else "resnet18")
-    check_backbone(backbone)
+    asked = config
+    if saved is not None:
+        backbone = saved.model.backbone
+        asked = replace(config, size=saved.model.size, channels=saved.model.channels)
+    if given.encoder is None:
+        check_backbone(backbone)
+    else:
+        backbone = own_name(given.encoder)
     _check_installed(config.loggers)
     settings = recipe_settings(config, method)
-    if recipe is None:
+    if saved is None:
         published = load_recipe("cifar" if config.recipe == "auto" else config.recipe, method.body)
         override(published, settings).used_by(method)
-    train, test = load_data(
-        config.data,
-        size=config.size,
-        channels=config.channels,
-        limit=config.limit,
-        seed=config.seed,
-        on_bad_image=config.on_bad_image,
-    )
-    if len(train) < config.batch_size:
+        _check_used(config, method)
+    train, tests = _image_sets(asked, saved, given.images)
+    if len(train) < config.batch_size and (saved is None or config.resume):
         raise UserError(
             f"{config.data} has {len(train)} training images, fewer than a batch of {config.batch_size}: "
             f"lower --batch-size"
         )
-    tests = _eval_sets(config, train, test)
-    size = view_size(config.size, train)
+    size = view_size(asked.size, train)
     torch.manual_seed(config.seed)
-    encoder = build_encoder(backbone, channels=train.channels, size=size)
+    encoder = build_encoder(given.encoder or backbone, channels=train.channels, size=size)
     work = Work(
         images=len(train),
         batch_size=config.batch_size,
@@ -137,8 +164,8 @@ def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
         devices=config.devices,
     )
     notes: list[str] = []
-    if recipe is None:
-        recipe = published
+    recipe = published if saved is None else saved.recipe
+    if saved is None:
         if config.recipe == "auto":
             recipe, notes = published_recipe(config.data, method.body, size, train.channels)
             if work.small:
@@ -164,6 +191,7 @@ def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
         workers=_workers(config, train),
         notes=tuple(notes),
         warnings=tuple(presets.warnings(recipe, method, work)),
+        differences=() if saved is None else tuple(_differences(config, saved, train, tests)),
     )
 
 
@@ -190,6 +218,15 @@ def recipe_settings(config: TrainConfig, method: Method) -> dict[str, Any]:
             there = ", ".join(has[side]) or "no map"
             raise UserError(f"--settings {key}: the {side} branch of {config.title} has {there}, not {name!r}")
     return settings | dict(config.settings)
+
+
+def _check_used(config: TrainConfig, method: Method) -> None:
+    """Refuse settings of parts that the method does not have, which would change nothing."""
+    parts = {"prototypes": ("prototypes", method.assigns), "teacher": ("EMA teacher", method.ema)}
+    for key in config.settings:
+        name, has = parts.get(key.partition(".")[0], ("", True))
+        if not has:
+            raise UserError(f"--settings {key}: {config.title} has no {name}; leave it out")
 
 
 def published_recipe(data: str, body: str, size: int, channels: int) -> tuple[Recipe, list[str]]:
@@ -239,16 +276,60 @@ def _check_installed(loggers: Iterable[str]) -> None:
             raise UserError(f"--loggers {name}: the package is not installed (pip install {name})")
 
 
-def _eval_sets(config: TrainConfig, train: ImageSet, test: ImageSet | None) -> dict[str, ImageSet]:
-    """The data's own test set and those of `--eval` (their test splits, if they have any)."""
+def _image_sets(
+    config: TrainConfig, saved: SavedRun | None, given: Source | None
+) -> tuple[ImageSet, dict[str, ImageSet]]:
+    """The training set; and by name the data's own test set and those of `--eval` (their test splits, if any)."""
+    size, skips = config.size, config.on_bad_image
+    with _remedy("--data NEW", saved):
+        train, test = load_data(
+            given or config.data,
+            size=size,
+            channels=config.channels,
+            limit=config.limit,
+            seed=config.seed,
+            on_bad_image=skips,
+            statistics=None if saved is None else (saved.model.mean, saved.model.std),
+        )
     tests = {} if test is None else {"test": test}
     for name, data in config.eval.items():
-        first, second = load_data(
-            data, size=config.size, channels=train.channels, on_bad_image=config.on_bad_image
-        )
+        with _remedy(f"--eval {name}=NEW", saved):
+            first, second = load_data(data, size=size, channels=train.channels, on_bad_image=skips)
         tests[name] = second or first
     check_sets(train, tests)
-    return tests
+    return train, tests
+
+
+@contextmanager
+def _remedy(flags: str, saved: SavedRun | None) -> Iterator[None]:
+    """Add to an error about missing data of an existing run how to say where they are now."""
+    try:
+        yield
+    except MissingDataError as error:
+        if saved is None:
+            raise
+        raise UserError(f"{error}; if the run's data have moved, say where they are with {flags}") from error
+
+
+def _saved_data(train: ImageSet, tests: Mapping[str, ImageSet]) -> SavedData | None:
+    found = {name: images.fingerprint for name, images in tests.items() if images.fingerprint is not None}
+    return None if train.fingerprint is None else SavedData(train=train.fingerprint, tests=found)
+
+
+def _differences(
+    config: TrainConfig, saved: SavedRun, train: ImageSet, tests: Mapping[str, ImageSet]
+) -> Iterator[str]:
+    """How the images differ from those that the run was started with; other sets in --eval are meant to."""
+    then, now = saved.data, _saved_data(train, tests)
+    if then is None or now is None:
+        return
+    if told := then.train.difference(now.train):
+        yield f"{config.data} holds other training images than the run was started with: {told}"
+    for name in then.tests.keys() & now.tests.keys():
+        place = config.eval.get(name)
+        told = then.tests[name].difference(now.tests[name])
+        if told and place == saved.run.eval.get(name):
+            yield f"{place or config.data} holds other test images than the run was started with: {told}"
 
 
 def _workers(config: TrainConfig, train: ImageSet) -> int:

@@ -18,7 +18,7 @@ from rankgap.spectra.pair import Side
 def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) -> Plan:
     """The plan of a run with its trained model, from a run folder.
 
-    The recipe is the one that the run was started with, whatever the presets would choose now.
+    Recipe, mean and standard deviation are those that the run was started with, whatever would be chosen now.
 
     Args:
         path: the run folder.
@@ -26,12 +26,12 @@ def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) ->
         changes: fields of the configuration to replace.
 
     Raises:
-        UserError: no run, no checkpoint, or a checkpoint of another model.
+        UserError: no run, no checkpoint, a checkpoint of another model, or data that are gone.
     """
     folder = RunFolder(Path(path))
     saved = folder.saved()
     state = folder.load_checkpoint(checkpoint)
-    plan = resolve(replace(saved.run, **{"out": str(path)} | changes), recipe=saved.recipe)
+    plan = resolve(replace(saved.run, **{"out": str(path)} | changes), saved=saved)
     load_weights(plan.model, state["model"], checkpoint or folder.checkpoint)
     return plan
 
@@ -51,9 +51,9 @@ def load_weights(model: nn.Module, state: dict[str, Any], where: Path) -> None:
         ) from error
 
 
-def evaluate_plan(plan: Plan, *, branch: Side = "online") -> dict[str, object]:
+def evaluate_plan(plan: Plan, *, branch: Side = "online") -> dict[str, Any]:
     """Evaluate a branch's encoder on the run's evaluation sets; returns what `results.json` keeps."""
-    return evaluate(
+    found: dict[str, Any] = evaluate(
         plan.model.encoder(branch),
         plan.train,
         plan.tests,
@@ -64,3 +64,4 @@ def evaluate_plan(plan: Plan, *, branch: Side = "online") -> dict[str, object]:
         workers=plan.workers,
         seed=plan.config.seed,
     )
+    return found | {"notes": [*found["notes"], *plan.differences]}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from rankgap.data.fingerprint import Fingerprint
 from rankgap.errors import UserError
 from rankgap.run.config import TrainConfig
 from rankgap.run.reader import read
@@ -39,6 +40,19 @@ class SavedModel:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SavedData:
+    """The images of a run, as it knows them again.
+
+    Args:
+        train: the training images, before --limit.
+        tests: the evaluation sets by name; the data's own is `test`.
+    """
+
+    train: Fingerprint
+    tests: Mapping[str, Fingerprint]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SavedRun:
     """A run as its folder keeps it.
 
@@ -49,6 +63,7 @@ class SavedRun:
         model: its encoder.
         recipe: its recipe, including the options of the method's maps.
         work: its size.
+        data: fingerprints of its images; None where they came from Python.
         notes: what was chosen and why, one sentence each.
         warnings: choices known to fail, one sentence each.
         versions: versions of the libraries that it was made with.
@@ -61,6 +76,7 @@ class SavedRun:
     model: SavedModel
     recipe: Recipe
     work: Work
+    data: SavedData | None = None
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     versions: Mapping[str, str]

@@ -13,7 +13,14 @@ from rankgap.run.restored import load_weights, restore
 from rankgap.spectra.pair import Side
 
 
-def score_run(folder: RunFolder, *, images: int = 2048, repeats: int = 20, branch: Side = "online") -> RunScores:
+def score_run(
+    folder: RunFolder,
+    *,
+    images: int = 2048,
+    repeats: int = 20,
+    branch: Side = "online",
+    data: str | None = None,
+) -> RunScores:
     """Rate every checkpoint of a run on one fixed sample of its training images, and write `scores.json`.
 
     Args:
@@ -21,16 +28,18 @@ def score_run(folder: RunFolder, *, images: int = 2048, repeats: int = 20, branc
         images: number of images in the sample.
         repeats: number of half-samples for each interval.
         branch: the branch whose encoder is rated.
+        data: where the run's images are now; by default where they were.
 
     Raises:
-        UserError: no run, no checkpoint, or too few images.
+        UserError: no run, no checkpoint, too few images, or data that are gone.
     """
     if images < 8 or repeats < 2:
         raise UserError(f"a score needs at least 8 images and 2 repeats, got {images} and {repeats}")
     paths = folder.checkpoints()
     if not paths:
         raise UserError(f"{folder.path} has no checkpoint yet ({folder.checkpoint})")
-    plan = restore(folder.path, checkpoint=paths[0])
+    changes = {} if data is None else {"data": data}
+    plan = restore(folder.path, checkpoint=paths[0], **changes)
     sample, encoder = plan.train.sample(images), plan.model.encoder(branch)
     steps: dict[str, int] = {}
     rated: dict[str, dict[str, Rated]] = {}
@@ -47,7 +56,9 @@ def score_run(folder: RunFolder, *, images: int = 2048, repeats: int = 20, branc
             "views": view_features(encoder, sample, plan.views()),
         }
         rated[path.stem] = {name: rate(s, inputs[s.takes], repeats=repeats) for name, s in SCORES.items()}
-    found = RunScores(title=plan.config.title, images=len(sample), steps=steps, rated=rated)
+    found = RunScores(
+        title=plan.config.title, images=len(sample), steps=steps, rated=rated, notes=plan.differences
+    )
     folder.write_scores(_plain(found, branch))
     return found
 
@@ -59,6 +70,7 @@ def _plain(found: RunScores, branch: Side) -> dict[str, Any]:
     return {
         "images": found.images,
         "branch": branch,
+        "notes": list(found.notes),
         "interval": "1.96 standard deviations over random halves of the sample",
         "checkpoints": {
             name: {"step": found.steps[name]}

@@ -25,10 +25,11 @@ from rankgap.run.folder import RunFolder
 from rankgap.run.interruption import stops_on_signals
 from rankgap.run.loggers import close_loggers, open_loggers
 from rankgap.run.module import SelfSupervised
-from rankgap.run.plan import Plan, resolve
+from rankgap.run.plan import Given, Plan, resolve
 from rankgap.run.processes import is_main_process
 from rankgap.run.reader import plain
 from rankgap.run.restored import evaluate_plan, load_weights
+from rankgap.run.saved import SavedRun
 from rankgap.watch.doctor import alarms
 from rankgap.watch.reading import readings
 from rankgap.watch.verdict import Use, judge
@@ -36,6 +37,7 @@ from rankgap.watch.verdict import Use, judge
 # Fields that may change when a run is resumed.
 _FREE = {
     "out",
+    "data",
     "resume",
     "overwrite",
     "workers",
@@ -88,11 +90,22 @@ def _check_unchanged(saved: TrainConfig, given: Mapping[str, Any], path: Path) -
             raise UserError(f"{path} was started with {flag(name)} {old}, not {value}: leave it out to resume")
 
 
+def _check_same_images(saved: SavedRun, plan: Plan) -> None:
+    """Refuse other names, which would be shuffled otherwise; other files of the same names may be mended ones."""
+    then, now = saved.data, plan.train.fingerprint
+    if then is not None and now is not None and not then.train.same_order(now):
+        raise UserError(
+            f"{plan.differences[0]}; put them back, or resume with what is there by --data {plan.config.data}"
+        )
+
+
 def train(
     config: TrainConfig,
     *,
     callbacks: Sequence[L.Callback] = (),
     announce: Callable[[Plan], None] = lambda plan: None,
+    other_data: bool = False,
+    own: Given | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate a run, and fill its folder.
 
@@ -100,6 +113,9 @@ def train(
         config: what to train; to resume a run, the configuration that `resumed` returns.
         callbacks: further Lightning callbacks, such as a progress bar.
         announce: called once with the plan, before the first step.
+        other_data: whether a run may be resumed on images other than those it was started with. Its steps per
+            epoch are then those of the new images; mean and standard deviation stay.
+        own: images and an encoder from Python, in place of those that the configuration names.
 
     Returns:
         The contents of `results.json`.
@@ -116,8 +132,13 @@ def train(
         state = folder.load_checkpoint()
     elif is_main_process():
         folder.check_free(overwrite=config.overwrite)
-    plan = resolve(config, recipe=folder.saved().recipe if config.resume else None)
+    saved = folder.saved() if config.resume else None
+    plan = resolve(config, saved=saved, given=own)
+    if saved is not None and not other_data:
+        _check_same_images(saved, plan)
     if is_main_process():
+        if saved is not None:
+            folder.write_config(plan.resumed(saved))
         if state is None:
             folder.create()
             folder.write_config(plan.saved())
@@ -205,7 +226,8 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
         except BrokenImageError as error:
             checkpoints.save(trainer, module)
             raise BrokenImageError(
-                f"{error}; mend or remove it, then go on with: rankgap train --out {folder.path} --resume"
+                f"{error}; mend it (or remove it, and add --data {config.data}), then go on with: "
+                f"rankgap train --out {folder.path} --resume"
             ) from error
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]

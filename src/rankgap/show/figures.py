@@ -7,6 +7,7 @@ apart.
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -28,6 +29,15 @@ from rankgap.show.outputs import PICTURE, output_file
 from rankgap.watch.reading import Reading
 
 DPI = 100
+
+
+class Picture(Figure):
+    """A figure that a notebook shows."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, dpi=DPI, format="png", facecolor="white")
+        return file.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +162,7 @@ def ranks_figure(runs: Sequence[RankTrace], path: str | Path | None = None, *, x
     assert runs, "no run to draw"
     columns = min(len(runs), 4 if len(runs) > 6 else 3 if len(runs) != 4 else 2)
     rows = math.ceil(len(runs) / columns)
-    figure = Figure(figsize=(max(2.75 * columns + 0.3, 6.4), 2.2 * rows + 1.25), dpi=DPI)
+    figure = Picture(figsize=(max(2.75 * columns + 0.3, 6.4), 2.2 * rows + 1.25), dpi=DPI)
     reading = (
         "Target above online (blue area): dimensions grow. Below (purple, hatched): they collapse.\n"
         "Effective rank of a batch's correlation matrix; the last reading is beside each line."

@@ -64,7 +64,7 @@ def announce(plan: Plan) -> None:
     for label, style, lines in (
         ("data", "dim", plan.train.notes),
         ("preset", "dim", plan.notes),
-        ("warning", "yellow", plan.warnings),
+        ("warning", "yellow", (*plan.differences, *plan.warnings)),
     ):
         for line in lines:
             say("  ", (f"{label}:", style), f" {line}")
@@ -121,6 +121,8 @@ def show_scores(found: RunScores) -> None:
     from rankgap.evaluate.scores import SCORES
 
     say((found.title, "bold"), f", on {found.images:,} of its images")
+    for note in found.notes:
+        say(("warning:", "yellow"), f" {note}")
     checkpoints = list(found.rated)
     for start in range(0, len(checkpoints), ACROSS):
         names = checkpoints[start : start + ACROSS]
@@ -208,37 +210,7 @@ def show_assessment(found: Assessment, picture: Path) -> None:
         found: the pair, assessed.
         picture: the picture's file.
     """
-    kinds = {(True, False): "low-pass", (False, True): "high-pass", (True, True): "constant"}
-    flow, baseline = (each.erank_online.tolist() for each in (found.flow, found.baseline))
-    time = float(found.flow.times[-1]) / found.unit
-    ended = ", where directions die out" if found.dies_out else ""
-    rows = {
-        "spectrum": f"{found.reference.name}: erank {found.erank:.1f}, {found.null} null",
-        "gains": ", ".join(
-            f"{side} {found.names[side]} ({kinds.get((gain.is_low_pass, gain.is_high_pass), 'neither')})"
-            for side, gain in found.gains.items()
-        ),
-        "pair": f"{found.kind}: online against target, score {found.score:+.2f}",
-        "erank": f"online {found.erank_online:.1f}, target {found.erank_target:.1f}: "
-        f"rank difference {found.rank_difference:+.1f}",
-        "filter lemma": "\n".join(
-            f"{side}: {lemma.claim}, {lemma.left:.1f} >= {lemma.right:.1f}"
-            if lemma.premise
-            else f"{side}: promises nothing"
-            for side, lemma in found.lemmas.items()
-        ),
-        "linear flow": f"online erank {flow[0]:.1f} -> {flow[-1]:.1f} by time {time:.3g}{ended}; "
-        f"{found.rate:+.1f} per unit of time at first\nwithout filters {baseline[0]:.1f} -> {baseline[-1]:.1f}",
-        "dynamic range": ", ".join(f"{name} {spread:.3g}" for name, spread in found.ranges.items()),
-        "rounding": "\n".join(
-            f"{each.dtype}: online {each.rounding_online:.1g} of the energy, target {each.rounding_target:.1g}"
-            for each in found.numerics
-        ),
-        "largest output": "\n".join(
-            f"{each.dtype}: {each.largest:.1g} of the largest number it can hold" for each in found.numerics
-        ),
-    }
-    console.print(_facts(found.title, rows))
+    console.print(_facts(found.title, found.facts()))
     for warning in (warnings := found.warnings()):
         say(("warning:", "yellow"), f" {warning}")
     if not warnings:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import UserError, unknown
+from rankgap.spectra.float64 import double, with_float64
 from rankgap.spectra.gram import EPS64, check_batch, lower_gram, singular_values, solve_gram
 
 Convention = Literal["correlation", "features"]
@@ -63,7 +64,7 @@ def checked_spectrum(z: Tensor, name: str, *, center: bool = False, shares: bool
             these shares moved no effective rank by more than 4e-5 for any spectrum tried (a test checks this).
     """
     check_batch(z, name)
-    z = z.detach()
+    z = with_float64(z.detach())
     norm = torch.linalg.vector_norm(z, dim=(-2, -1), dtype=torch.promote_types(z.dtype, torch.float32))
     if not norm.isfinite().all():
         if not z.isfinite().all():
@@ -160,5 +161,5 @@ def mean_energy(z: Tensor) -> Tensor:
     Returns:
         (...), float64, no gradient.
     """
-    z = z.detach().double()
+    z = double(z.detach())
     return z.shape[-2] * z.mean(-2).square().sum(-1) / z.square().sum((-2, -1))

@@ -1,9 +1,9 @@
 """Gram matrices, and the spectra and directions that they hold.
 
 Z is a batch of outputs whose rows are samples. Its thin SVD is Z = U diag(s) V^T with s_1 >= s_2 >= ... >= 0. Both
-factors come from the smaller Gram matrix (Z Z^T or Z^T Z) in float64, which autocast leaves alone. Squaring halves
-the digits: singular values below `RESOLUTION` s_1 cannot be told from rounding and are returned as 0. Nothing here
-carries a gradient.
+factors come from the smaller Gram matrix (Z Z^T or Z^T Z) in float64, which autocast leaves alone, on the device
+that `float64_device` names. Squaring halves the digits: singular values below `RESOLUTION` s_1 cannot be told from
+rounding and are returned as 0. Nothing here carries a gradient.
 
 Shapes: N rows (samples), D columns (features), R = min(N, D), `...` leading batch dimensions.
 Every decomposition waits for a GPU, because torch reads its status on the host.
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import NonFiniteError, UserError
+from rankgap.spectra.float64 import double
 
 _Solution = TypeVar("_Solution")
 
@@ -147,7 +148,7 @@ def gram_basis(z: Tensor, step: str) -> Basis:
         NonFiniteError: `z` has a NaN or an infinity.
         RuntimeError: the decomposition did not converge, even with jitter.
     """
-    return eigenbasis(lower_gram(z.detach().double()), rank_tolerance(z.shape[-2], z.shape[-1], z.dtype), step)
+    return eigenbasis(lower_gram(double(z.detach())), rank_tolerance(z.shape[-2], z.shape[-1], z.dtype), step)
 
 
 def svd_basis(z: Tensor, step: str) -> Basis:
@@ -163,7 +164,7 @@ def svd_basis(z: Tensor, step: str) -> Basis:
     """
     if not z.sum().isfinite():
         raise NonFiniteError(f"{step}: the input is not finite")
-    u, s, vt = torch.linalg.svd(z.detach().double(), full_matrices=False)
+    u, s, vt = torch.linalg.svd(double(z.detach()), full_matrices=False)
     keep = s > rank_tolerance(z.shape[-2], z.shape[-1], z.dtype) * s[..., :1]
     return Basis(s, u if z.shape[-2] <= z.shape[-1] else vt.mT, keep)
 
@@ -181,7 +182,7 @@ def singular_values(z: Tensor, *, center: bool = False) -> Tensor:
         NonFiniteError: `z` has a NaN or an infinity.
         RuntimeError: the decomposition did not converge, even with jitter.
     """
-    z = z.detach().double()
+    z = double(z.detach())
     if center:
         z = z - z.mean(-2, keepdim=True)
     return gram_singular_values(lower_gram(z), "singular values")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rankgap.errors import NonFiniteError, UserError, unknown
 from rankgap.spectra.effective_rank import effective_rank_of
+from rankgap.spectra.float64 import double
 from rankgap.spectra.gram import check_batch, eigenbasis, gram_singular_values, lower_gram, rank_tolerance
 
 Side = Literal["online", "target"]  # the branches of a model
@@ -29,9 +30,9 @@ _PAIR = "a pair of branches"
 _TIE = 1e-6  # gains with a smaller relative difference count as equal
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class PairSpectrum:
-    """How the online output relates to the target's, over one batch or many.
+    """How the online output relates to the target's, over one batch or many; printed, it is a table.
 
     Args:
         spectrum_online: singular values of P (R,), descending.
@@ -75,6 +76,17 @@ class PairSpectrum:
     def transfer_score(self) -> Tensor:
         """The `low_pass_score` of the transfer, which leaves out energy that leaks in from other directions."""
         return low_pass_score(self.spectrum_target[: len(self.transfer)], self.transfer)
+
+    def __repr__(self) -> str:
+        rows = {
+            "rows": f"{self.rows:,}" + ("" if self.step is None else f", step {self.step:,}"),
+            "effective rank, online": f"{self.erank_online:.2f} of {len(self.spectrum_online)}",
+            "effective rank, target": f"{self.erank_target:.2f} of {len(self.spectrum_target)}",
+            "rank difference": f"{self.rank_difference:+.2f}   (above 0: dimensions grow)",
+            "eigenspace alignment": f"{self.eigenspace_alignment.mean():.2f}   (1: the same directions)",
+            "low-pass score": f"{self.low_pass_score:+.2f}   (+1: low-pass, -1: high-pass)",
+        }
+        return "\n".join(f"{name:<24}{value}" for name, value in rows.items())
 
     def plain(self) -> dict[str, Any]:
         """The fields by name, ready for JSON: columns become lists of numbers with five significant digits."""
@@ -140,7 +152,7 @@ def pair_spectrum(online: Tensor, target: Tensor) -> PairSpectrum:
         )
     if not online.isfinite().all():
         raise NonFiniteError(f"{_PAIR}: the online batch is not finite")
-    p, t = online.detach().double(), target.detach().double()
+    p, t = double(online.detach()), double(target.detach())
     n, d = t.shape
     lower = lower_gram(p).tril()
     grams = PairGrams(
@@ -284,7 +296,7 @@ def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
     Returns:
         0-d, in [-1, 1], float64. Memory use grows as R^2.
     """
-    s, g = s.double(), g.double()
+    s, g = double(s), double(g)
     rises = torch.sign(s[:, None] - s)
     larger = torch.where(
         (g[:, None] - g).abs() > _TIE * torch.maximum(g[:, None].abs(), g.abs()), torch.sign(g[:, None] - g), 0.0

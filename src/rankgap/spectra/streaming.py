@@ -13,11 +13,12 @@ from torchmetrics import Metric
 
 from rankgap.errors import UserError
 from rankgap.spectra.effective_rank import Convention, effective_rank_of
+from rankgap.spectra.float64 import KeepsFloat64
 from rankgap.spectra.pair import PairSpectrum
 from rankgap.spectra.sums import PairSums, RowSums
 
 
-class EffectiveRank(Metric):
+class EffectiveRank(KeepsFloat64, Metric):
     """Effective rank of all rows seen, as `spectra.effective_rank` computes it for one batch.
 
     Args:
@@ -72,7 +73,7 @@ class EffectiveRank(Metric):
         return RowSums(self.gram, self.total, self.rows)
 
 
-class PairSpectra(Metric):
+class PairSpectra(KeepsFloat64, Metric):
     """The `PairSpectrum` of paired outputs, over all rows seen.
 
     Args:

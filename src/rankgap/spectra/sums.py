@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import UserError
+from rankgap.spectra.float64 import double
 from rankgap.spectra.gram import RESOLUTION, check_batch, gram_singular_values
 from rankgap.spectra.pair import PairGrams, PairSpectrum, spectrum_of_grams
 from rankgap.spectra.processes import is_distributed, world_sum
@@ -81,7 +82,7 @@ class PairSums:
 
     @classmethod
     def zeros(cls, width: int, device: torch.device | None = None) -> Self:
-        """The sums over no rows, for D columns."""
+        """The sums over no rows, for D columns, on a device with float64 (`float64_device`)."""
         online, target, cross = (_square(width, device) for _ in range(3))
         return cls(online, target, cross, torch.tensor(0, device=device))
 
@@ -137,7 +138,7 @@ def _checked(z: Tensor, width: int, name: str) -> Tensor:
         raise UserError(f"{name} expects a batch (N, {width}), got {tuple(z.shape)}")
     if not z.isfinite().all():
         raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
-    return z.detach().double()
+    return double(z.detach())
 
 
 def _counted(rows: Tensor) -> int:

@@ -71,9 +71,9 @@ class Numerics:
     largest: float
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Assessment:
-    """The expected effect of a pair of filters on a reference spectrum.
+    """The expected effect of a pair of filters on a reference spectrum; printed, it is a table.
 
     Args:
         reference: the spectrum.
@@ -178,6 +178,43 @@ class Assessment:
             return "neither low- nor high-pass"
         name = "low-pass" if self.score > 0 else "high-pass"
         return name if abs(self.score) > 1 - _TIE else f"mostly {name}"
+
+    def facts(self) -> dict[str, str]:
+        """What was assessed and found, ready to be shown as a table."""
+        kinds = {(True, False): "low-pass", (False, True): "high-pass", (True, True): "constant"}
+        flow, baseline = (each.erank_online.tolist() for each in (self.flow, self.baseline))
+        time = float(self.flow.times[-1]) / self.unit
+        ended = ", where directions die out" if self.dies_out else ""
+        return {
+            "spectrum": f"{self.reference.name}: erank {self.erank:.1f}, {self.null} null",
+            "gains": ", ".join(
+                f"{side} {self.names[side]} ({kinds.get((gain.is_low_pass, gain.is_high_pass), 'neither')})"
+                for side, gain in self.gains.items()
+            ),
+            "pair": f"{self.kind}: online against target, score {self.score:+.2f}",
+            "erank": f"online {self.erank_online:.1f}, target {self.erank_target:.1f}: "
+            f"rank difference {self.rank_difference:+.1f}",
+            "filter lemma": "\n".join(
+                f"{side}: {lemma.claim}, {lemma.left:.1f} >= {lemma.right:.1f}"
+                if lemma.premise
+                else f"{side}: promises nothing"
+                for side, lemma in self.lemmas.items()
+            ),
+            "linear flow": f"online erank {flow[0]:.1f} -> {flow[-1]:.1f} by time {time:.3g}{ended}; "
+            f"{self.rate:+.1f} per unit of time at first\nwithout filters {baseline[0]:.1f} -> {baseline[-1]:.1f}",
+            "dynamic range": ", ".join(f"{name} {spread:.3g}" for name, spread in self.ranges.items()),
+            "rounding": "\n".join(
+                f"{each.dtype}: online {each.rounding_online:.1g} of the energy, target {each.rounding_target:.1g}"
+                for each in self.numerics
+            ),
+            "largest output": "\n".join(
+                f"{each.dtype}: {each.largest:.1g} of the largest number it can hold" for each in self.numerics
+            ),
+        }
+
+    def __repr__(self) -> str:
+        rows = [f"{name:<16}{line}" for name, text in self.facts().items() for line in text.splitlines()]
+        return "\n".join([self.title, *rows, *(f"warning: {text}" for text in self.warnings())])
 
     def warnings(self) -> list[str]:
         """The reasons against the pair, each with what to change."""

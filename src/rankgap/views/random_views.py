@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,8 @@ _BLOCK = 2**19  # values to process at once on a CPU
 class Parameters(NamedTuple):
     """The random numbers of V views of B images; all are (V, B). Crops are in pixels of the original images.
 
-    For an image that is not jittered, the three factors are 1 and the hue shift, in turns, is 0.
+    For an image that is not jittered, the three factors are 1 and the hue shift, in turns, is 0. `quarters` is the
+    number of quarter turns, counter-clockwise.
     """
 
     top: Tensor
@@ -45,6 +47,8 @@ class Parameters(NamedTuple):
     grey: Tensor
     blur: Tensor
     solarize: Tensor
+    vertical_flip: Tensor
+    quarters: Tensor
 
 
 def _ranges(config: ViewConfig) -> list[tuple[float, float]]:
@@ -117,8 +121,9 @@ class Views(nn.Module):
     """Several random views of each image of a batch, normalised.
 
     A view is cropped, flipped and resized, jittered in colour, made grey, blurred and solarised, in this order and
-    with torchvision's probabilities and parameters (`ViewConfig`). The pixels differ from those of torchvision on
-    PIL images in three ways (tests bound the mean difference):
+    with torchvision's probabilities and parameters (`ViewConfig`). Last, it may be flipped vertically and turned by
+    quarters, which resamples nothing. The pixels differ from those of torchvision on PIL images in three ways
+    (tests bound the mean difference):
 
     * the four jitters come in the order brightness, contrast, saturation, hue, which torchvision shuffles;
     * hue is a rotation of RGB about the grey axis, while torchvision shifts it in HSV (see `colour`);
@@ -144,6 +149,7 @@ class Views(nn.Module):
 
     ranges: Tensor
     chances: Tensor
+    orientation: Tensor
     ratio: Tensor
     luma: Tensor
     basis: Tensor
@@ -163,6 +169,7 @@ class Views(nn.Module):
         constants = {
             "ranges": torch.tensor([_ranges(c) for c in configs]).mT[..., None],  # (V, 2, 27, 1)
             "chances": torch.tensor([_chances(c) for c in configs])[..., None],  # (V, 5, 1)
+            "orientation": torch.tensor([(c.vertical_flip, c.turn) for c in configs])[..., None],  # (V, 2, 1)
             "ratio": torch.tensor([c.ratio for c in configs])[..., None],  # (V, 2, 1)
             "luma": luma_weights(len(mean)),
             "basis": colour_basis(len(mean)),  # (4, C*C)
@@ -203,10 +210,22 @@ class Views(nn.Module):
             for u, free in ((y, height - h), (z, width - w))
         )
         brightness, contrast, saturation = (torch.where(jitter, factor, 1.0) for factor in factors)
-        hue = torch.where(jitter, hue, 0.0)
-        return Parameters(
-            top, left, h, w, brightness, contrast, saturation, hue, sigma, flip, grey, blur, solarize
-        )
+        colours = brightness, contrast, saturation, torch.where(jitter, hue, 0.0)
+        orientation = self._draw_orientation(flip, generator)
+        return Parameters(top, left, h, w, *colours, sigma, flip, grey, blur, solarize, *orientation)
+
+    def _draw_orientation(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """The vertical flips, bool, and the quarter turns, int64, both as large as `like` (V, B).
+
+        Where no view has any, no random number is used, so that all others stay what they were.
+        """
+        if not any(config.vertical_flip or config.turn for config in self.configs):
+            return torch.zeros_like(like), torch.zeros_like(like, dtype=torch.int64)
+        uniform = torch.rand((2, *like.shape), generator=generator, device=like.device)
+        vertical_flip, turn = self.orientation.unbind(1)  # (V, 1)
+        # Below `turn`, its thirds are one, two and three quarters.
+        thirds = (3 * uniform[1] / turn.clamp(min=1e-9)).clamp(max=3.0).long().clamp(max=2)
+        return uniform[0] < vertical_flip, torch.where(uniform[1] < turn, 1 + thirds, 0)
 
     def forward(
         self, images: Tensor, sizes: Tensor | None = None, generator: torch.Generator | None = None
@@ -255,6 +274,10 @@ class Views(nn.Module):
                         _apply_(out[at], p.blur[at], _blur, p.sigma[at])
                     if config.solarize_p > 0:
                         _apply_(out[at], p.solarize[at], self._solarize)
+                    if config.vertical_flip > 0:
+                        _apply_(out[at], p.vertical_flip[at], partial(torch.flip, dims=(1,)))
+                    for k in (1, 2, 3) if config.turn > 0 else ():
+                        _apply_(out[at], p.quarters[at] == k, partial(torch.rot90, k=k, dims=(1, 2)))
         return out.permute(0, 1, 4, 2, 3)
 
     def _kernel(self, distances: Tensor) -> Tensor:

@@ -16,10 +16,15 @@ Interpolation = Literal["bicubic", "bilinear"]
 class ViewConfig:
     """The distribution of one view; names and meanings are torchvision's.
 
+    Microscope and satellite images have no top: with `vertical_flip=0.5, turn=0.75` their eight orientations are
+    equally likely.
+
     Args:
         scale: the smallest and largest area of the crop, as shares of the image's area in (0, 1].
         ratio: the smallest and largest width / height of the crop, which is drawn uniformly in its logarithm.
         flip: probability of a horizontal flip.
+        vertical_flip: probability of a vertical flip.
+        turn: probability of a turn by one, two or three quarters, which are equally likely.
         jitter: strengths s of brightness, contrast, saturation (factor in [max(0, 1 - s), 1 + s]) and hue (shift
             in [-s, s] turns, s at most 0.5).
         jitter_p: probability of the jitter; all four are jittered, or none.
@@ -36,6 +41,8 @@ class ViewConfig:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+    vertical_flip: float = 0.0
+    turn: float = 0.0
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     jitter_p: float = 0.8
     grey_p: float = 0.2
@@ -55,7 +62,7 @@ class ViewConfig:
                 raise UserError(
                     f"expected {name}=(smallest, largest) with 0 < smallest <= largest, got {(low, high)}"
                 )
-        for name in ("flip", "jitter_p", "grey_p", "blur_p", "solarize_p"):
+        for name in ("flip", "vertical_flip", "turn", "jitter_p", "grey_p", "blur_p", "solarize_p"):
             if not 0 <= (p := getattr(self, name)) <= 1:
                 raise UserError(f"expected {name} to be a probability in [0, 1], got {p}")
         if not (all(0 <= s < math.inf for s in self.jitter[:3]) and 0 <= self.jitter[3] <= 0.5):

@@ -48,9 +48,11 @@ class Watcher:
         self.online, self.target, self.every, self.stacked = online, target, every, stacked
         self.thresholds, self.on_alarm = thresholds, on_alarm
         self.monitor: RankMonitor | None = None
+        self._logged = 0
 
     def attach(self, model: nn.Module) -> None:
         """Hook the modules."""
+        self._logged = 0
         self.monitor = RankMonitor(
             model, self.online, self.target, every=self.every, stacked=self.stacked, thresholds=self.thresholds
         ).__enter__()
@@ -63,8 +65,10 @@ class Watcher:
     def look(self) -> tuple[dict[str, float], bool]:
         """Call after each step; returns the ranks of a new reading, if any, and whether training should end."""
         assert self.monitor is not None
-        reading, alarm = self.monitor.news()
-        ranks = {} if reading is None else {name: getattr(reading, name) for name in RANKS}
+        history, logged = self.monitor.history, self._logged
+        self._logged = len(history)
+        ranks = {name: getattr(history[-1], name) for name in RANKS} if len(history) > logged else {}
+        alarm = self.monitor.news()
         if alarm is None:
             return ranks, False
         if callable(self.on_alarm):

@@ -3,23 +3,26 @@
     with RankMonitor(model, online="predictor", target="projector") as monitor:
         for images in loader:
             ...                      # forward, backward, step, as usual
-            if monitor.diagnosis:
-                print(monitor.diagnosis)
-    monitor.compute().rank_difference
+            if alarm := monitor.news():  # each fault once, when it begins
+                print(alarm)
+    print(monitor.compute())
 
 Shapes: V views, B images, N rows, D columns.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from torch import Tensor, nn
 
 from rankgap.errors import UserError
+from rankgap.spectra.float64 import float64_device
 from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import PairSpectrum, Side, pair_spectrum
 from rankgap.spectra.sums import PairSums
@@ -34,11 +37,16 @@ class RankMonitor:
 
     With a model, forward hooks on two of its modules collect their outputs. A step ends where gradients first
     reach an online output, so a module may run once per view or once for all views. `opposite_views` then says
-    which views are compared. Passes in evaluation mode or without gradient are skipped. Nothing is copied, and
-    leaving the `with` block removes the hooks. Without a model, call `update`.
+    which views are compared. Passes in evaluation mode or without gradient are skipped. Nothing is copied; the
+    batch that was read last stays in memory for `batch_spectrum`. Leaving the `with` block removes the hooks.
+    Without a model, call `update`.
 
     Rows add up in float64 (`spectra.sums.PairSums`) until `reset`. Under `torch.distributed` every process must
     call `compute`, which sums over processes. Readings and diagnosis are those of this process's own batches.
+
+    In the loop, `news` returns each fault once, when it begins; `diagnosis` is the state at any time. Afterwards,
+    `print(monitor.compute())` shows a table, `to_csv` writes the readings, `pandas.DataFrame(monitor.history)`
+    takes them, and `rankgap.plot(monitor)` draws both ranks.
 
     Args:
         model: the model, wrapped by DDP or not; None to call `update` by hand.
@@ -52,8 +60,12 @@ class RankMonitor:
 
     Attributes:
         step: number of steps counted so far.
-        history: the readings so far.
-        diagnosis: diagnosis of the newest readings.
+        history: the readings so far (`Reading`, a named tuple), oldest first.
+        diagnosis: what is wrong according to the newest readings: `bool(diagnosis)` is False if nothing is.
+        doctor: the `Doctor` that makes the diagnosis.
+        every: steps from one reading to the next.
+        stacked: number of views in one output.
+        window: whether there are running sums for `compute`.
 
     Raises:
         UserError: the model has no such module (the nearest names are listed).
@@ -99,7 +111,7 @@ class RankMonitor:
             )
         self._sums: PairSums | None = None
         self._newest: tuple[int, Tensor, Tensor, Tensor] | None = None  # step, P, P of T's view, and T
-        self._told, self._known = 0, self.diagnosis.kind
+        self._news: Diagnosis | None = None
 
     def __enter__(self) -> Self:
         """Hook the modules."""
@@ -150,7 +162,7 @@ class RankMonitor:
             self._newest = reading.step, p, same_view(online, target).detach(), t
             if self.window:
                 if self._sums is None or self._sums.width != p.shape[1]:
-                    self._sums = PairSums.zeros(p.shape[1], p.device)
+                    self._sums = PairSums.zeros(p.shape[1], float64_device(p))
                 self._sums.add(p, t)
         return self.diagnosis
 
@@ -158,25 +170,33 @@ class RankMonitor:
         """Continue from the readings of an interrupted run; `news` does not report them again."""
         for reading in history:
             self._take(reading)
-        self._told, self._known = len(self.history), self.diagnosis.kind
+        self._news = None
 
     def _take(self, reading: Reading) -> None:
+        known = self.diagnosis.kind
         self.history.append(reading)
         self.diagnosis = self.doctor(reading)
         self.step = reading.step + 1
+        if self.diagnosis and self.diagnosis.kind != known:
+            self._news = self.diagnosis
 
-    def news(self) -> tuple[Reading | None, Diagnosis | None]:
-        """The newest reading and a diagnosis of a new kind, each returned only once; for callbacks.
+    def news(self) -> Diagnosis | None:
+        """The fault that has begun since the last call, or None. Each fault is returned once; see `diagnosis`."""
+        news, self._news = self._news, None
+        return news
 
-        Returns:
-            The reading, or None if there was none since the last call; and the diagnosis, or None if all is well
-            or nothing new is wrong.
+    def to_csv(self, path: str | Path) -> None:
+        """Write the readings as a table: a row for each, a column for each field of `Reading`.
+
+        Raises:
+            UserError: the file cannot be written.
         """
-        if len(self.history) == self._told:
-            return None, None
-        self._told = len(self.history)
-        known, self._known = self._known, self.diagnosis.kind
-        return self.history[-1], self.diagnosis if self.diagnosis and self._known != known else None
+        try:
+            with open(path, "w", newline="", encoding="utf-8") as file:
+                table = csv.writer(file, lineterminator="\n")
+                table.writerows([Reading._fields, *self.history])
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
     def batch_spectrum(self) -> PairSpectrum:
         """The record of the rows that were read last, computed on request.

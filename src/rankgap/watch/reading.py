@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rankgap.spectra.effective_rank import effective_rank_of, mean_energy
+from rankgap.spectra.float64 import with_float64
 from rankgap.spectra.gram import singular_values
 
 
@@ -64,7 +65,7 @@ def read(online: Tensor, target: Tensor, step: int) -> Reading:
     """Take a reading of P (N, D) and T (N, D); it waits for a GPU."""
     if not (online.isfinite().all() and target.isfinite().all()):
         return Reading(step, finite=False)
-    p, t = online.detach().float(), target.detach().float()
+    p, t = (with_float64(z.detach().float()) for z in (online, target))
     s_online, s_target = singular_values(p), singular_values(t)
     erank_online, erank_target = effective_rank_of(s_online), effective_rank_of(s_target)
     values = {

@@ -7,7 +7,7 @@ nest under its branch and its name, `target.sinkhorn.eps`, as the map itself def
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -116,7 +116,8 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
     Args:
         recipe: the recipe to start from.
-        settings: dotted keys and values: {"optimizer.lr": 0.1, "projector.widths": [512, 128], "views.0.flip": 0}.
+        settings: dotted keys and values: {"optimizer.lr": 0.1, "projector.widths": [512, 128], "views.0.flip": 0};
+            * stands for each item of a list: {"views.*.flip": 0}.
 
     Raises:
         UserError: an unknown key or a value of the wrong type.
@@ -127,29 +128,37 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
             name: plain(recipe.of(side).get(name, kind.options)) for name, kind in kinds_on(side).items()
         }
     for key, value in settings.items():
-        *path, last = key.split(".")
-        place: Any = values
-        for part in path:
-            place = _inside(place, part)
-        if isinstance(place, list) and last.isdigit() and int(last) < len(place):
-            place[int(last)] = value
-        elif isinstance(place, dict) and last in place:
-            place[last] = value
-        else:
-            raise unknown("setting", key, _keys(values))
+        parts = key.split(".")
+        if not _set(values, parts, value):
+            raise unknown("setting", key, _keys(values, parts))
     return recipe_from(values, "recipe")
 
 
-def _inside(place: Any, part: str) -> Any:
-    if isinstance(place, list) and part.isdigit() and int(part) < len(place):
-        return place[int(part)]
-    return place.get(part) if isinstance(place, dict) else None
+def _set(place: Any, path: Sequence[str], value: Any) -> bool:
+    """Set what a path leads to; False if it leads nowhere."""
+    part, *rest = path
+    keys: list[Any] = [part] if isinstance(place, dict) and part in place else []
+    if isinstance(place, list):
+        keys = [i for i in range(len(place)) if part in ("*", str(i))]
+    for key in keys:
+        if not rest:
+            place[key] = value
+        elif not _set(place[key], rest, value):
+            return False
+    return bool(keys)
 
 
-def _keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of nested values."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
+def _keys(place: Any, asked: Sequence[str]) -> Iterator[str]:
+    """The dotted keys of nested values. Items of a list are those that were asked for, or a * for all of them."""
+    part, *rest = asked or ("",)
+    if isinstance(place, dict):
+        inner = [(str(key), value) for key, value in place.items()]
+    elif isinstance(place, list) and any(isinstance(item, dict) for item in place):
+        one = int(part) if part.isdigit() and int(part) < len(place) else None
+        inner = [("*", place[0])] if one is None else [(part, place[one])]
+    else:
+        yield ""
+        return
+    for key, value in inner:
+        for below in _keys(value, rest):
+            yield f"{key}.{below}" if below else key

@@ -1,0 +1,206 @@
+"""Images given from Python: arrays, tensors, PIL images and paths, read by the rules for files.
+
+Shapes: N images, C channels, (H, W) size of an image, S stored side.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rankgap.data.containers import Arrays, Encoded
+from rankgap.data.decoding import ImageError, convert, encode
+from rankgap.data.encoded import EncodedImages, header_of
+from rankgap.data.labels import number
+from rankgap.data.loading import stored_size
+from rankgap.data.names import shown
+from rankgap.data.npy import Pixels, check_axes, to_8_bits
+from rankgap.data.sources import GIVEN
+from rankgap.data.splits import Source, Split
+from rankgap.errors import UserError
+
+_FEW = 4  # channels that no one takes for a side
+
+Stack = Tensor | npt.NDArray[Any]
+
+
+def pixels(images: Stack, channels: int | None = None) -> Tensor:
+    """Decoded images as uint8, channels first.
+
+    Channels are the axis that is at most 4 long, or as long as `channels`. Where that fits neither axis, they come
+    first in a tensor and last in an array; where it fits both, an array is refused.
+
+    Args:
+        images: uint8 or uint16, one image (H, W), (H, W, C) or (C, H, W), or N of them with four axes.
+        channels: the number of channels to convert to; None keeps them.
+
+    Returns:
+        (C, H, W), or (N, C, H, W).
+
+    Raises:
+        UserError: another type or shape, or channels that cannot be converted.
+    """
+    is_tensor = isinstance(images, Tensor)
+    array: npt.NDArray[Any] = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+    if array.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"expected images of uint8 (0 to 255), got {array.dtype}; if the values lie in [0, 1], pass "
+            f"{'(255 * images).round().byte()' if is_tensor else '(255 * images).round().astype(numpy.uint8)'}"
+        )
+    if array.ndim not in (2, 3, 4) or 0 in array.shape:
+        raise UserError(f"expected images (H, W), (H, W, C) or N of them (N, H, W, C), got {array.shape}")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    elif _channels_first(array.shape[-3:], channels, is_tensor=is_tensor):
+        array = np.moveaxis(array, -3, -1)
+    values = to_8_bits(array)
+    try:
+        values = values if channels is None else convert(values, channels)
+    except ImageError as error:
+        raise UserError(f"images of shape {tuple(images.shape)}: {error}") from error
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, -3)))
+
+
+def _channels_first(shape: Sequence[int], channels: int | None, *, is_tensor: bool) -> bool:
+    first, _, last = shape
+    if (first == channels) != (last == channels):
+        return first == channels
+    if (first <= _FEW) != (last <= _FEW):
+        return first <= _FEW
+    if not is_tensor and first <= _FEW:
+        raise UserError(f"which axis of {tuple(shape)} holds the channels? Pass a tensor of (C, H, W)")
+    if not is_tensor:
+        try:
+            check_axes(tuple(shape))
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    return is_tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A sequence of images, each as a file would hold it, so that the decoder for files decides everything.
+
+    Args:
+        images: PIL images, paths, arrays or tensors; or pairs whose first entry is one of these, as torchvision's
+            data sets have them.
+    """
+
+    images: Sequence[Any] | Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def open(self, index: int) -> BinaryIO:
+        """The image as an open file."""
+        image = self.images[index]
+        if isinstance(image, tuple) and image:
+            image = image[0]
+        if isinstance(image, str | os.PathLike):
+            return open(image, "rb")
+        if isinstance(image, Image.Image):
+            return encode(image)
+        if isinstance(image, Tensor | np.ndarray):
+            return _as_npy(pixels(image).permute(1, 2, 0).numpy())
+        raise ImageError(
+            f"expected a PIL image, a path, or an array or tensor of uint8, got {type(image).__name__}"
+        )
+
+    def short(self, index: int) -> str:
+        """The image's number."""
+        return f"image {index}"
+
+    def name(self, index: int) -> str:
+        """The image's path if it is one, else its number."""
+        image = self.images[index]
+        return shown(os.fsdecode(image)) if isinstance(image, str | os.PathLike) else self.short(index)
+
+    def entries(self) -> Iterator[tuple[bytes, int]]:
+        """Numbers alone: to know the sizes, every image would have to be encoded."""
+        return ((b"%d" % index, 0) for index in range(len(self)))
+
+
+def _as_npy(array: Pixels) -> BinaryIO:
+    file = io.BytesIO()
+    np.save(file, array)
+    file.seek(0)
+    return file
+
+
+def decode_item(items: Items, index: int, *, size: int, channels: int) -> tuple[Tensor, Tensor]:
+    """Decode one image as a run decodes its own.
+
+    Args:
+        items: the images.
+        index: which one.
+        size: side of the view in pixels; it decides S (`stored_size`).
+        channels: C, to which the image is converted.
+
+    Returns:
+        (1, C, S, S) uint8, and (1, 2) int32: height and width of the original.
+
+    Raises:
+        UserError: the image cannot be read or converted; the message names it.
+    """
+    decoder = EncodedImages(
+        source=items,
+        rows=np.array([index]),
+        size=stored_size([header_of(items, index)], size),
+        channels=channels,
+        convert=True,
+        example="",
+        threads=False,
+    )
+    return decoder.read([0])
+
+
+def given_source(images: Any, labels: Any = None, test: Any = None, test_labels: Any = None) -> Source:
+    """Training and test images from Python as a data set.
+
+    Args:
+        images: a stack (N, H, W, C), (N, C, H, W) or (N, H, W) of uint8, or a sequence as in `Items`.
+        labels: N labels of any kind, or None.
+        test: test images, or None.
+        test_labels: their labels, or None.
+
+    Raises:
+        UserError: something else than images, or not one label for each.
+    """
+    given = {"train": (images, labels)} | ({} if test is None else {"test": (test, test_labels)})
+    sets = {name: _images(f"{GIVEN} {name}", each) for name, (each, _) in given.items()}
+    values = {name: _values(name, of, len(sets[name])) for name, (_, of) in given.items() if of is not None}
+    numbers, classes = number(values, "train") if "train" in values else ({}, [])
+    splits = {
+        name: Split(each, numbers.get(name), classes if name in numbers else None) for name, each in sets.items()
+    }
+    return Source(GIVEN, splits["train"], splits.get("test"))
+
+
+def _images(label: str, images: Any) -> Encoded:
+    if isinstance(images, Tensor | np.ndarray) and images.dtype != object:
+        if images.ndim not in (3, 4):
+            raise UserError(f"{label}: expected a stack of images (N, H, W, C), got {tuple(images.shape)}")
+        stack = pixels(images[:, None] if images.ndim == 3 else images)
+        return Arrays(label, stack) if stack.shape[2] == stack.shape[3] else Items(stack)
+    if isinstance(images, str | bytes) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
+        raise UserError(
+            f"{label}: expected an array or tensor (N, H, W, C) of uint8, or a sequence of images, got "
+            f"{type(images).__name__}"
+        )
+    return Items(images)
+
+
+def _values(name: str, labels: Any, count: int) -> list[Hashable]:
+    values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    if len(values) != count:
+        raise UserError(f"expected one label for each of {count} {name} images, got {len(values)}")
+    return values

@@ -1,0 +1,111 @@
+"""Training from Python or a notebook: `rankgap train` with images and a model of one's own."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rankgap.data.given import given_source
+from rankgap.data.sources import GIVEN
+from rankgap.errors import InterruptedRunError, UserError
+from rankgap.run.config import TrainConfig
+from rankgap.run.encoder import TrainedEncoder, load_encoder
+from rankgap.run.plan import Given
+from rankgap.run.reader import plain, read_fields
+from rankgap.run.trainer import resumed
+from rankgap.run.trainer import train as run
+from rankgap.show.progress import Progress
+from rankgap.show.terminal import announce
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A finished run.
+
+    Args:
+        folder: its run folder, which every command takes: `rankgap report FOLDER`.
+        results: the contents of its `results.json`: accuracies, ranks, alarms.
+        model: the module that was trained, if it was the user's own.
+    """
+
+    folder: Path
+    results: dict[str, Any] = field(repr=False)
+    model: nn.Module | None = None
+
+    @property
+    def encoder(self) -> TrainedEncoder:
+        """The trained encoder, as `load_encoder` gives it."""
+        return load_encoder(self.folder, model=copy.deepcopy(self.model))
+
+
+def train(
+    images: Any,
+    labels: Any = None,
+    *,
+    test: Any = None,
+    test_labels: Any = None,
+    model: nn.Module | str | None = None,
+    **config: Any,
+) -> TrainedRun:
+    """Train an encoder on images, without labels, and fill a run folder.
+
+    It does what `rankgap train` does, with the same presets. Labels are used for nothing but the kNN and linear
+    accuracy at the end, which also need test images. A run can be stopped (Ctrl-C, or a notebook's stop button)
+    and finished by the same call with `resume=True`; images and a model of your own must be passed again.
+
+    Args:
+        images: a data set as `--data` names it ("folder:photos"); a stack (N, H, W, C), (N, C, H, W) or (N, H, W)
+            of uint8; or a sequence of PIL images, paths, arrays or tensors, such as a torchvision data set without
+            transforms.
+        labels: N labels of any kind; None if there are none.
+        test: test images, as `images`.
+        test_labels: their labels.
+        model: a timm name; or a module (B, C, H, W) -> (B, F), which is trained in place, from the weights it has.
+            By default `resnet_tiny` on a CPU, and `resnet18` elsewhere.
+        config: fields of `TrainConfig`, which are the flags of `rankgap train`: method="byol",
+            target="power:-0.5", epochs=20, out="runs/mine", settings={"optimizer.lr": 0.1}.
+
+    Returns:
+        The run: its folder, results and encoder.
+
+    Raises:
+        UserError: an unknown field, or one that cannot be carried out.
+        NonFiniteError: training met non-finite numbers.
+        InterruptedRunError: training was stopped; the run can be resumed.
+
+    Example:
+        >>> import rankgap as rg
+        >>> run = rg.train(images, method="simsiam", epochs=20, out="runs/mine")  # doctest: +SKIP
+        >>> features = run.encoder(images)  # doctest: +SKIP
+    """
+    if taken := {"data", "backbone"} & config.keys():
+        raise UserError(f"{taken.pop()} is not a keyword of train: pass images first, and a network as model")
+    if isinstance(images, str):
+        if (labels, test, test_labels) != (None, None, None):
+            raise UserError(f"{images} brings its own labels and test images: leave labels and test out")
+        source, config["data"] = None, images
+    else:
+        source, config["data"] = given_source(images, labels, test, test_labels), GIVEN
+    if isinstance(model, str):
+        config["backbone"] = model
+    if "out" in config:
+        config["out"] = str(config["out"])
+    # Worker processes import the calling script again on some systems; decoding runs in threads in any case.
+    fields = {"workers": 0} | read_fields(TrainConfig, plain(config), lambda name: name)
+    settings = TrainConfig(**fields)
+    if settings.resume:
+        settings = resumed(settings.path, fields)
+    module = model if isinstance(model, nn.Module) else None
+    try:
+        results = run(settings, callbacks=[Progress(settings.title)], announce=announce, own=Given(source, module))
+    except InterruptedRunError as error:
+        if source is None and module is None:  # the command can resume it too
+            raise
+        begun, _, _ = str(error).partition(";")
+        again = f"{begun}; finish it by the same call with out={str(settings.path)!r} and resume=True"
+        raise InterruptedRunError(again, error.signal) from error
+    return TrainedRun(settings.path, results, module)
