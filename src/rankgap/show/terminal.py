@@ -186,6 +186,8 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
     if len(found.broken) > BROKEN:
         say(("broken:", "red"), f" {len(found.broken) - BROKEN:,} more; --broken FILE writes the whole list")
         say(("reasons:", "red"), f" {_counts(dict(reasons.most_common()), most=8)}")
+    if found.broken:
+        say(("broken:", "red"), " mend or remove them, or train with --on-bad-image skip")
     for problem in found.problems:
         say(("training would stop:", "yellow"), f" {problem}")
     say(f"images and their views: {picture}", wrap=False)
