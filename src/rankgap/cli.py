@@ -76,6 +76,7 @@ def demo(out: str = "runs/demo", seed: int = 0) -> None:
 
 def train(**given: Any) -> None:
     """Train and evaluate an encoder, and log the ranks of both branches."""
+    from rankgap.data.names import shown
     from rankgap.run.config import TrainConfig
     from rankgap.run.processes import is_main_process
     from rankgap.run.trainer import resumed
@@ -89,7 +90,7 @@ def train(**given: Any) -> None:
     results = run(config, callbacks=[Progress(config.title)], announce=announce, other_data="data" in given)
     if is_main_process():
         show_results({config.title: results})
-        print(f"run folder: {config.path}")
+        print(f"run folder: {shown(str(config.path))}")
 
 
 def _from_file(path: str) -> dict[str, Any]:

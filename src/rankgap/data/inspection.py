@@ -80,7 +80,8 @@ class Inspection:
         images = self.images.images
         assert isinstance(images, EncodedImages)
         chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
-        return [images.source.short(int(row)) for row in images.rows[chosen]], self.images.batch(chosen)
+        names = [images.source.short(int(images.rows[k])) for k in chosen.tolist()]
+        return names, self.images.batch(chosen)
 
 
 @dataclass(slots=True)

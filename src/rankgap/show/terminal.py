@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rankgap.data.names import shown
 from rankgap.model.methods import METHODS, choices
 from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS
 from rankgap.watch.doctor import Diagnosis
@@ -55,8 +56,8 @@ def announce(plan: Plan) -> None:
     work = plan.work
     say(
         (plan.config.title, "bold"),
-        f" on {plan.config.data}: {work.images:,} images, {work.epochs} epochs of {work.steps_per_epoch} steps, "
-        f"{plan.backbone}, views of {plan.size} px",
+        f" on {shown(plan.config.data)}: {work.images:,} images, {work.epochs} epochs of {work.steps_per_epoch} "
+        f"steps, {plan.backbone}, views of {plan.size} px",
     )
     for label, style, lines in (
         ("data", "dim", plan.train.notes),

@@ -191,7 +191,7 @@ def report_page(folders: Sequence[RunFolder]) -> str:
             light=_variables(LIGHT), dark=_variables(DARK)
         ),
         body="\n".join(body),
-        figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
+        figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         plotly=get_plotlyjs(),
         script=(here / "page.js").read_text(),
     )
