@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rankgap.data.damage import identity, without_metadata
+from rankgap.data.names import said
 from rankgap.data.npy import MAGIC, Pixels, read_array, read_array_header, to_8_bits
 
 _T = TypeVar("_T")
@@ -69,7 +70,7 @@ def _attempt(work: Callable[[], _T]) -> _T:
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(" ".join(_reason(error).split())) from error
+        raise ImageError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -82,7 +83,7 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return said(error)
 
 
 def _of_metadata(look: Callable[[], _T], otherwise: _T) -> _T:

@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 
 from rankgap.data.containers import Encoded
 from rankgap.data.decoding import Header, ImageError, decode, read_header
+from rankgap.data.names import said
 from rankgap.data.npy import Pixels
 from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
@@ -73,7 +74,7 @@ def read_image(source: Encoded, index: int, look: Callable[[BinaryIO], _T]) -> _
         with source.open(index) as file:
             return look(file)
     except (OSError, ValueError) as error:  # ValueError: a path that no system takes
-        raise ImageError(getattr(error, "strerror", None) or " ".join(str(error).split())) from error
+        raise ImageError(getattr(error, "strerror", None) or said(error)) from error
 
 
 def header_of(source: Encoded, index: int) -> Header:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rankgap.data.containers import Rows
 from rankgap.data.labels import column_values, named, number
-from rankgap.data.names import shown
+from rankgap.data.names import said, shown
 from rankgap.data.scanning import is_debris
 from rankgap.data.splits import MissingDataError, Source, Split
 from rankgap.errors import UserError
@@ -88,8 +88,8 @@ def _local_tables(place: Path) -> dict[str, _Table]:
         relative = path.relative_to(folder)
         if any(map(is_debris, relative.parts)):
             continue
-        said = _SPLIT.search(relative.as_posix())
-        files.setdefault(said[1] if said else "train", []).append(path)
+        match = _SPLIT.search(relative.as_posix())
+        files.setdefault(match[1] if match else "train", []).append(path)
     if not files:
         raise MissingDataError(
             f"hf:{folder}: no .parquet files in it; for a folder of image files write folder:{folder}"
@@ -106,7 +106,7 @@ def _local_tables(place: Path) -> dict[str, _Table]:
         try:
             tables = {split: _read_tables(paths) for split, paths in files.items()}
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"hf:{place}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"hf:{shown(str(place))}: {said(error)}") from error
     return {split: table._replace(folders=beside[split]) for split, table in tables.items()}
 
 
@@ -122,7 +122,7 @@ def _load_dataset(place: str, **arguments: Any) -> dict[str, _Table]:
     try:
         found = datasets.load_dataset(**arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0]
+        reason = said(error)
         raise MissingDataError(
             f"hf:{place} cannot be loaded: {reason}; a local folder of Parquet files needs no network"
         ) from error
