@@ -26,10 +26,10 @@ _PART = 32  # images that a thread takes at once
 
 
 def in_parts(function: Callable[[range], _T], count: int, *, threads: bool = True) -> Iterator[_T]:
-    """The function's results on consecutive parts of range(count), in order, by one thread on each core.
+    """The function's results on consecutive parts of range(count), in order, computed by one thread per core.
 
-    Threads pay because Pillow decodes without Python's lock. A worker process of a `DataLoader` uses no threads,
-    because its siblings use the other cores.
+    Threads pay because Pillow decodes without Python's lock. Worker processes of a `DataLoader` use none, because
+    their siblings use the other cores.
 
     Args:
         function: what to compute on a part.
