@@ -15,7 +15,7 @@ _FORMATS = "jpg jpeg jpe jfif png bmp gif webp avif jp2 tif tiff tga ppm pgm pbm
 SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
 SOFTWARE = "rankgap"  # named in our own pictures as what they were made with
 
-# What operating systems leave, in lower case: thumbnails, bins, folder settings. A dot at the beginning also tells.
+# What operating systems leave, in lower case: thumbnails, bins, settings. So is what begins with a dot.
 _SYSTEMS = (
     "__macosx/@eadir/@tmp/#recycle/#snapshot/@recycle/@recently-snapshot/$recycle.bin/recycler/recycled/lost+found/"
     "system volume information/thumbs.db/ehthumbs.db/ehthumbs_vista.db/desktop.ini/icon\r/zbthumbnail.info/"
