@@ -529,6 +529,12 @@ def test_inspect_counts_broken_files_and_draws_a_contact_sheet(
     assert main(["inspect", f"folder:{folder}", "--method", "byol", "--out", str(sheet)]) == 0
     out = capsys.readouterr().out
     assert "broken.png" in out
+    assert "--on-bad-image skip" in out
+    picture(folder / "grey.png", mode="L")
+    assert main(["inspect", f"folder:{folder}", "--out", str(sheet)]) == 1
+    assert "training would stop: mixed channel counts; pass --channels 3" in capsys.readouterr().out
+    assert main(["inspect", f"folder:{folder}", "--channels", "3", "--out", str(sheet)]) == 0
+    assert "training would stop" not in capsys.readouterr().out
     with Image.open(sheet) as image:
         assert min(image.size) > 200
 

@@ -22,7 +22,12 @@ if TYPE_CHECKING:  # listing the commands must not load torch
     from rankgap.evaluate.evaluation import Protocol
     from rankgap.spectra.pair import Side
 
-EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = 2, 3, 130  # a run that another signal ends: 128 + its number
+EXIT_PROBLEMS, EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = (
+    1,
+    2,
+    3,
+    130,
+)  # a run that another signal ends: 128 + its number
 
 
 # Headings of `rankgap train --help`, by the first configuration field under each.
@@ -72,6 +77,7 @@ def demo(out: str = "runs/demo", seed: int = 0) -> None:
 
 def train(**given: Any) -> None:
     """Train and evaluate an encoder, and log the ranks of both branches."""
+    from rankgap.data.names import shown
     from rankgap.run.config import TrainConfig
     from rankgap.run.processes import is_main_process
     from rankgap.run.trainer import resumed
@@ -85,7 +91,7 @@ def train(**given: Any) -> None:
     results = run(config, callbacks=[Progress(config.title)], announce=announce, other_data="data" in given)
     if is_main_process():
         show_results({config.title: results})
-        print(f"run folder: {config.path}")
+        print(f"run folder: {shown(str(config.path))}")
 
 
 def _from_file(path: str) -> dict[str, Any]:
@@ -246,8 +252,8 @@ def inspect_data(
     out: str = "contact_sheet.png",
     broken: str | None = None,
     seed: int = 0,
-) -> None:
-    """Inspect images before training: sizes, channels, broken files, statistics, and a picture of their views.
+) -> int:
+    """Inspect images: sizes, channels, broken files, statistics, views (exit code 1 if training would stop).
 
     Args:
         data: the images, as in --data of `train`.
@@ -264,14 +270,15 @@ def inspect_data(
     from rankgap.show.terminal import show_inspection
 
     config = TrainConfig(data=data, method=method, size=size, channels=channels, seed=seed)
-    found, batch, views = preview(config)
+    found, names, batch, views = preview(config)
     if broken is not None:
         Path(broken).write_text("".join(f"{image}\n" for image in found.broken), encoding="utf-8")
-    contact_sheet(batch.images, views, out)
+    contact_sheet(batch.images, views, names, out)
     show_inspection(found, views.shape[-1], Path(out))
+    return EXIT_PROBLEMS if found.problems else 0
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Callable[..., int | None]] = {
     "demo": demo,
     "train": train,
     "evaluate": evaluate,
@@ -336,8 +343,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; `sys.argv` by default.
 
     Returns:
-        The exit code: 0, 2 for an error the user can fix, 3 for non-finite numbers, 128 + the signal for an
-        interrupted run (130 for Ctrl-C, 143 for SIGTERM).
+        The exit code: 0, 1 if `inspect` finds that training would stop, 2 for an error the user can fix, 3 for
+        non-finite numbers, 128 + the signal for an interrupted run (130 for Ctrl-C, 143 for SIGTERM).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -349,7 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = parsed.subcommand
     flags = Namespace(parsed[name]).as_dict()
     try:
-        COMMANDS[name](**_typed(name, flags))
+        return COMMANDS[name](**_typed(name, flags)) or 0
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except (UserError, NonFiniteError, InterruptedRunError) as error:
@@ -358,7 +365,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, InterruptedRunError):
             return _fail(str(error), 128 + error.signal)
         return _fail(str(error), EXIT_NON_FINITE if isinstance(error, NonFiniteError) else EXIT_USER)
-    return 0
 
 
 def program() -> None:

@@ -15,7 +15,7 @@ from rankgap.data.scanning import SOFTWARE
 from rankgap.errors import UserError
 from rankgap.show.figures import RankTrace, ResultRow, mini_figure, ranks_figure, save
 from rankgap.show.pair_figures import alignment_figure, filters_figure, largest_passed
-from rankgap.show.sheet import contact_sheet
+from rankgap.show.sheet import contact_sheet, shorten
 from rankgap.spectra.pair import pair_spectrum
 from rankgap.watch.reading import Reading
 from tests.matrices import gaussian
@@ -150,10 +150,44 @@ def test_mini_figure_orders_rows_by_knn_and_shows_every_seed(tmp_path: Path) -> 
 @pytest.mark.parametrize(("channels", "side", "view_side"), [(3, 32, 32), (1, 8, 8), (4, 300, 256), (2, 64, 48)])
 def test_contact_sheet_shows_images_of_any_kind(channels: int, side: int, view_side: int, tmp_path: Path) -> None:
     images = torch.randint(0, 256, (3, channels, side, side), dtype=torch.uint8)
-    contact_sheet(images, torch.rand(2, 3, channels, view_side, view_side), tmp_path / "sheet.png")
+    views = torch.rand(2, 3, channels, view_side, view_side)
+    contact_sheet(images, views, ["a.png", "b.png", "c.png"], tmp_path / "sheet.png")
     width, height = png_size(tmp_path / "sheet.png")
-    assert 560 <= width <= 1300
-    assert 300 <= height <= 1300
+    assert 560 <= width <= 1600
+    assert 200 <= height <= 1000
+
+
+@pytest.mark.parametrize("count", [1, 5, 24])
+@pytest.mark.parametrize(("views", "side"), [(2, 8), (2, 28), (2, 32), (2, 224), (10, 96)])
+def test_contact_sheet_fits_a_screen_and_names_every_image(
+    count: int, views: int, side: int, tmp_path: Path
+) -> None:
+    images = torch.zeros(count, 1, side, side, dtype=torch.uint8)
+    names = [f"$a$/{i} [red] {'long ' * 30}图.png" for i in range(count)]
+    figure = contact_sheet(images, torch.zeros(views, count, 1, side, side), names, tmp_path / "sheet.png")
+    width, height = png_size(tmp_path / "sheet.png")
+    assert width <= 1600
+    assert height <= 1000
+    written = [text for text in figure.texts if text.get_text().startswith("$a$/")]
+    assert len(written) == count
+    places = set()
+    for i, text in enumerate(written):
+        head, _, tail = text.get_text().partition("…")
+        assert names[i].startswith(head)
+        assert names[i].endswith(tail)
+        assert text.get_text().endswith("图.png")
+        box = text.get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= width
+        assert box.y0 >= 0
+        places.add((round(box.x0), round(box.y0)))
+    assert len(places) == count
+
+
+def test_a_name_is_shortened_in_its_middle_and_only_if_it_is_long() -> None:
+    assert shorten("abcdefgh", 8) == "abcdefgh"
+    assert shorten("abcdefghi", 8) == "abc…fghi"
+    assert [len(shorten("x" * 50, n)) for n in (5, 8, 9, 49, 50)] == [5, 8, 9, 49, 50]
 
 
 def test_contact_sheet_shows_the_pixels_of_image_and_views(tmp_path: Path) -> None:
@@ -162,7 +196,7 @@ def test_contact_sheet_shows_the_pixels_of_image_and_views(tmp_path: Path) -> No
     views = torch.zeros(2, 1, 3, 16, 16)
     views[0, :, 1] = 1.5  # clipped
     views[1, :, 2] = 1.0
-    contact_sheet(images, views, tmp_path / "sheet.png")
+    contact_sheet(images, views, ["a.png"], tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         colours = {c: n for n, c in sheet.convert("RGB").getcolors(maxcolors=1 << 20) or []}
     assert [colours[c] for c in [(255, 0, 0), (0, 255, 0), (0, 0, 255)]] == [96 * 96] * 3

@@ -28,7 +28,7 @@ class Encoded(Protocol):
         """Open an image's encoded bytes."""
 
     def short(self, index: int) -> str:
-        """An image's name within the set."""
+        """An image's name within the set, for people."""
 
     def name(self, index: int) -> str:
         """An image's full name, for messages."""

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from rankgap.data.damage import identity, without_metadata
+from rankgap.data.names import said
 from rankgap.data.npy import MAGIC, Pixels, read_array, read_array_header, to_8_bits
 
 _T = TypeVar("_T")
@@ -61,17 +62,17 @@ class Header(NamedTuple):
 
 
 def _attempt(work: Callable[[], _T]) -> _T:
-    """Run decoders. Whatever they raise on a damaged file is a broken image, in one line.
+    """Run decoders. Whatever they raise on a damaged file means a broken image.
 
-    This is the one place that catches every exception: Pillow, libtiff, zlib and NumPy's parser raise whatever
-    comes up on hostile bytes, MemoryError and RecursionError included, and no list of types has been complete.
+    This is the only place that catches every exception. On hostile bytes, Pillow, libtiff, zlib and NumPy's parser
+    raise nearly anything, MemoryError and RecursionError included; no list of types has been complete.
     """
     try:
         return work()
     except ImageError:
         raise
     except Exception as error:
-        raise ImageError(" ".join(_reason(error).split())) from error
+        raise ImageError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -84,11 +85,11 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) or type(error).__name__
+    return said(error)
 
 
 def _of_metadata(look: Callable[[], _T], otherwise: _T) -> _T:
-    """What metadata say, or a value in its place where they are damaged: they never stop the pixels."""
+    """What the metadata say, or another value if they are damaged: they never stop the pixels."""
     try:
         return _attempt(look)
     except ImageError:
@@ -119,7 +120,7 @@ def _extra_bands(image: Image.Image) -> tuple[bool, bool]:
 
 
 def _header(image: Image.Image) -> Header:
-    """What an image that is open says of itself, before its orientation and its frames are looked at."""
+    """The header of an open image, before its orientation and its frames are looked at."""
     width, height = image.size
     more_bands, not_alpha = _extra_bands(image)
     found = {BANDS: more_bands, ALPHA: image.has_transparency_data and not not_alpha}
@@ -128,10 +129,10 @@ def _header(image: Image.Image) -> Header:
 
 
 def _completed(header: Header, image: Image.Image, orientation: int) -> Header:
-    """The header with sides as they are after turning, and with the remark on frames.
+    """The header with the sides after turning, and with the remark on frames.
 
-    The frames are looked for at the end, because that may move Pillow's place in the file. Those of an MPO are
-    previews and gain maps.
+    Frames are looked for last, because that may move Pillow's place in the file. Those of an MPO are previews and
+    gain maps.
     """
     has_frames = image.format != "MPO" and _of_metadata(lambda: bool(getattr(image, "is_animated", False)), False)
     sides = (header.width, header.height) if orientation >= 5 else (header.height, header.width)
@@ -140,16 +141,16 @@ def _completed(header: Header, image: Image.Image, orientation: int) -> Header:
 
 
 def _look(image: Image.Image) -> Header:
-    """The header of an image that is not decoded: of a PNG, the orientation may lie behind the pixels."""
+    """The header of an image that is not decoded. The orientation of a PNG may lie behind its pixels."""
     behind = image.format == "PNG" and "exif" not in image.info
     return _completed(_header(image), image, 1 if behind else _orientation(image))
 
 
 def _with_image(file: BinaryIO, use: Callable[[Image.Image], _T]) -> _T:
-    """Open an image and use it; if that fails, once more without its metadata, which may be what is broken.
+    """Open an image and use it. If that fails, try again without its metadata, which may be what is broken.
 
     Raises:
-        ImageError: the image is broken; the reason is that of the first try.
+        ImageError: the image is broken; the reason is that of the first attempt.
     """
 
     def open_and_use(file: BinaryIO) -> _T:

@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 
 from rankgap.data.containers import Encoded
 from rankgap.data.decoding import Header, ImageError, decode, read_header
+from rankgap.data.names import said
 from rankgap.data.npy import Pixels
 from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
@@ -25,10 +26,10 @@ _PART = 32  # images that a thread takes at once
 
 
 def in_parts(function: Callable[[range], _T], count: int, *, threads: bool = True) -> Iterator[_T]:
-    """The function's results on consecutive parts of range(count), in order, by one thread on each core.
+    """The function's results on consecutive parts of range(count), in order, computed by one thread per core.
 
-    Threads pay because Pillow decodes without Python's lock. A worker process of a `DataLoader` uses no threads,
-    because its siblings use the other cores.
+    Threads pay because Pillow decodes without Python's lock. Worker processes of a `DataLoader` use none, because
+    their siblings use the other cores.
 
     Args:
         function: what to compute on a part.
@@ -73,7 +74,7 @@ def read_image(source: Encoded, index: int, look: Callable[[BinaryIO], _T]) -> _
         with source.open(index) as file:
             return look(file)
     except (OSError, ValueError) as error:  # ValueError: a path that no system takes
-        raise ImageError(getattr(error, "strerror", None) or " ".join(str(error).split())) from error
+        raise ImageError(getattr(error, "strerror", None) or said(error)) from error
 
 
 def header_of(source: Encoded, index: int) -> Header:

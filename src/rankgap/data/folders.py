@@ -89,7 +89,7 @@ class _Place:
         return _Place(self.root / head, [p.partition("/")[2] for p in self.paths if p.startswith(head + "/")])
 
     def inner(self) -> _Place | None:
-        """The one folder that it holds, if it holds nothing else."""
+        """Its only folder, if it holds nothing else."""
         heads = self.heads()
         alone = len(heads) == 1 and all("/" in path for path in self.paths)
         return self.below(heads[0]) if alone else None
@@ -112,7 +112,7 @@ def _left_out(found: Scan) -> list[str]:
 
 
 def _role(name: str) -> str | None:
-    """Train or test, if a word of a folder's name says so."""
+    """Train or test, if a word in a folder's name says so."""
     words = re.split(r"[^a-z]+", name.lower())
     for role, known in (("train", TRAIN_FOLDERS), ("test", TEST_FOLDERS)):
         if any(word in known for word in words):
@@ -170,12 +170,12 @@ def _split_source(name: str, place: _Place, train: str, tests: Sequence[str], no
 
 
 def _class_of(path: str) -> str:
-    """The first folder of a path, in the one Unicode form that the same name has on every system."""
+    """The first folder of a path, in a Unicode form that is the same on every system."""
     return unicodedata.normalize("NFC", path.partition("/")[0])
 
 
 def _classes(paths: Sequence[str], *, least: int = 2, depth: int | None = None) -> tuple[list[str] | None, str]:
-    """The first folders of all paths if they can be classes, else None; and why they cannot, if they nearly are.
+    """The first folders of all paths if they can be classes, else None; and why not, if they nearly can.
 
     Args:
         paths: relative to where the classes would be.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rankgap.data.containers import Rows
 from rankgap.data.labels import column_values, named, number
-from rankgap.data.names import shown
+from rankgap.data.names import said, shown
 from rankgap.data.scanning import is_debris
 from rankgap.data.splits import MissingDataError, Source, Split
 from rankgap.errors import UserError
@@ -88,8 +88,8 @@ def _local_tables(place: Path) -> dict[str, _Table]:
         relative = path.relative_to(folder)
         if any(map(is_debris, relative.parts)):
             continue
-        said = _SPLIT.search(relative.as_posix())
-        files.setdefault(said[1] if said else "train", []).append(path)
+        match = _SPLIT.search(relative.as_posix())
+        files.setdefault(match[1] if match else "train", []).append(path)
     if not files:
         raise MissingDataError(
             f"hf:{folder}: no .parquet files in it; for a folder of image files write folder:{folder}"
@@ -106,7 +106,7 @@ def _local_tables(place: Path) -> dict[str, _Table]:
         try:
             tables = {split: _read_tables(paths) for split, paths in files.items()}
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"hf:{place}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"hf:{shown(str(place))}: {said(error)}") from error
     return {split: table._replace(folders=beside[split]) for split, table in tables.items()}
 
 
@@ -122,7 +122,7 @@ def _load_dataset(place: str, **arguments: Any) -> dict[str, _Table]:
     try:
         found = datasets.load_dataset(**arguments)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0]
+        reason = said(error)
         raise MissingDataError(
             f"hf:{place} cannot be loaded: {reason}; a local folder of Parquet files needs no network"
         ) from error
@@ -144,7 +144,7 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
 
 
 def _image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, Any]]) -> str:
-    """The column of images: one that may hold them, the one that the metadata name going first."""
+    """The column of images: of those that may hold any, preferably the one that the metadata name."""
 
     def is_struct(kind: pa.DataType) -> bool:
         return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
@@ -170,7 +170,7 @@ def _image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, A
 
 
 def _splits(name: str, tables: dict[str, _Table], first: str, notes: list[str]) -> dict[str, Split]:
-    """The splits of a set, their labels numbered alike unless each table names its own."""
+    """The splits of a set; labels are numbered alike, unless each table names its own."""
     images: dict[str, Rows] = {}
     values: dict[str, list[Hashable]] = {}
     classes: dict[str, list[str]] = {}

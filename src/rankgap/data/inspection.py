@@ -38,7 +38,7 @@ class Inspection:
     Attributes:
         name: the spec.
         notes: how the set was read, one sentence each.
-        problems: what training would refuse, each with the remedy; empty if training can start.
+        problems: what training would stop at, each with the remedy, beside broken images, which it can skip.
         train: the number of training images, broken ones included.
         test: the number of test images, broken ones included; None without a test set.
         broken: the images of both splits that cannot be read.
@@ -75,10 +75,13 @@ class Inspection:
         sides = np.repeat([s[axis] for s in self.sizes], list(self.sizes.values()))
         return int(sides.min()), float(np.median(sides)), int(sides.max())
 
-    def sample(self, count: int, seed: int = 0) -> Batch:
-        """A seeded random choice of up to `count` readable training images."""
-        order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed))
-        return self.images.batch(order[:count])
+    def sample(self, count: int, seed: int = 0) -> tuple[list[str], Batch]:
+        """A seeded random choice of up to `count` readable training images, and their names within the set."""
+        images = self.images.images
+        assert isinstance(images, EncodedImages)
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
+        names = [images.source.short(int(images.rows[k])) for k in chosen.tolist()]
+        return names, self.images.batch(chosen)
 
 
 @dataclass(slots=True)
@@ -217,11 +220,6 @@ def _inspect_split(images: Encoded, size: int, channels: int, threads: bool) -> 
 
 def _problems(found: _Found, channels: int | None) -> tuple[str, ...]:
     problems = []
-    if found.broken:
-        problems.append(
-            f"{len(found.broken):,} images cannot be read, and training stops at the first; remove them, or train "
-            "with --on-bad-image skip"
-        )
     wanted = {channels} if channels else set()
     if foreign := sorted(set(found.channels) - wanted - {1, 3}):
         if len(found.channels) > 1 or channels:

@@ -1,4 +1,4 @@
-"""Labels of any kind, numbered by us: nothing is ever as large as the value of a label."""
+"""Labels of any kind, numbered by us, so that no array is ever as large as a label's value."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from rankgap.data.names import shown
 
-_ROWS = 50  # from here on, a value of its own in each row is a row's name, not a class
+_ROWS = 50  # with more rows, values that are all different name rows, not classes
 _UNLABELLED = -1  # on the Hub
 
 
 def column_values(column: Any) -> tuple[list[Hashable] | None, str]:
-    """The values of a column of labels, one for each row; or None, and why they cannot be classes.
+    """The values of a column of labels, one per row; or None, and why they cannot be classes.
 
     Args:
         column: a `pyarrow.ChunkedArray`.
@@ -56,7 +56,7 @@ def named(values: list[Hashable], names: object) -> Tensor | None:
 
 
 def number(splits: Mapping[str, list[Hashable]], first: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Number the labels of several splits alike: those of the first one in order, then what others have beside.
+    """Number the labels of several splits alike: those of the first split in order, then those that others add.
 
     Returns:
         (N,) int64 labels of each split, and the classes' names.

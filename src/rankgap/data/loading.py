@@ -30,7 +30,7 @@ Index = npt.NDArray[np.int64]
 IN_MEMORY = 2 * 2**30  # bytes that a split may take decoded
 HEADERS = 1_000  # to read before the stored size is chosen
 _STATISTICS = 10_000  # images from which mean and standard deviation are taken
-_DARK = 64  # the highest value of 8 bits that still counts as dark: that of 14 bits in 16
+_DARK = 64  # of 255: values up to here are dark, as those of 14 bits in 16 are
 _SMALL = 96  # side in pixels up to which images are stored as they are, and decoded without threads
 _VIEW = 224  # side of a view in pixels, if none is given
 _PART = 256  # images to read at once for the statistics
@@ -145,7 +145,7 @@ def spread(count: int, most: int) -> Index:
 def layout(
     images: Encoded, rows: Index, size: int | None, channels: int | None, *, skips: bool = False
 ) -> tuple[EncodedImages, list[str]]:
-    """Decide how images are stored, from the headers of up to 1,000 of them, and what is worth a note in these.
+    """How images are stored, decided from the headers of up to 1,000 of them; and what in these is worth a note.
 
     Raises:
         UserError: a header cannot be read (unless broken images are skipped), or the channel counts are mixed.
@@ -173,9 +173,9 @@ def layout(
 
 
 def readable_headers(images: Encoded, rows: Index) -> tuple[list[int], list[Header]]:
-    """The headers of up to 1,000 images, evenly spread, and their rows; those that cannot be read are passed over.
+    """The headers of up to 1,000 images, evenly spread, and their rows; broken ones are passed over.
 
-    Where all of these are broken, it is the first image of all that can be read.
+    If all of these are broken, it is the first image of the whole set that can be read.
     """
     seen: list[int] = []
     headers: list[Header] = []
@@ -192,7 +192,7 @@ def readable_headers(images: Encoded, rows: Index) -> tuple[list[int], list[Head
 
 
 def remarks_on(counts: Mapping[str, int], seen: int) -> list[str]:
-    """What some images have that is not read as it is, one sentence each.
+    """What images have that is not read as it is, one sentence each.
 
     Args:
         counts: a header's remark -> images with it.
@@ -317,7 +317,7 @@ def moments_of(counts: Tensor) -> Statistics:
 
 
 def dark_note(counts: Tensor) -> list[str]:
-    """A note where nearly all values lie in the lowest quarter, as those of 12 bits do in a file of 16."""
+    """A note if nearly all values lie in the lowest quarter, as those of 12 bits do in a file of 16."""
     whole = counts.sum(0)
     highest = int((whole.cumsum(0) >= 0.999 * whole.sum()).nonzero()[0])
     if highest > _DARK:

@@ -1,4 +1,4 @@
-"""Names of files: bytes that are kept as they are, and shown as text."""
+"""Names of files are bytes, kept as they are; these, and what libraries say, are shown as one line of text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def shown(name: str) -> str:
         caf\xe9 1\n.png Größe 图片.png
     """
     return "".join(c if c.isprintable() else _escaped(c) for c in name)
+
+
+def said(error: Exception) -> str:
+    """What an exception says, as one such line; its type where it says nothing."""
+    return shown(" ".join(str(error).split())) or type(error).__name__
 
 
 def _escaped(character: str) -> str:

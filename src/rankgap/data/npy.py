@@ -12,11 +12,11 @@ Pixels = npt.NDArray[np.uint8]
 
 MAGIC = b"\x93NUMPY"
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_FEW = 4  # channels that no one takes for a width
+_FEW = 4  # channels; as many as this are never a width
 
 
 class ArrayHeader(NamedTuple):
-    """What the header of a .npy file promises, checked against the file's size.
+    """The header of a .npy file, checked against the file's size.
 
     Attributes:
         shape: (H, W) or (H, W, C).
@@ -35,14 +35,14 @@ class ArrayHeader(NamedTuple):
 
 
 def read_array_header(file: BinaryIO) -> ArrayHeader:
-    """The header of a .npy file; the file is left where its pixels begin, and no memory is asked for on its word.
+    """The header of a .npy file. It takes no memory, and leaves the file where the pixels begin.
 
     Raises:
-        ValueError: it is no image, it seems to have its channels first, or the file is shorter than it says.
+        ValueError: it is no image, seems to have its channels first, or the file is shorter than it says.
     """
     version = np.lib.format.read_magic(file)
     if version not in _READERS:
-        raise ValueError(f"a .npy file of version {version[0]}.{version[1]}, of which no image is saved")
+        raise ValueError(f"a .npy file of version {version[0]}.{version[1]}; images are saved as 1.0 or 2.0")
     shape, fortran, dtype = _READERS[version](file)
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16) or len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(f"expected an array (H, W) or (H, W, C) of uint8 or uint16, got {shape} of {dtype}")
@@ -84,7 +84,7 @@ def read_array(file: BinaryIO) -> Pixels:
 
 
 def to_8_bits(values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Pixels:
-    """Map full scale to full scale (65,535 to 255), so that images remain comparable in brightness."""
+    """Map full scale to full scale (65,535 to 255), so that images stay comparable in brightness."""
     if values.dtype == np.uint8:
         return values.astype(np.uint8, copy=False)
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Finding the image files below a folder, without what systems and rankgap itself leave there."""
+"""Finding the image files below a folder, apart from what operating systems and rankgap itself leave there."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rankgap.data.waiting import Waiting
 
 _FORMATS = "jpg jpeg jpe jfif png bmp gif webp avif jp2 tif tiff tga ppm pgm pbm pnm npy"
 SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
-SOFTWARE = "rankgap"  # what a picture of ours says that it was made with
+SOFTWARE = "rankgap"  # named in our own pictures as what they were made with
 
-# What systems leave, in small letters: thumbnails, bins, folders' settings. So do names that begin with a dot.
+# What operating systems leave, in lower case: thumbnails, bins, settings. So is what begins with a dot.
 _SYSTEMS = (
     "__macosx/@eadir/@tmp/#recycle/#snapshot/@recycle/@recently-snapshot/$recycle.bin/recycler/recycled/lost+found/"
     "system volume information/thumbs.db/ehthumbs.db/ehthumbs_vista.db/desktop.ini/icon\r/zbthumbnail.info/"
@@ -24,7 +24,7 @@ _SYSTEMS = (
 _DEBRIS = frozenset(_SYSTEMS.split("/"))
 _MARK = b"Software\0" + SOFTWARE.encode()
 _MARKED_WITHIN = 256  # bytes from the beginning of a PNG
-_FEW = 1_000  # PNG files of one folder that are opened to see whether they are ours
+_FEW = 1_000  # PNG files of one folder to open, to see whether they are ours
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ def scan(root: Path) -> Scan:
             if relative and _is_run({entry.name for entry in kept}):
                 found.own += 1
                 continue
-            # By name, so that of two links to one folder it is always the same that counts.
+            # By name, so that it is always the same one of two links to a folder that counts.
             folders += sorted(_read_folder(root, relative, kept, found), reverse=True)
             waiting.add(len(kept))
     found.paths.sort()
@@ -84,7 +84,7 @@ def _read_folder(root: Path, relative: str, entries: list[os.DirEntry[str]], fou
             found.others[suffix] += 1
         elif _is_readable(entry):
             images.append(entry)
-    # Ours are written where a command runs, which may be the folder of the data, and beside runs.
+    # Our pictures are written beside runs, and where a command runs, which may be the folder of the data.
     if not relative or holds_runs:
         ours = {e.name for e in images[:_FEW] if e.name.lower().endswith(".png") and _is_ours(e.path)}
         found.own += len(ours)
@@ -93,7 +93,7 @@ def _read_folder(root: Path, relative: str, entries: list[os.DirEntry[str]], fou
 
 
 def is_debris(name: str) -> bool:
-    """Whether systems leave files or folders of this name, which are nobody's data."""
+    """Whether operating systems leave files or folders of this name, which are nobody's data."""
     return name.startswith(".") or name.lower() in _DEBRIS
 
 
@@ -109,7 +109,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_readable(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a file, or a link that leads nowhere, which is broken; not a pipe, which never ends."""
+    """Whether it is a file, or a link that leads nowhere (a broken image); not a pipe, which never ends."""
     return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 

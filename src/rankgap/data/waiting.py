@@ -1,4 +1,4 @@
-"""A line on standard error about work that takes long."""
+"""A line on standard error about work that takes a while."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _PATIENCE, _EVERY = 2.0, 30.0  # seconds until the first line, and between lines
 
 
 class Waiting:
-    """Says how far some work is, once it has taken two seconds: a moving line in a terminal, else one each 30 s.
+    """Says how far some work is once it has taken two seconds: a moving line in a terminal, else one per 30 s.
 
     Args:
-        what: what is done, such as "reading headers".
-        total: how much there is to do; None if that is not known.
+        what: the work, such as "reading headers".
+        total: how much there is to do; None if unknown.
 
     Example:
         >>> with Waiting("reading headers", 3) as waiting:
@@ -41,7 +41,7 @@ class Waiting:
             print("\r" + " " * self._width, end="\r", file=sys.stderr, flush=True)
 
     def add(self, count: int) -> None:
-        """Note that more is done; the last part may be smaller than said."""
+        """Note that more is done; `count` may exceed what was left."""
         self.done = self.done + count if self.total is None else min(self.done + count, self.total)
         if self._silent or time.monotonic() < self._next:
             return

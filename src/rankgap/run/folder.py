@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from rankgap.data import Broken
+from rankgap.data.names import shown
 from rankgap.errors import UserError, unknown
 from rankgap.run.reader import parse_yaml, plain, read, read_text
 from rankgap.run.saved import SavedRun
@@ -47,8 +48,8 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.path.resolve().name
+        """The folder's name, as text."""
+        return shown(self.path.resolve().name)
 
     @property
     def config_file(self) -> Path:
@@ -251,7 +252,7 @@ def labels(folders: Sequence[RunFolder]) -> list[str]:
             raise UserError(f"{path} is given {count} times: give each run once")
     titles = [folder.saved().title for folder in folders]
     named = [f"{title} ({folder.name})" for title, folder in zip(titles, folders, strict=True)]
-    whole = [f"{title} ({folder.path})" for title, folder in zip(titles, folders, strict=True)]
+    whole = [f"{title} ({shown(str(folder.path))})" for title, folder in zip(titles, folders, strict=True)]
     counted, counted_names = Counter(titles), Counter(named)
     return [
         title if counted[title] == 1 else name if counted_names[name] == 1 else path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,15 +14,28 @@ from rankgap.run.plan import published_recipe, view_size
 from rankgap.views.random_views import Views
 
 
-def preview(config: TrainConfig, *, images: int = 24) -> tuple[Inspection, Batch, Tensor]:
+class Preview(NamedTuple):
+    """What training would read and see.
+
+    Attributes:
+        found: the inspection of all images.
+        names: names of B of them.
+        batch: these B images.
+        views: their views (V, B, C, S, S) in [0, 1].
+    """
+
+    found: Inspection
+    names: list[str]
+    batch: Batch
+    views: Tensor
+
+
+def preview(config: TrainConfig, *, images: int = 24) -> Preview:
     """Inspect every image of a run's data, and draw views of some as its method would.
 
     Args:
         config: only data, method, size, channels and seed are used.
         images: number of images to draw views of.
-
-    Returns:
-        The inspection, B images, and their views (V, B, C, S, S) in [0, 1].
 
     Raises:
         UserError: an unknown method, missing data, or no image that can be read.
@@ -29,8 +44,8 @@ def preview(config: TrainConfig, *, images: int = 24) -> tuple[Inspection, Batch
     found = inspect(config.data, size=config.size, channels=config.channels)
     size, train = view_size(config.size, found.images), found.images
     recipe, _ = published_recipe(config.data, method.body, size, train.channels)
-    batch = found.sample(images, config.seed)
+    names, batch = found.sample(images, config.seed)
     # With mean 0 and deviation 1 the views stay in [0, 1], ready to be shown.
     views = Views(recipe.views, size, [0.0] * train.channels, [1.0] * train.channels)
     generator = torch.Generator().manual_seed(config.seed)
-    return found, batch, views(batch.images, batch.sizes, generator)
+    return Preview(found, names, batch, views(batch.images, batch.sizes, generator))

@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rankgap.data.names import shown
 from rankgap.run.folder import RunFolder
 from rankgap.show.columns import ERANK_ONLINE, ERANK_TARGET, RANK_DIFFERENCE, SPEED
 from rankgap.show.terminal import console
@@ -54,7 +55,7 @@ def live_view(folder: RunFolder, images_per_second: float | None) -> RenderableT
     done = int(metrics["step"][-1]) + 1 if metrics.get("step") else 0
     speed = "" if images_per_second is None else f", {SPEED.text(images_per_second)} {SPEED.heading}"
     parts: list[RenderableType] = [
-        Text(f"{saved.title} on {saved.run.data}", style="bold"),
+        Text(f"{saved.title} on {shown(saved.run.data)}", style="bold"),
         Text(f"{done:,} of {saved.work.steps:,} steps{speed}"),
         Padding(ProgressBar(total=saved.work.steps, completed=done, width=_WIDTH + 20), 0),
     ]

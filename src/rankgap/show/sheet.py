@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,46 +16,83 @@ from torch import Tensor
 from rankgap.show.colours import GREY
 from rankgap.show.figures import DPI, header, save
 
+# In pixels. The sheet is at most _WIDTH x _HEIGHT, so that a screen shows all of it.
+_WIDTH, _HEIGHT, _LEAST_WIDTH = 1600, 1000, 560
+_TOP, _MARGIN, _GAP, _BETWEEN, _NAME = 84, 12, 6, 24, 20
+_LETTER = 6  # width of one, on average
+_SMALLEST, _LARGEST = 96, 224  # sides to which small images are enlarged, and large ones shrunk, if there is room
 
-def contact_sheet(images: Tensor, views: Tensor, path: str | Path) -> Figure:
+
+def contact_sheet(images: Tensor, views: Tensor, names: Sequence[str], path: str | Path) -> Figure:
     """Draw images beside their views, so that you see what the model will see.
 
     Args:
         images: originals, uint8 (B, C, H, W).
         views: (V, B, C, h, w), not normalised: values are shown from 0 to 1 and clipped outside.
+        names: B names, which are shortened in the middle where they are longer than the pictures above are wide.
         path: the PNG's file; its folder is created if there is none.
     """
-    assert views.shape[1] == len(images) > 0, (views.shape, images.shape)
+    assert views.shape[1] == len(images) == len(names) > 0, (views.shape, images.shape, len(names))
+    number = 1 + len(views)
+    cell, columns = _grid(len(images), number, views.shape[-1])
     originals = images.float()[None] / 255  # (1, B, C, H, W)
-    cell = max(96, min(224, views.shape[-1]))
     tiles = np.concatenate([_tiles(originals, cell), _tiles(views, cell)])  # (1 + V, B, cell, cell, 3)
-    number, gap = len(tiles), 6
-    groups = max(1, min(math.ceil(len(images) / 6), 1300 // (number * (cell + gap))))
-    rows = math.ceil(len(images) / groups)
-    group_width = number * (cell + gap) + 3 * gap
-    top, margin = 84, 12
-    width, height = groups * group_width - 4 * gap + 2 * margin, top + rows * (cell + gap) + margin
-    width = max(width, 560)
-    canvas = np.full((height, width, 3), 255, np.uint8)
-    for index in range(len(images)):
-        group, row = divmod(index, rows)
-        for column in range(number):
-            x = margin + group * group_width + column * (cell + gap) + (gap if column else 0)
-            y = top + row * (cell + gap)
-            canvas[y : y + cell, x : x + cell] = tiles[column, index]
+    group, row = number * (cell + _GAP) + _BETWEEN - _GAP, cell + _NAME
+    width = max(_LEAST_WIDTH, columns * group - _BETWEEN + 2 * _MARGIN)
+    height = _TOP + math.ceil(len(images) / columns) * row + _MARGIN
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+
+    def write(x: int, y: int, text: str, size: float) -> None:
+        # `parse_math`: a name with two dollars is no formula.
+        figure.text(x / width, 1 - y / height, text, size=size, color=GREY, va="bottom", parse_math=False)
+
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    for index, name in enumerate(names):
+        x, y = _MARGIN + index % columns * group, _TOP + index // columns * row
+        for column in range(number):
+            left = x + column * (cell + _GAP)
+            canvas[y : y + cell, left : left + cell] = tiles[column, index]
+            if index < columns:
+                write(left, _TOP - 5, f"view {column}" if column else "image", 8)
+        write(x, y + cell + 15, shorten(name, (group - _BETWEEN) // _LETTER), 7)
     figure.figimage(canvas)
     header(
         figure,
         "Images and their views",
-        "Left of each row: the image as stored. Beside it: the views that the model sees.",
+        "The image as stored, and beside it the views of it that the model sees.",
     )
-    for group in range(groups):
-        for column in range(number):
-            x = margin + group * group_width + column * (cell + gap) + (gap if column else 0)
-            text = f"view {column}" if column else "image"
-            figure.text(x / width, 1 - (top - 5) / height, text, size=8, color=GREY, va="bottom")
-    return save(figure, path)
+    with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        return save(figure, path)
+
+
+def shorten(text: str, most: int) -> str:
+    """A text of at most so many characters, without its middle if it is longer.
+
+    Example:
+        >>> shorten("holidays/IMG_20240711_0042.jpg", 16)
+        'holiday…0042.jpg'
+    """
+    if len(text) <= most:
+        return text
+    head = max(most - 1, 2) // 2
+    return f"{text[:head]}…{text[head + 1 - most :]}"
+
+
+def _grid(count: int, number: int, side: int) -> tuple[int, int]:
+    """The side of a cell and the columns with which `count` groups of `number` cells fill the sheet best.
+
+    A pixel of a view that is enlarged becomes a whole number of pixels.
+    """
+
+    def room(columns: int) -> int:
+        across = ((_WIDTH - 2 * _MARGIN + _BETWEEN) // columns - _BETWEEN + _GAP) // number - _GAP
+        down = (_HEIGHT - _TOP - _MARGIN) // math.ceil(count / columns) - _NAME
+        return min(across, down)
+
+    columns = max(range(1, count + 1), key=room)
+    cell = max(1, min(room(columns), max(_SMALLEST, min(_LARGEST, side))))
+    return (cell // side * side if cell > side else cell), columns
 
 
 def _tiles(stack: Tensor, cell: int) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rankgap.data.names import shown
 from rankgap.model.methods import METHODS, choices
 from rankgap.run.reader import read
 from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS
@@ -58,8 +59,8 @@ def announce(plan: Plan) -> None:
     work = plan.work
     say(
         (plan.config.title, "bold"),
-        f" on {plan.config.data}: {work.images:,} images, {work.epochs} epochs of {work.steps_per_epoch} steps, "
-        f"{plan.backbone}, views of {plan.size} px",
+        f" on {shown(plan.config.data)}: {work.images:,} images, {work.epochs} epochs of {work.steps_per_epoch} "
+        f"steps, {plan.backbone}, views of {plan.size} px",
     )
     for label, style, lines in (
         ("data", "dim", plan.train.notes),
@@ -198,6 +199,8 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
     if len(found.broken) > BROKEN:
         say(("broken:", "red"), f" {len(found.broken) - BROKEN:,} more; --broken FILE writes the whole list")
         say(("reasons:", "red"), f" {_counts(dict(reasons.most_common()), most=8)}")
+    if found.broken:
+        say(("broken:", "red"), " mend or remove them, or train with --on-bad-image skip")
     for problem in found.problems:
         say(("training would stop:", "yellow"), f" {problem}")
     say(f"images and their views: {picture}", wrap=False)

@@ -121,8 +121,8 @@ class Views(nn.Module):
     """Several random views of each image of a batch, normalised.
 
     A view is cropped, flipped and resized, jittered in colour, made grey, blurred and solarised, in this order and
-    with torchvision's probabilities and parameters (`ViewConfig`). Last, it may be flipped vertically and turned by
-    quarters, which resamples nothing. The pixels differ from those of torchvision on PIL images in three ways
+    with torchvision's probabilities and parameters (`ViewConfig`). Last, it may be flipped vertically and turned
+    by quarters, which resamples nothing. The pixels differ from those of torchvision on PIL images in three ways
     (tests bound the mean difference):
 
     * the four jitters come in the order brightness, contrast, saturation, hue, which torchvision shuffles;

@@ -250,7 +250,7 @@ def report_page(folders: Sequence[RunFolder]) -> str:
         ),
         kind="one" if len(runs) == 1 else "many",
         body="\n".join(body),
-        figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
+        figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
         plotly=get_plotlyjs(),
         script=(here / "page.js").read_text(encoding="utf-8"),
     )
