@@ -32,6 +32,7 @@ _LEAST = {
     "size": 2,
     "keep_every": 1,
     "channels": 1,
+    "threads": 1,
 }
 
 
@@ -72,7 +73,10 @@ class TrainConfig:
         save_best: rank also keeps, as checkpoints/best.ckpt, the epoch in the second half of the run whose
             features have the highest RankMe on 2,048 training images (no labels are used).
         protocol: evaluation at the end: knn, linear, linear_sgd, joined by commas; none for no evaluation.
-        seed: seed of weights, image order and views; the same seed gives the same numbers on a CPU.
+        seed: seed of weights, image order and views; on a CPU the same seed and number of threads (--threads) give
+            the same numbers.
+        threads: threads of each operation on a CPU; by default torch's number, which config.yaml then keeps. Where
+            other processes need the cores, 1 is faster than 2.
         precision: auto is bf16-mixed where the device has bf16, else 16-mixed on a GPU and 32-true on a CPU.
         compile: compile the encoder with torch.compile. The first step waits for it (half a minute on a CPU); the
             others are faster. Numbers differ in the last digits.
@@ -80,8 +84,10 @@ class TrainConfig:
         devices: number of devices, which share each batch; spectra, codes, batch norms and readings are of the
             whole batch.
         workers: processes that decode files ahead; by default 0 for sets in memory, else one per core.
+        imports: a Python module or file (mine.py) to import first, whose gains (GAINS["mine"]) and maps
+            (register_map) this and every later command on the run then knows; give the flag once for each.
         out: the run folder; by default a folder in runs/ named after method, filters, data and seed.
-        resume: resume from the run folder's last checkpoint.
+        resume: resume from the run folder's last checkpoint; a larger --epochs extends the run.
         overwrite: replace an existing run folder.
 
     Raises:
@@ -110,11 +116,13 @@ class TrainConfig:
     save_best: Literal["rank"] | None = None
     protocol: tuple[Protocol, ...] = ("knn", "linear")
     seed: int = 0
+    threads: int | None = None
     precision: Precision = "auto"
     compile: bool = False
     accelerator: Accelerator = "auto"
     devices: int = 1
     workers: int | None = None
+    imports: tuple[str, ...] = ()
     out: str | None = None
     resume: bool = False
     overwrite: bool = False

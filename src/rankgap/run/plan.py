@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from rankgap.model.methods import Method, design
 from rankgap.model.mlp import mixes_images
 from rankgap.run import presets
 from rankgap.run.config import Autocast, Precision, TrainConfig
+from rankgap.run.imports import import_all, located
 from rankgap.run.reader import plain, read
 from rankgap.run.recipes import SIDES, Recipe, load_recipe, override
 from rankgap.run.saved import FORMAT, SavedModel, SavedRun, checkout_commit, library_versions
@@ -103,8 +104,12 @@ def resolve(config: TrainConfig, *, recipe: Recipe | None = None) -> Plan:
             are read.
     """
     config = read(TrainConfig, plain(config), "the configuration")  # one made in Python is not checked yet
+    import_all(config.imports)
+    config = replace(config, imports=tuple(map(located, config.imports)))  # found from any folder later
     method = design(config.method, online=config.online, target=config.target)
     device = find_device(config.accelerator)
+    if device.type == "cpu" and config.devices == 1:  # processes of a run share the cores as Lightning says
+        config = replace(config, threads=config.threads or torch.get_num_threads())
     backbone = config.backbone or ("resnet_tiny" if device.type == "cpu" else "resnet18")
     check_backbone(backbone)
     _check_installed(config.loggers)

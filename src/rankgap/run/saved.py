@@ -11,6 +11,7 @@ from typing import Self
 
 from rankgap.errors import UserError
 from rankgap.run.config import TrainConfig
+from rankgap.run.imports import import_all
 from rankgap.run.reader import read
 from rankgap.run.recipes import Recipe, with_map_options
 from rankgap.run.work import Work
@@ -85,6 +86,7 @@ class SavedRun:
                 f"{where} was written by {written}, but this version reads format {FORMAT}: train the run again"
             )
         saved = read(cls, values, where)
+        import_all(saved.run.imports)  # they may define the maps of its recipe
         return replace(saved, recipe=with_map_options(saved.recipe, f"{where}.recipe"))
 
 
