@@ -43,7 +43,6 @@ def unknown(kind: str, name: str, known: Iterable[str], *, listed: str | None = 
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]!r}? " if near else ""
-    choices = (
-        f"{listed} lists them" if listed else f"{'Expected' if near else 'expected'} one of {', '.join(names)}"
-    )
+    expected = f"{'Expected' if near else 'expected'} one of {', '.join(names)}"
+    choices = f"{listed} lists them" if listed else expected
     return UserError(f"unknown {kind} {name!r}: {guess}{choices}")

@@ -25,7 +25,7 @@ def flops(backbone: str, *, channels: int, size: int) -> int:
         image = torch.empty(2, channels, size, size)  # batch norm needs two
     with FlopCounterMode(display=False) as counter:
         encoder(image)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def cheaper(plan: Plan, seconds: float, limit: float) -> dict[str, float]:

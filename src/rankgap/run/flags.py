@@ -116,9 +116,9 @@ def check_names(given: Sequence[str], command: str, target: Callable[..., Any], 
 
 
 def plain_list(kind: Any, given: Any) -> Any:
-    """A list as a plain value: "a,b" and ["a", "b"] are the same, and none is an empty one; the rest stays as it is.
+    """A list as a plain value: "a,b" and ["a", "b"] are the same, and none is an empty one.
 
-    Choices are joined by commas; other text, such as a file's name, may hold some.
+    Choices are joined by commas; other text, such as a file's name, may hold some. What is no list stays as it is.
     """
     if typing.get_origin(present(kind)) is not tuple:
         return given

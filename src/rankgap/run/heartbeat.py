@@ -104,7 +104,7 @@ def last_beat(folder: RunFolder) -> Beat | None:
 class Heartbeat(L.Callback):
     """Writes a beat every few seconds from a thread of its own, and the run's end.
 
-    The thread beats through long steps, compilation and evaluation. A full or vanished disk does not end a run here.
+    The thread beats through long steps, compilation and evaluation. A full disk does not end a run here.
 
     Args:
         folder: the run folder.

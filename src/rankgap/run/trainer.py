@@ -119,9 +119,9 @@ def _change_of_length(plan: Plan, saved: SavedRun, step: int) -> str | None:
         raise UserError(f"--epochs {new.epochs}: {plan.config.path} has trained for {done:.4g} epochs already")
     before, after = (plan.recipe.optimizer.rate(work.clock(step), work.batch_size) for work in (old, new))
     return (
-        f"{new.epochs} epochs in place of {old.epochs}: the schedules (learning rate, teacher's momentum) go on as "
-        f"those of {new.epochs} epochs from epoch {done:.4g}, where the learning rate is {after:.2g} in place of "
-        f"{before:.2g}; the recipe stays that of {old.epochs}"
+        f"{new.epochs} epochs in place of {old.epochs}: learning rate and momentum go on along the schedules of "
+        f"{new.epochs} epochs, the rate from {after:.2g} in place of {before:.2g} at epoch {done:.4g}; the recipe "
+        f"stays the one for {old.epochs}"
     )
 
 

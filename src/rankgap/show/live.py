@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -67,7 +68,7 @@ def live_view(folder: RunFolder, images_per_second: float | None, *, width: int 
     parts: list[RenderableType] = [
         Text(f"{saved.title} on {saved.run.data}", style="bold"),
         Text(f"{done:,} of {saved.work.steps:,} steps{speed}"),
-        ProgressBar(total=saved.work.steps, completed=done, width=width),
+        Padding(ProgressBar(total=saved.work.steps, completed=done, width=width), 0),
         Text(", ".join(times)),
     ]
     if not metrics.get("step"):

@@ -33,8 +33,7 @@ class Progress(L.Callback):
     """Shows a run: progress, time left, speed, loss and both ranks; at first, an estimate of the whole time.
 
     A terminal shows two lines that are kept up to date. A file or a pipe gets a plain line at the end of each epoch
-    (of every N-th if there are more than a hundred), and after 30 seconds without one. New alarms are printed as they
-    come.
+    (of every N-th if there are more than a hundred), and after 30 seconds without one. Alarms are printed at once.
 
     Args:
         name: the run's name.
@@ -125,8 +124,8 @@ class Progress(L.Callback):
             say(
                 "  ",
                 ("threads:", "yellow"),
-                f" other processes use this machine's cores, and {threads} threads wait for each other (a step computes "
-                f"for {share:.0%} of its time): --threads 1 is probably faster, also with --resume after Ctrl-C",
+                f" the {threads} threads wait for cores that other processes use (a step computes for {share:.0%} of "
+                "its time): --threads 1 is probably faster, now by Ctrl-C and --resume --threads 1",
             )
 
     def view(self) -> Group:
@@ -135,7 +134,7 @@ class Progress(L.Callback):
         left = time_left(work, step, self.speed)
         ending = "" if left is None else f"{duration(left)} left"
         if self._finished is not None:
-            ending = f"{duration(self._finished)}"
+            ending = f"in {duration(self._finished)}"
         return progress_lines(
             self.name, step, work.steps, ending, measured(self.module.last_reading, self.speed), console.width
         )
