@@ -198,11 +198,11 @@ def test_score_rates_every_checkpoint_and_says_what_each_score_compares(
     assert train(tmp_path / "a", "--keep-every", "1", "--protocol", "none") == 0
     assert main(["score", str(tmp_path / "a"), "--images", "200", "--repeats", "4"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "RankMe (highest is best): epoch-000" in said
-    assert "step 4 step 8 step 8" in said
+    assert "RankMe: prefers epoch-000" in said
     assert "…" not in said
     assert "one method, encoder and data set" in said
-    assert "LiDAR" in said
+    assert "LiDAR: prefers" in said
+    assert "uniformity:" not in said
     found = json.loads((tmp_path / "a" / "scores.json").read_text())
     assert list(found["checkpoints"]) == ["epoch-0001", "epoch-0002", "last"]
     first, last = found["checkpoints"]["epoch-0001"], found["checkpoints"]["last"]

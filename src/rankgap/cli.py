@@ -148,7 +148,7 @@ def compare(runs: list[str]) -> None:
     show_results(dict(zip(labels(folders), found, strict=True)))
 
 
-def score(run: str, images: int = 2048, repeats: int = 20, branch: Side = "online") -> None:
+def score(run: str, images: int = 2048, repeats: int = 20, branch: Side = "online", all: bool = False) -> None:
     """Rate every checkpoint of a run without labels, and say which comparisons each score supports.
 
     Args:
@@ -156,12 +156,14 @@ def score(run: str, images: int = 2048, repeats: int = 20, branch: Side = "onlin
         images: size of the fixed sample of training images.
         repeats: number of half-samples for each score's interval.
         branch: the branch whose encoder is rated.
+        all: show all scores of all checkpoints, in place of the few to look at first.
     """
     from rankgap.run.folder import RunFolder
     from rankgap.run.scoring import score_run
     from rankgap.show.terminal import show_scores
 
-    show_scores(score_run(RunFolder(Path(run)), images=images, repeats=repeats, branch=branch))
+    found = score_run(RunFolder(Path(run)), images=images, repeats=repeats, branch=branch)
+    show_scores(found, everything=all)
 
 
 def report(runs: list[str], out: str = "report.html") -> None:

@@ -42,13 +42,15 @@ class Pace:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, to two units.
+    """A time in words, to two units at most.
 
     Example:
-        >>> duration(9), duration(200), duration(33_000), duration(200_000)
-        ('9 s', '3 min 20 s', '9 h 10 min', '2 d 7 h')
+        >>> [duration(seconds) for seconds in (9, 200, 2_401, 33_000, 200_000)]
+        ['9 s', '3 min 20 s', '40 min', '9 h 10 min', '2 d 7 h']
     """
     whole = max(round(seconds), 0)
+    if 600 <= whole < 3_570:
+        return f"{round(whole / 60)} min"
     for unit, size, below, part in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // part} {below}"

@@ -32,8 +32,9 @@ _STARVED = 0.75  # of a step's time; a thread that has a core to itself computes
 class Progress(L.Callback):
     """Shows a run: progress, time left, speed, loss and both ranks; at first, an estimate of the whole time.
 
-    A terminal shows two lines that are kept up to date. A file or a pipe gets a plain line at the end of each epoch
-    (of every N-th if there are more than a hundred), and after 30 seconds without one. Alarms are printed at once.
+    A terminal shows two lines that are kept up to date. A file or a pipe gets a plain line at the end of each
+    epoch (of every N-th if there are more than a hundred), and after 30 seconds without one. Alarms are printed at
+    once.
 
     Args:
         name: the run's name.
@@ -124,8 +125,8 @@ class Progress(L.Callback):
             say(
                 "  ",
                 ("threads:", "yellow"),
-                f" the {threads} threads wait for cores that other processes use (a step computes for {share:.0%} of "
-                "its time): --threads 1 is probably faster, now by Ctrl-C and --resume --threads 1",
+                f" the {threads} threads wait for cores that other processes use (a step computes for {share:.0%} "
+                "of its time): --threads 1 is probably faster, now by Ctrl-C and --resume --threads 1",
             )
 
     def view(self) -> Group:
