@@ -34,7 +34,7 @@ def cheaper(plan: Plan, seconds: float, limit: float) -> dict[str, float]:
     Args:
         plan: the run.
         seconds: the time that it takes as it is.
-        limit: seconds that would do: the largest size within them is named, or the smallest one that makes sense.
+        limit: seconds that would do: the largest size within them is named, or the one that takes least.
     """
 
     def time(backbone: str, size: int) -> float:
@@ -51,6 +51,7 @@ def cheaper(plan: Plan, seconds: float, limit: float) -> dict[str, float]:
         if named:
             found[named[0]] = time(backbone, plan.size)
         if sizes and not any(each <= limit for each in found.values()):
-            size = next((size for size in sizes if time(backbone, size) <= limit), sizes[-1])
-            found[" ".join([f"--size {size}", *named])] = time(backbone, size)
+            times = {size: time(backbone, size) for size in sizes}
+            size = next((size for size in sizes if times[size] <= limit), min(times, key=lambda size: times[size]))
+            found[" ".join([f"--size {size}", *named])] = times[size]
     return {flags: each for flags, each in found.items() if each < _WORTH * seconds}

@@ -95,13 +95,13 @@ def _end(folder: RunFolder, beat: Beat | None) -> tuple[str, str] | None:
     if beat is None:  # a run of an earlier version
         return ("finished", "green") if folder.results() else None
     now = time.time()
-    again = f"resume with: rankgap train --out {folder.path} --resume"
+    again = f"; resume with: rankgap train --out {folder.path} --resume" if folder.checkpoint.is_file() else ""
     if (death := beat.death(now)) is not None:
-        return f"dead: {death}, last seen {duration(now - beat.time)} ago at step {beat.step:,}; {again}", "red"
+        return f"dead: {death}, last seen {duration(now - beat.time)} ago{again}", "red"
     return {
         "finished": ("finished", "green"),
-        "interrupted": (f"interrupted at step {beat.step:,}; {again}", "yellow"),
-        "failed": (f"ended by an error at step {beat.step:,}; {again}", "red"),
+        "interrupted": (f"interrupted at step {beat.step:,}{again}", "yellow"),
+        "failed": (f"ended by an error at step {beat.step:,}{again}", "red"),
     }.get(beat.state)
 
 

@@ -49,8 +49,10 @@ def duration(seconds: float) -> str:
         ['9 s', '3 min 20 s', '40 min', '9 h 10 min', '2 d 7 h']
     """
     whole = max(round(seconds), 0)
-    if 600 <= whole < 3_570:
-        return f"{round(whole / 60)} min"
+    if whole >= 600:
+        whole = 60 * round(whole / 60)
+    if 600 <= whole < 3_600:
+        return f"{whole // 60} min"
     for unit, size, below, part in (("d", 86_400, "h", 3_600), ("h", 3_600, "min", 60), ("min", 60, "s", 1)):
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // part} {below}"
@@ -66,7 +68,8 @@ def measured(row: Mapping[str, float], images_per_second: float | None) -> list[
     """A reading and the speed, as the parts of a line; what is not known is left out."""
     parts = []
     if row:
-        parts = [f"loss {row['loss']:.3f}", f"erank {row['erank_online']:.1f} -> {row['erank_target']:.1f}"]
+        online, target = (f"{rank:.{int(rank < 100)}f}" for rank in (row["erank_online"], row["erank_target"]))
+        parts = [f"loss {row['loss']:.3f}", f"erank {online} -> {target}"]
     return [*parts, f"{SPEED.text(images_per_second)} {SPEED.heading}"] if images_per_second else parts
 
 

@@ -22,7 +22,7 @@ from rankgap.show.terminal import announce, console, say
 
 HOUR = 3600.0
 _SOON = 3.0  # seconds of training after which its whole time is estimated
-_WARM_UP = 10.0  # seconds of a first step from which on it is not mainly warm-up, and counts
+_WARM_UP = 10.0  # seconds; a first step that takes longer is not mainly warm-up, unless the encoder is compiled
 _LINES = 100  # about as many as a run prints where it has more epochs, unless 30 s pass between two
 _SILENCE = 30.0  # seconds
 _LEAST_BAR = 8  # columns
@@ -47,7 +47,7 @@ class Progress(L.Callback):
         self._live: Live | None = None
         self._began = self._said = 0.0
         self._start = (0.0, 0.0)  # of a step: time, and CPU time of this thread
-        self._wall = self._cpu = 0.0  # of all steps but the first
+        self._wall = self._cpu = 0.0  # of all steps but a warm-up
 
     def announce(self, plan: Plan) -> None:
         """Say what was chosen and why; with the plan known, the run's time is estimated after its first steps."""
@@ -75,11 +75,14 @@ class Progress(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Show the newest reading."""
         now, cpu = time.perf_counter(), time.thread_time()
-        done = self.module.step - self.first
-        if done == 1 and now - self._began > _WARM_UP:
+        is_first = self.module.step == self.first + 1
+        is_warm_up = is_first and (
+            now - self._began < _WARM_UP or (self.plan is not None and self.plan.config.compile)
+        )
+        if is_first and not is_warm_up:
             self.pace.mark(self._began, self.first)
         self.pace.mark(now, self.module.step)
-        if done > 1:
+        if not is_warm_up:
             self._wall, self._cpu = self._wall + now - self._start[0], self._cpu + cpu - self._start[1]
         if not is_main_process():
             return

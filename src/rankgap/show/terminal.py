@@ -154,7 +154,7 @@ def show_scores(found: RunScores, *, everything: bool = False) -> None:
 
 
 def _preferred(found: RunScores, score: str, by_name: bool) -> str:
-    """The checkpoint that a score prefers, and those that it does not tell from it: their names or their number."""
+    """The checkpoint that a score prefers, and those it does not tell from it: names, or their number."""
     first, near = found.best(score)
     if not first:
         return "not defined for any checkpoint"
