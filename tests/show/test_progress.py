@@ -105,7 +105,12 @@ def training(epochs: int) -> SelfSupervised:
     [
         (20.0, 19.0, 2, ["100 epochs take about 33 min"]),
         (20.0, 8.0, 1, ["100 epochs take about 33 min"]),
-        (20.0, 8.0, 2, ["100 epochs take about 33 min", "the 2 threads wait", "40% of its time", "--threads 1"]),
+        (
+            20.0,
+            8.0,
+            2,
+            ["100 epochs take about 33 min", "the 2 threads wait", "40% of its time", "--threads 1 is"],
+        ),
         (200.0, 199.0, 1, ["epochs take about 5 h 33 min", "with --size 64 about 27 min"]),
     ],
 )
