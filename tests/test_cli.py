@@ -610,7 +610,7 @@ def test_a_configuration_file_takes_lists_as_flags_do(
         (["trian"], "unknown command 'trian': did you mean 'train'?"),
         (["watch", "runs/a", "--evry", "2"], "unknown flag '--evry': did you mean '--every'?"),
         (["design", "--onlin", "log"], "unknown flag '--onlin': did you mean '--online'?"),
-        (["--verson"], "unrecognized arguments: --verson"),
+        (["--verson"], "unknown flag '--verson': did you mean '--version'?"),
     ],
 )
 def test_an_unknown_command_or_flag_gets_the_nearest_name(

@@ -289,15 +289,20 @@ _POSITIONAL = {
 }
 # Besides `train`, whose configuration keeps it: the commands that take a gain's or a map's name.
 _IMPORTING = ("design", "evaluate", "score", "report")
+_WITHOUT_COMMAND = ("--help", "--version")
 _IMPORT = "a Python module or file (mine.py) to import first, whose gains and maps the command then knows"
 
 
 def _check_names(given: Sequence[str]) -> None:
     """Refuse an unknown command or flag with the nearest name; the parser would only call it unrecognised."""
     command = next((word for word in given if not word.startswith("-")), None)
-    if command is not None and command not in COMMANDS:
+    if command is None:
+        for word in given:
+            if word.startswith("--") and word not in _WITHOUT_COMMAND:
+                raise unknown("flag", word, _WITHOUT_COMMAND)
+    elif command not in COMMANDS:
         raise unknown("command", command, COMMANDS)
-    if command is not None and any(word.startswith("--") for word in given):
+    elif any(word.startswith("--") for word in given):
         from rankgap.run.flags import check_names
 
         more = ["--config"] if command == "train" else ["--import"] if command in _IMPORTING else []
