@@ -41,7 +41,11 @@ def _typed(command: str, flags: dict[str, Any]) -> dict[str, Any]:
     from rankgap.run.flags import flag, parameters, plain_value
     from rankgap.run.reader import read
 
-    from_file = _from_file(flags.pop("config")) if "config" in flags else {}
+    from_file: dict[str, Any] = {}
+    if "config" in flags:
+        from rankgap.run.config import read_config_file
+
+        from_file = read_config_file(flags.pop("config"))
     kinds = parameters(_filled(command))
     return from_file | {
         name: read(kinds[name][0], plain_value(name, kinds[name][0], given), flag(name))
@@ -88,24 +92,6 @@ def train(**given: Any) -> None:
     if is_main_process():
         show_results({config.title: results})
         print(f"run folder: {config.path}")
-
-
-def _from_file(path: str) -> dict[str, Any]:
-    """The configuration fields that a YAML file sets."""
-    from rankgap.run.config import TrainConfig
-    from rankgap.run.flags import parameters, plain_list
-    from rankgap.run.reader import parse_yaml, read, read_text
-
-    values, kinds = parse_yaml(read_text(Path(path)), path), parameters(TrainConfig)
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: expected keys and values, got {type(values).__name__}")
-    for name in values:
-        if name not in kinds:
-            raise unknown(f"key of {path}", str(name), kinds, listed="rankgap train --help")
-    return {
-        name: read(kinds[name][0], plain_list(kinds[name][0], value), f"{path}: {name}")
-        for name, value in values.items()
-    }
 
 
 def evaluate(

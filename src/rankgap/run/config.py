@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankgap.data.loading import OnBadImage
-from rankgap.errors import UserError
+from rankgap.errors import UserError, unknown
 from rankgap.evaluate.evaluation import Protocol
 from rankgap.filters.gains import Scale
 from rankgap.model.methods import title
-from rankgap.run.flags import flag
+from rankgap.run.flags import flag, parameters, plain_list
+from rankgap.run.reader import parse_yaml, read, read_text
 
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 Autocast = Literal["bf16-mixed", "16-mixed", "32-true"]
@@ -170,3 +171,21 @@ def file_name(text: str) -> str:
         digest = hashlib.blake2b(name, digest_size=4).hexdigest()
         return f"{name[: _LONGEST - 9].decode(errors='ignore')}-{digest}"
     return name.decode()
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The configuration fields that a YAML file sets; a list may be text, as on the command line.
+
+    Raises:
+        UserError: the file cannot be read, or an unknown field, or a value of the wrong type.
+    """
+    values, kinds = parse_yaml(read_text(Path(path)), path), parameters(TrainConfig)
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected keys and values, got {type(values).__name__}")
+    for name in values:
+        if name not in kinds:
+            raise unknown(f"key of {path}", str(name), kinds, listed="rankgap train --help")
+    return {
+        name: read(kinds[name][0], plain_list(kinds[name][0], value), f"{path}: {name}")
+        for name, value in values.items()
+    }
