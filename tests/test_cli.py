@@ -199,11 +199,11 @@ def test_score_rates_every_checkpoint_and_says_what_each_score_compares(
     assert train(tmp_path / "a", "--keep-every", "1", "--protocol", "none") == 0
     assert main(["score", str(tmp_path / "a"), "--images", "200", "--repeats", "4"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "RankMe (highest is best): epoch-000" in said
-    assert "step 4 step 8 step 8" in said
+    assert "RankMe: prefers epoch-000" in said
     assert "…" not in said
     assert "one method, encoder and data set" in said
-    assert "LiDAR" in said
+    assert "LiDAR: prefers" in said
+    assert "uniformity:" not in said
     found = json.loads((tmp_path / "a" / "scores.json").read_text())
     assert list(found["checkpoints"]) == ["epoch-0001", "epoch-0002", "last"]
     first, last = found["checkpoints"]["epoch-0001"], found["checkpoints"]["last"]
@@ -255,24 +255,26 @@ def test_watch_shows_a_run_and_ends_with_it(run: Path, tmp_path: Path, capsys: p
     assert main(["watch", str(run)]) == 0
     out = capsys.readouterr().out
     found = results(run)
-    assert "8 of 8 steps" in out
-    assert f"{found['erank_online']:.2f}" in out
-    assert f"{found['erank_target']:.2f}" in out
-    assert f"{found['rank_difference']:+.2f}" in out
+    lines = out.splitlines()
+    assert [line.split()[:2] for line in lines[1:6]] == [["step", str(step)] for step in (1, 3, 5, 7, 8)]
+    assert f"erank {found['erank_online']:.1f} -> {found['erank_target']:.1f}" in lines[5]
+    assert lines[-1] == "finished"
     assert "not a run folder" in fails(capsys, "watch", str(tmp_path))
 
 
 def test_watch_shows_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
     console = Console(width=80, record=True)
     (tmp_path / "config.yaml").write_text((run / "config.yaml").read_text())
-    console.print(live_view(RunFolder(tmp_path), None))
+    console.print(live_view(RunFolder(tmp_path), None, width=80))
     assert "no reading yet" in console.export_text()
     lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
     (tmp_path / "metrics.csv").write_text("".join(lines[:3]) + lines[3][:9])  # the last row is half written
-    console.print(live_view(RunFolder(tmp_path), 1234.5))
+    console.print(live_view(RunFolder(tmp_path), 32.0, width=80))
     text = console.export_text()
-    assert "3 of 8 steps" in text
-    assert "1,234 images/s" in text
+    assert "3 of 8 steps, 32 images/s" in text
+    assert "about 10 s left" in text  # 5 steps of 64 images
+    curve = next(line for line in text.splitlines() if line.startswith("erank target"))
+    assert 8 < len(curve.rstrip()) <= 80
 
 
 def test_methods_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
@@ -558,7 +560,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--recipe", "cifra"], "did you mean 'cifar'"),
         (["--data", "folder:/nowhere/at/all"], "/nowhere/at/all"),
         (["--batch-size", "3000"], "fewer than a batch"),
-        (["--protocol", "ridge"], "knn, linear"),
+        (["--protocol", "ridge"], "unknown --protocol 'ridge': expected one of knn, linear, linear_sgd, none"),
         (["--settings", "prototypes.coun=3"], "did you mean 'prototypes.count'"),
         (["--settings", "prototypes.count=0.9"], "prototypes.count takes a whole number, got 0.9"),
         (["--settings", "prototypes.count=8"], "prototypes.count: simsiam has no prototypes; leave it out"),
@@ -581,7 +583,10 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--lr", ".nan"], "--lr must be a finite number above 0"),
         (["--workers=-1"], "--workers must be at least 0"),
         (["--epochs", "many"], "many"),
-        (["--epoch", "3"], "--epoch"),
+        (["--epoch", "3"], "unknown flag '--epoch': did you mean '--epochs'? rankgap train --help lists them"),
+        (["--metod=byol"], "unknown flag '--metod': did you mean '--method'?"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--import", "/nowhere.py"], "--import /nowhere.py failed: there is no such file"),
     ],
 )
 def test_bad_flags_get_one_line(
@@ -589,6 +594,54 @@ def test_bad_flags_get_one_line(
 ) -> None:
     assert says in fails(capsys, "train", "--out", str(tmp_path / "run"), *flags)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("metod: byol", "unknown key of c.yaml 'metod': did you mean 'method'? rankgap train --help lists them"),
+        ("protocol: [ridge]", "unknown c.yaml: protocol 'ridge': expected one of knn, linear, linear_sgd, none"),
+        ("protocol: 3", "c.yaml: protocol takes a list, got 3"),
+        ("epochs: '3'", "c.yaml: epochs takes a whole number, got '3'"),
+        ("- a", "--config c.yaml: expected keys and values, got list"),
+    ],
+)
+def test_a_bad_configuration_file_is_named_once(
+    text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text(text)
+    said = fails(capsys, "train", "--config", "c.yaml")
+    assert says in said
+    assert said.count("c.yaml") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("none", ()), ("knn,linear", ("knn", "linear")), ("[knn, none]", ("knn",))]
+)
+def test_a_configuration_file_takes_lists_as_flags_do(
+    text: str, expected: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    monkeypatch.setitem(rankgap.cli.COMMANDS, "train", lambda **given: seen.update(given))
+    (tmp_path / "c.yaml").write_text(f"protocol: {text}\n")
+    assert main(["train", "--config", str(tmp_path / "c.yaml"), "--loggers", "csv", "--loggers", "mlflow"]) == 0
+    assert seen == {"protocol": expected, "loggers": ("csv", "mlflow")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trian"], "unknown command 'trian': did you mean 'train'?"),
+        (["watch", "runs/a", "--evry", "2"], "unknown flag '--evry': did you mean '--every'?"),
+        (["design", "--onlin", "log"], "unknown flag '--onlin': did you mean '--online'?"),
+        (["--verson"], "unknown flag '--verson': did you mean '--version'?"),
+    ],
+)
+def test_an_unknown_command_or_flag_gets_the_nearest_name(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in fails(capsys, *arguments)
 
 
 def test_bad_images_are_named_by_their_path(

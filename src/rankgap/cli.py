@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import rankgap
-from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
+from rankgap.errors import InterruptedRunError, NonFiniteError, UserError, unknown
 
 if TYPE_CHECKING:  # listing the commands must not load torch
     from rankgap.evaluate.evaluation import Protocol
@@ -46,19 +46,25 @@ def _typed(command: str, flags: dict[str, Any]) -> dict[str, Any]:
     from rankgap.run.flags import flag, parameters, plain_value
     from rankgap.run.reader import read
 
-    target: Callable[..., Any] = COMMANDS[command]
     from_file: dict[str, Any] = {}
-    if command == "train":
-        from rankgap.run.config import TrainConfig
+    if "config" in flags:
+        from rankgap.run.config import read_config_file
 
-        target = TrainConfig
-        if "config" in flags:
-            from_file = _from_file(flags.pop("config"))
-    kinds = parameters(target)
+        from_file = read_config_file(flags.pop("config"))
+    kinds = parameters(_filled(command))
     return from_file | {
         name: read(kinds[name][0], plain_value(name, kinds[name][0], given), flag(name))
         for name, given in flags.items()
     }
+
+
+def _filled(command: str) -> Callable[..., Any]:
+    """What a command's flags fill."""
+    if command == "train":
+        from rankgap.run.config import TrainConfig
+
+        return TrainConfig
+    return COMMANDS[command]
 
 
 def demo(out: str = "runs/demo", seed: int = 0) -> None:
@@ -83,26 +89,16 @@ def train(**given: Any) -> None:
     from rankgap.run.trainer import resumed
     from rankgap.run.trainer import train as run
     from rankgap.show.progress import Progress
-    from rankgap.show.terminal import announce, show_results
+    from rankgap.show.terminal import show_results
 
     config = TrainConfig(**given)
     if config.resume:
         config = resumed(config.path, given)
-    results = run(config, callbacks=[Progress(config.title)], announce=announce, other_data="data" in given)
+    progress = Progress(config.title)
+    results = run(config, callbacks=[progress], announce=progress.announce, other_data="data" in given)
     if is_main_process():
         show_results({config.title: results})
         print(f"run folder: {shown(str(config.path))}")
-
-
-def _from_file(path: str) -> dict[str, Any]:
-    """The configuration fields that a YAML file sets."""
-    from rankgap.run.config import TrainConfig
-    from rankgap.run.reader import parse_yaml, read_fields, read_text
-
-    values = parse_yaml(read_text(Path(path)), path)
-    if not isinstance(values, dict):
-        raise UserError(f"--config {path}: expected keys and values, got {type(values).__name__}")
-    return read_fields(TrainConfig, values, lambda name: f"{path}: {name}")
 
 
 def evaluate(
@@ -148,7 +144,12 @@ def compare(runs: list[str]) -> None:
 
 
 def score(
-    run: str, images: int = 2048, repeats: int = 20, branch: Side = "online", data: str | None = None
+    run: str,
+    images: int = 2048,
+    repeats: int = 20,
+    branch: Side = "online",
+    data: str | None = None,
+    all: bool = False,
 ) -> None:
     """Rate every checkpoint of a run without labels, and say which comparisons each score supports.
 
@@ -158,12 +159,14 @@ def score(
         repeats: number of half-samples for each score's interval.
         branch: the branch whose encoder is rated.
         data: where the run's images are now, as in --data of `train`; by default where they were.
+        all: show all scores of all checkpoints, in place of the few to look at first.
     """
     from rankgap.run.folder import RunFolder
     from rankgap.run.scoring import score_run
     from rankgap.show.terminal import show_scores
 
-    show_scores(score_run(RunFolder(Path(run)), images=images, repeats=repeats, branch=branch, data=data))
+    found = score_run(RunFolder(Path(run)), images=images, repeats=repeats, branch=branch, data=data)
+    show_scores(found, everything=all)
 
 
 def report(runs: list[str], out: str = "report.html") -> None:
@@ -298,6 +301,26 @@ _POSITIONAL = {
     "report": ("runs",),
     "inspect": ("data",),
 }
+# Besides `train`, whose configuration keeps it: the commands that take a gain's or a map's name.
+_IMPORTING = ("design", "evaluate", "score", "report")
+_WITHOUT_COMMAND = ("--help", "--version")
+_IMPORT = "a Python module or file (mine.py) to import first, whose gains and maps the command then knows"
+
+
+def _check_names(given: Sequence[str]) -> None:
+    """Refuse an unknown command or flag with the nearest name; the parser would only call it unrecognised."""
+    command = next((word for word in given if not word.startswith("-")), None)
+    if command is None:
+        for word in given:
+            if word.startswith("--") and word not in _WITHOUT_COMMAND:
+                raise unknown("flag", word, _WITHOUT_COMMAND)
+    elif command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    elif any(word.startswith("--") for word in given):
+        from rankgap.run.flags import check_names
+
+        more = ["--config"] if command == "train" else ["--import"] if command in _IMPORTING else []
+        check_names(given, command, _filled(command), *more)
 
 
 def _parser(given: Sequence[str]) -> ArgumentParser:
@@ -327,6 +350,10 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
             add_flags(sub, TrainConfig, headings=_HEADINGS)
         else:
             add_flags(sub, command, _POSITIONAL.get(name, ()))
+        if name in _IMPORTING:
+            sub.add_argument(
+                "--import", dest="imports", action="append", default=SUPPRESS, metavar="TEXT", help=_IMPORT
+            )
         commands.add_subcommand(name, sub, help=summary)
     return parser
 
@@ -350,12 +377,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
     try:
+        _check_names(given)
         parsed = _parser(given).parse_args(given or ["--help"])
-    except ArgumentError as error:
+    except (ArgumentError, UserError) as error:
         return _fail(str(error), EXIT_USER)
     name = parsed.subcommand
     flags = Namespace(parsed[name]).as_dict()
     try:
+        if name in _IMPORTING and "imports" in flags:
+            from rankgap.run.imports import import_all
+
+            import_all(flags.pop("imports"))
         return COMMANDS[name](**_typed(name, flags)) or 0
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)

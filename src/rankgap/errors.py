@@ -27,21 +27,22 @@ class InterruptedRunError(Exception):
         self.signal = signal
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+def unknown(kind: str, name: str, known: Iterable[str], *, listed: str | None = None) -> UserError:
     """A `UserError` that lists the known names and suggests the nearest one, if one is close.
 
     Args:
         kind: what the name stands for: "method", "gain", "data set", "backbone".
         name: the unknown name.
         known: the known names.
+        listed: what shows the known names, where they are too many for a message.
 
     Example:
         >>> print(unknown("method", "simsam", ["byol", "simsiam"]))
         unknown method 'simsam': did you mean 'simsiam'? Expected one of byol, simsiam
     """
     names = sorted(known)
-    choices = f"one of {', '.join(names)}"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near:
-        return UserError(f"unknown {kind} {name!r}: did you mean {near[0]!r}? Expected {choices}")
-    return UserError(f"unknown {kind} {name!r}: expected {choices}")
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    expected = f"{'Expected' if near else 'expected'} one of {', '.join(names)}"
+    choices = f"{listed} lists them" if listed else expected
+    return UserError(f"unknown {kind} {name!r}: {guess}{choices}")

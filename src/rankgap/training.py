@@ -12,14 +12,13 @@ from torch import nn
 from rankgap.data.given import given_source
 from rankgap.data.sources import GIVEN
 from rankgap.errors import InterruptedRunError, UserError
-from rankgap.run.config import TrainConfig
+from rankgap.run.config import TrainConfig, config_fields
 from rankgap.run.encoder import TrainedEncoder, load_encoder
 from rankgap.run.plan import Given
-from rankgap.run.reader import plain, read_fields
+from rankgap.run.reader import plain
 from rankgap.run.trainer import resumed
 from rankgap.run.trainer import train as run
 from rankgap.show.progress import Progress
-from rankgap.show.terminal import announce
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +94,14 @@ def train(
     if "out" in config:
         config["out"] = str(config["out"])
     # Worker processes import the calling script again on some systems; decoding runs in threads in any case.
-    fields = {"workers": 0} | read_fields(TrainConfig, plain(config), lambda name: name)
+    fields = {"workers": 0} | config_fields(plain(config))
     settings = TrainConfig(**fields)
     if settings.resume:
         settings = resumed(settings.path, fields)
     module = model if isinstance(model, nn.Module) else None
     try:
-        results = run(settings, callbacks=[Progress(settings.title)], announce=announce, own=Given(source, module))
+        progress = Progress(settings.title)
+        results = run(settings, callbacks=[progress], announce=progress.announce, own=Given(source, module))
     except InterruptedRunError as error:
         if source is None and module is None:  # the command can resume it too
             raise

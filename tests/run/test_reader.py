@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankgap.errors import UserError
-from rankgap.run.reader import parse_yaml, plain, read, read_fields, read_text
+from rankgap.run.reader import parse_yaml, plain, read, read_text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,14 +78,6 @@ def test_a_wrong_value_is_refused_with_its_place_and_what_was_expected(change: d
     with pytest.raises(UserError) as error:
         read(Outer, WHOLE | change, "file")
     assert says in str(error.value)
-
-
-def test_some_fields_are_read_by_themselves() -> None:
-    assert read_fields(Outer, {"widths": [1]}, lambda name: f"--{name}") == {"widths": (1,)}
-    with pytest.raises(UserError, match=r"--widths\.0 takes a whole number"):
-        read_fields(Outer, {"widths": [0.5]}, lambda name: f"--{name}")
-    with pytest.raises(UserError, match="unknown key '--width': did you mean '--widths'"):
-        read_fields(Outer, {"width": [1]}, lambda name: f"--{name}")
 
 
 def test_yaml_is_read_as_people_expect() -> None:

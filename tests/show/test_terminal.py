@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from rankgap.evaluate.scores import SCORES, Rated, RunScores
 from rankgap.show.columns import KNN, RANK_DIFFERENCE, RESULTS, SPEED
-from rankgap.show.terminal import console, say, show_results
+from rankgap.show.terminal import console, say, show_methods, show_results, show_scores
 
 ODD = "[bold]a[/red] :warning: \\[b]"  # markup that rich could not parse, an emoji's name, an escape
 
@@ -38,3 +39,53 @@ def test_a_cell_has_its_column_s_form_and_a_dash_where_nothing_is_known() -> Non
     assert KNN.scaled(row) == pytest.approx(35.34)
     assert math.isnan(KNN.scaled({"knn": None}))
     assert (RANK_DIFFERENCE.text(None), SPEED.text(0.4)) == ("-", "0")
+
+
+def scored(checkpoints: int) -> RunScores:
+    """A run whose later checkpoints have higher scores, the last one under two names."""
+    steps = {f"epoch-{i:04d}": 1_000 * i for i in range(1, checkpoints + 1)} | {"last": 1_000 * checkpoints}
+    rated = {name: {score: Rated(step / 1_000, 0.1) for score in SCORES} for name, step in steps.items()}
+    return RunScores(title="byol", images=2_048, steps=steps, rated=rated)
+
+
+@pytest.mark.parametrize("checkpoints", [1, 5, 100])
+def test_the_scores_that_compare_checkpoints_fit_a_screen(
+    checkpoints: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    show_scores(scored(checkpoints))
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert len(lines) < 24
+    assert max(map(len, lines)) <= 80
+    assert "…" not in out
+    assert all(f"{name}:" in out for name in ("RankMe", "alpha-ReQ", "LiDAR"))
+    assert "uniformity:" not in out
+    assert ("prefers" in out) == (checkpoints > 1)
+    assert ("One checkpoint cannot be compared" in out) == (checkpoints == 1)
+    assert f"epoch-{checkpoints:04d}" in out
+
+
+def test_all_scores_of_all_checkpoints_are_shown_if_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    show_scores(scored(30), everything=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.strip().startswith("epoch-0017") for line in lines) == 3
+    assert all(any(line.startswith(f"{name}: prefers") for line in lines) for name in SCORES)
+
+
+def test_tables_fit_eighty_columns_without_cutting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    show_methods()
+    numbers = {column.key: 12_345.678 for column in RESULTS} | {"knn": 1.0, "linear": 1.0, "threads": 1}
+    show_results({"directset online power:0.5 target power:-0.5": numbers, "byol": numbers})
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    assert "centred_assignment" in out
+    assert out.count("threads: 1 (") == 1

@@ -38,16 +38,19 @@ class Score:
         best: the direction that goes with accuracy.
         valid: what the score may compare, as far as its authors showed, or what to read it together with. It
             completes a sentence that starts with the score's name.
+        first: whether it is among the few to look at first when a run's checkpoints are compared: it is valid for
+            that by itself, and its authors showed so.
     """
 
     function: Callable[[Tensor], Tensor]
     takes: Literal["features", "views"]
     best: Literal["highest", "lowest", "nearest 1"]
     valid: str
+    first: bool = False
 
 
 SCORES: dict[str, Score] = {
-    "RankMe": Score(rankme, "features", "highest", f"{_ONE_METHOD} (Garrido et al. 2023, section 4)"),
+    "RankMe": Score(rankme, "features", "highest", f"{_ONE_METHOD} (Garrido et al. 2023, section 4)", first=True),
     "effective rank": Score(effective_rank, "features", "highest", f"{_ONE_METHOD}, as RankMe"),
     "NESum": Score(label_free.nesum, "features", "highest", f"{_ONE_METHOD} (He & Ozay 2022)"),
     "alpha-ReQ": Score(
@@ -55,12 +58,14 @@ SCORES: dict[str, Score] = {
         "features",
         "nearest 1",
         f"{_ONE_METHOD}; not where features collapsed, because no power law fits those (Agrawal et al. 2022)",
+        first=True,
     ),
     "LiDAR": Score(
         label_free.lidar,
         "views",
         "highest",
         "also compares different methods, if the views are those of training (Thilak et al. 2024)",
+        first=True,
     ),
     "CL": Score(
         label_free.cluster_learnability,

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rankgap.data.loading import OnBadImage
-from rankgap.errors import UserError
+from rankgap.errors import UserError, unknown
 from rankgap.evaluate.evaluation import Protocol
 from rankgap.filters.gains import Scale
 from rankgap.model.methods import title
-from rankgap.run.flags import flag
+from rankgap.run.flags import flag, parameters, plain_list
+from rankgap.run.reader import parse_yaml, read, read_text
 
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 Autocast = Literal["bf16-mixed", "16-mixed", "32-true"]
@@ -32,6 +33,7 @@ _LEAST = {
     "size": 2,
     "keep_every": 1,
     "channels": 1,
+    "threads": 1,
 }
 
 
@@ -73,7 +75,10 @@ class TrainConfig:
         save_best: rank also keeps, as checkpoints/best.ckpt, the epoch in the second half of the run whose
             features have the highest RankMe on 2,048 training images (no labels are used).
         protocol: evaluation at the end: knn, linear, linear_sgd, joined by commas; none for no evaluation.
-        seed: seed of weights, image order and views; the same seed gives the same numbers on a CPU.
+        seed: seed of weights, image order and views; on a CPU the same seed and number of threads (--threads) give
+            the same numbers.
+        threads: threads of each operation on a CPU; by default torch's number, which config.yaml then keeps. Where
+            other processes need the cores, 1 is faster than 2.
         precision: auto is bf16-mixed where the device has bf16, else 16-mixed on a GPU and 32-true on a CPU.
         compile: compile the encoder with torch.compile. The first step waits for it (half a minute on a CPU); the
             others are faster. Numbers differ in the last digits.
@@ -81,8 +86,10 @@ class TrainConfig:
         devices: number of devices, which share each batch; spectra, codes, batch norms and readings are of the
             whole batch.
         workers: processes that decode files ahead; by default 0 for sets in memory, else one per core.
+        imports: a Python module or file (mine.py) to import first, whose gains (GAINS["mine"]) and maps
+            (register_map) this and every later command on the run then knows; give the flag once for each.
         out: the run folder; by default a folder in runs/ named after method, filters, data and seed.
-        resume: resume from the run folder's last checkpoint.
+        resume: resume from the run folder's last checkpoint; a larger --epochs extends the run.
         overwrite: replace an existing run folder.
 
     Raises:
@@ -111,11 +118,13 @@ class TrainConfig:
     save_best: Literal["rank"] | None = None
     protocol: tuple[Protocol, ...] = ("knn", "linear")
     seed: int = 0
+    threads: int | None = None
     precision: Precision = "auto"
     compile: bool = False
     accelerator: Accelerator = "auto"
     devices: int = 1
     workers: int | None = None
+    imports: tuple[str, ...] = ()
     out: str | None = None
     resume: bool = False
     overwrite: bool = False
@@ -163,3 +172,36 @@ def file_name(text: str) -> str:
         digest = hashlib.blake2b(name, digest_size=4).hexdigest()
         return f"{name[: _LONGEST - 9].decode(errors='ignore')}-{digest}"
     return name.decode()
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """The configuration fields that a YAML file sets; a list may be text, as on the command line.
+
+    Raises:
+        UserError: the file cannot be read, or an unknown field, or a value of the wrong type.
+    """
+    values = parse_yaml(read_text(Path(path)), path)
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected keys and values, got {type(values).__name__}")
+    return config_fields(values, f"{path}: ", kind=f"key of {path}")
+
+
+def config_fields(values: Mapping[str, Any], where: str = "", *, kind: str = "keyword") -> dict[str, Any]:
+    """Fields of a configuration by name, each read as its type; a list may be text, as on the command line.
+
+    Args:
+        values: plain values by field name.
+        where: what an error names before the field.
+        kind: what a field is called in an error about an unknown one.
+
+    Raises:
+        UserError: an unknown field, or a value of the wrong type.
+    """
+    kinds = parameters(TrainConfig)
+    for name in values:
+        if name not in kinds:
+            raise unknown(kind, str(name), kinds, listed="rankgap train --help")
+    return {
+        name: read(kinds[name][0], plain_list(kinds[name][0], value), f"{where}{name}")
+        for name, value in values.items()
+    }

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import docstring_parser
 from jsonargparse import ArgumentParser
 
-from rankgap.errors import UserError
+from rankgap.errors import UserError, unknown
 from rankgap.run.reader import parse_yaml, present
 
 
@@ -42,7 +42,9 @@ def add_flags(
         else:
             if kind is not bool:
                 options["metavar"] = _metavar(kind)
-            place.add_argument(flag(name), default=SUPPRESS, **options)
+            if typing.get_origin(kind) is tuple:
+                options["action"] = "append"
+            place.add_argument(flag(name), dest=name, default=SUPPRESS, **options)
 
 
 def _said_of(default: Any) -> str:
@@ -58,10 +60,15 @@ def _metavar(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return f"{{{','.join(map(str, typing.get_args(kind)))}}}"
     if typing.get_origin(kind) is tuple:
-        return "A,B"
+        return "A,B" if _is_of_choices(kind) else "TEXT"
     if _is_mapping(kind):
         return "NAME=TEXT" if typing.get_args(kind)[1] is str else "KEY=VALUE"
     return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _is_of_choices(kind: Any) -> bool:
+    """Whether a tuple's items are from a list of known ones."""
+    return typing.get_origin(typing.get_args(kind)[0]) is Literal
 
 
 def _is_mapping(kind: Any) -> bool:
@@ -86,8 +93,41 @@ class _Types(dict[str, Any]):
 
 
 def flag(name: str) -> str:
-    """A parameter's flag on the command line."""
-    return "--" + name.replace("_", "-")
+    """A parameter's flag on the command line; one that is given once for each item is in the singular."""
+    return "--import" if name == "imports" else "--" + name.replace("_", "-")
+
+
+def check_names(given: Sequence[str], command: str, target: Callable[..., Any], *more: str) -> None:
+    """Refuse flags that a command does not have, with the nearest one that it has.
+
+    Args:
+        given: the command line.
+        command: the command's name.
+        target: what the flags fill, as in `add_flags`.
+        more: its other flags.
+
+    Raises:
+        UserError: an unknown flag.
+    """
+    known = {*map(flag, parameters(target)), *more, "--help", "--version"}
+    for word in given:
+        if word.startswith("--") and word != "--" and (name := word.partition("=")[0]) not in known:
+            raise unknown("flag", name, known, listed=f"rankgap {command} --help")
+
+
+def plain_list(kind: Any, given: Any) -> Any:
+    """A list as a plain value: "a,b" and ["a", "b"] are the same, and none is an empty one.
+
+    Choices are joined by commas; other text, such as a file's name, may hold some. What is no list stays as it is.
+    """
+    if typing.get_origin(present(kind)) is not tuple:
+        return given
+    items = given if isinstance(given, list) else [given]
+    if not all(isinstance(item, str) for item in items):
+        return given
+    if _is_of_choices(present(kind)):
+        items = [part.strip() for item in items for part in item.split(",")]
+    return [item for item in items if item not in ("", "none")]
 
 
 def plain_value(name: str, kind: Any, given: Any) -> Any:
@@ -99,7 +139,7 @@ def plain_value(name: str, kind: Any, given: Any) -> Any:
     if inner in (int, float):
         return None if given == "auto" and inner is not kind else parse_yaml(given, flag(name))
     if typing.get_origin(inner) is tuple:
-        return [part.strip() for part in given.split(",") if part.strip() not in ("", "none")]
+        return plain_list(inner, given)
     if not _is_mapping(kind):
         return given
     values: dict[str, Any] = {}

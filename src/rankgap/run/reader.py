@@ -127,28 +127,6 @@ def read_over(default: T, values: object, where: str) -> T:
     return read(type(default), plain(default) | dict(values), where)
 
 
-def read_fields(kind: type, values: Mapping[str, Any], place: Callable[[str], str]) -> dict[str, Any]:
-    """Read some of a dataclass's fields, each as its type.
-
-    Args:
-        kind: the dataclass.
-        values: the values by field name.
-        place: field name -> its name in an error.
-
-    Raises:
-        UserError: as `read`.
-    """
-    hints = type_hints(kind)
-    for name in values:
-        if name not in hints:
-            raise unknown("key", place(name), [place(known) for known in hints])
-
-    def field(name: str, value: object) -> Any:
-        return _read(hints[name], value, lambda path: ".".join([place(name), *path]))
-
-    return {name: field(name, value) for name, value in values.items()}
-
-
 def plain(value: Any) -> Any:
     """A dataclass as plain values, ready for YAML and JSON; `read` turns them back."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -235,8 +213,10 @@ def _message(kind: Any, errors: Sequence[ErrorDetails], place: Callable[[Sequenc
             ]
             return f"{place(path[:-1])} lacks {', '.join(lacking)}"
         case "literal_error":
-            choices = typing.get_args(_at(kind, first["loc"]))
-            return str(unknown(here, str(first["input"]), map(str, choices)))
+            choices = [str(choice) for choice in typing.get_args(_at(kind, first["loc"]))]
+            if path and path[-1].isdigit():  # of a list, which a flag or a file may also give as the text "none"
+                here, choices = place(path[:-1]), [*choices, "none"]
+            return str(unknown(here, str(first["input"]), choices))
         case "value_error" if isinstance(error := first["ctx"]["error"], UserError):
             return f"{here}: {error}" if here else str(error)
         case "too_long" | "too_short":

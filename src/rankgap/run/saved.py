@@ -12,6 +12,7 @@ from typing import Self
 from rankgap.data.fingerprint import Fingerprint
 from rankgap.errors import UserError
 from rankgap.run.config import TrainConfig
+from rankgap.run.imports import import_all
 from rankgap.run.reader import read
 from rankgap.run.recipes import Recipe, with_map_options
 from rankgap.run.work import Work
@@ -101,6 +102,7 @@ class SavedRun:
                 f"{where} was written by {written}, but this version reads format {FORMAT}: train the run again"
             )
         saved = read(cls, values, where)
+        import_all(saved.run.imports)  # they may define the maps of its recipe
         return replace(saved, recipe=with_map_options(saved.recipe, f"{where}.recipe"))
 
 

@@ -22,6 +22,7 @@ from rankgap.run.config import TrainConfig
 from rankgap.run.feed import TrainingData
 from rankgap.run.flags import flag
 from rankgap.run.folder import RunFolder
+from rankgap.run.heartbeat import Heartbeat
 from rankgap.run.interruption import stops_on_signals
 from rankgap.run.loggers import close_loggers, open_loggers
 from rankgap.run.module import SelfSupervised
@@ -44,6 +45,8 @@ _FREE = {
     "accelerator",
     "protocol",
     "eval",
+    "threads",
+    "imports",
     "loggers",
     "keep_every",
     "compile",
@@ -74,7 +77,8 @@ def resumed(path: Path, given: Mapping[str, Any]) -> TrainConfig:
 
     Args:
         path: the run folder.
-        given: fields that the user sets; only those that do not affect the numbers may differ from the saved run.
+        given: fields that the user sets; only those that do not affect the numbers may differ from the saved run,
+            and `epochs`, which sets another length for the rest of it.
 
     Raises:
         UserError: no run, or a field that had another value when the run was started.
@@ -86,8 +90,41 @@ def resumed(path: Path, given: Mapping[str, Any]) -> TrainConfig:
 
 def _check_unchanged(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> None:
     for name, value in given.items():
-        if name not in _FREE and value != (old := getattr(saved, name)):
-            raise UserError(f"{path} was started with {flag(name)} {old}, not {value}: leave it out to resume")
+        if name not in {*_FREE, "epochs"} and value != (old := getattr(saved, name)):
+            before = f"with {flag(name)} {old}, not {value}" if old or old == 0 else f"without {flag(name)}"
+            raise UserError(f"{path} was started {before}: leave it out to resume")
+
+
+@contextmanager
+def _using_threads(count: int | None) -> Iterator[None]:
+    """Compute with a number of threads, and go back to the one from before."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _change_of_length(plan: Plan, saved: SavedRun, step: int) -> str | None:
+    """What another number of epochs does to a run that has come to a step; None where the number stays.
+
+    Raises:
+        UserError: the run has already trained for longer.
+    """
+    old, new = saved.work, plan.work
+    if new.epochs == old.epochs:
+        return None
+    done = new.clock(step).epoch
+    if done > new.epochs:
+        raise UserError(f"--epochs {new.epochs}: {plan.config.path} has trained for {done:.4g} epochs already")
+    before, after = (plan.recipe.optimizer.rate(work.clock(step), work.batch_size) for work in (old, new))
+    return (
+        f"{new.epochs} epochs in place of {old.epochs}: learning rate and momentum go on along the schedules of "
+        f"{new.epochs} epochs, the rate from {after:.2g} in place of {before:.2g} at epoch {done:.4g}; the recipe "
+        f"stays the one for {old.epochs}"
+    )
 
 
 def _check_same_images(saved: SavedRun, plan: Plan) -> None:
@@ -125,20 +162,37 @@ def train(
         NonFiniteError: training met non-finite numbers; the message names the step and the last good checkpoint.
         InterruptedRunError: Ctrl-C was pressed; the run can be resumed.
     """
-    folder, state = RunFolder(config.path), None
+    with _using_threads(config.threads):
+        return _train(config, callbacks, announce, other_data, own)
+
+
+def _train(
+    config: TrainConfig,
+    callbacks: Sequence[L.Callback],
+    announce: Callable[[Plan], None],
+    other_data: bool,
+    own: Given | None,
+) -> dict[str, Any]:
+    folder, saved, state = RunFolder(config.path), None, None
     if config.resume:
         given = {f.name: getattr(config, f.name) for f in fields(config)}
-        _check_unchanged(folder.saved().run, given, folder.path)
+        saved = folder.saved()
+        _check_unchanged(saved.run, given, folder.path)
         state = folder.load_checkpoint()
     elif is_main_process():
         folder.check_free(overwrite=config.overwrite)
-    saved = folder.saved() if config.resume else None
     plan = resolve(config, saved=saved, given=own)
-    if saved is not None and not other_data:
-        _check_same_images(saved, plan)
+    change = None
+    if saved is not None and state is not None:
+        if not other_data:
+            _check_same_images(saved, plan)
+        change = _change_of_length(plan, saved, state["step"])
+        if change:
+            plan = replace(plan, notes=(*plan.notes, change))
     if is_main_process():
         if saved is not None:
-            folder.write_config(plan.resumed(saved))
+            notes = (*saved.notes, *([change] if change else []))
+            folder.write_config(replace(plan.resumed(saved), notes=notes))
         if state is None:
             folder.create()
             folder.write_config(plan.saved())
@@ -159,6 +213,8 @@ def train(
         module.step = state["step"]
         module.monitor.resume(r for r in readings(folder.metrics()) if r.step < module.step)
         if is_main_process():
+            if change:
+                folder.write_results({})  # those of the earlier end are not this run's
             folder.forget_spectra(module.step)
     if config.devices > 1:
         join_norms(module.model, cuda=plan.device.type == "cuda")
@@ -166,14 +222,24 @@ def train(
         for encoder in {module.model.encoder("online"), module.model.encoder("target")}:
             encoder.compile(fullgraph=True)
     checkpoints = Checkpoints(plan, folder, state)
-    if module.step < plan.work.steps:
-        _fit(plan, module, checkpoints, [*([Restore(state)] if state else []), *callbacks])
+    with Heartbeat(folder, step=module.step, seconds=checkpoints.seconds) as heartbeat:
+        if module.step < plan.work.steps:
+            _fit(plan, module, checkpoints, [heartbeat, *([Restore(state)] if state else []), *callbacks])
+        heartbeat.state = "evaluating"
+        return _results(plan, module, checkpoints)
+
+
+def _results(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Evaluate a trained run, and write its `results.json`."""
+    config, folder = plan.config, checkpoints.folder
     images = module.step * config.batch_size
     results: dict[str, Any] = _last_reading(folder) | {
         "seconds": checkpoints.seconds,
         "images_per_second": images / checkpoints.seconds,
         "views_per_second": len(plan.recipe.views) * images / checkpoints.seconds,
     }
+    if config.threads is not None:
+        results["threads"] = config.threads
     if is_main_process():
         history = readings(folder.metrics())
         # Without a protocol, a sample is enough for the ranks.

@@ -1,20 +1,40 @@
-"""A progress bar in the terminal."""
+"""A run's progress in the terminal, or as plain lines in a file or a pipe."""
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import lightning as L
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.console import Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
+from rankgap.run.cost import cheaper
 from rankgap.run.module import SelfSupervised
+from rankgap.run.plan import Plan
 from rankgap.run.processes import is_main_process
-from rankgap.show.terminal import console, say
+from rankgap.show.pace import Pace, duration, measured, status_line, time_left
+from rankgap.show.terminal import announce, console, say
+
+HOUR = 3600.0
+_SOON = 3.0  # seconds of training after which its whole time is estimated
+_WARM_UP = 10.0  # seconds; a first step that takes longer is not mainly warm-up, unless the encoder is compiled
+_LINES = 100  # about as many as a run prints where it has more epochs, unless 30 s pass between two
+_SILENCE = 30.0  # seconds
+_LEAST_BAR = 8  # columns
+_STARVED = 0.75  # of a step's time; a thread that has a core to itself computes for nearly all of it
 
 
 class Progress(L.Callback):
-    """A progress bar for a run, with its loss and both ranks. A new alarm is printed above it.
+    """Shows a run: progress, time left, speed, loss and both ranks; at first, an estimate of the whole time.
+
+    A terminal shows two lines that are kept up to date. A file or a pipe gets a plain line at the end of each
+    epoch (of every N-th if there are more than a hundred), and after 30 seconds without one. Alarms are printed at
+    once.
 
     Args:
         name: the run's name.
@@ -22,39 +42,146 @@ class Progress(L.Callback):
 
     def __init__(self, name: str) -> None:
         self.name, self.known = name, "healthy"
-        self.bar = Bar(
-            TextColumn("{task.description:<28}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            TextColumn("{task.fields[reading]}"),
-            console=console,
-        )
+        self.pace = Pace()
+        self.plan: Plan | None = None
+        self._live: Live | None = None
+        self._began = self._said = 0.0
+        self._start = (0.0, 0.0)  # of a step: time, and CPU time of this thread
+        self._wall = self._cpu = 0.0  # of all steps but a warm-up
+
+    def announce(self, plan: Plan) -> None:
+        """Say what was chosen and why; with the plan known, the run's time is estimated after its first steps."""
+        announce(plan)
+        self.plan = plan
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the bar at the step the run has reached."""
+        """Begin at the step that the run has reached."""
         assert isinstance(pl_module, SelfSupervised)
-        self.task = self.bar.add_task(self.name, total=pl_module.work.steps, completed=pl_module.step, reading="")
-        if is_main_process():
-            self.bar.start()
+        self.module, self.first = pl_module, pl_module.step
+        self._began = self._said = time.perf_counter()
+        self._finished: float | None = None
+        if not is_main_process():
+            return
+        if console.is_terminal:
+            self._live = Live(get_renderable=self.view, console=console, refresh_per_second=4)
+            self._live.start()
+        elif self.plan is None:
+            say((self.name, "bold"))
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Note when a step begins."""
+        self._start = time.perf_counter(), time.thread_time()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Move the bar, and show the newest reading."""
-        assert isinstance(pl_module, SelfSupervised)
-        row = pl_module.last_reading
-        reading = (
-            f"loss {row['loss']:.3f}  erank {row['erank_online']:.1f} -> {row['erank_target']:.1f}" if row else ""
+        """Show the newest reading."""
+        now, cpu = time.perf_counter(), time.thread_time()
+        is_first = self.module.step == self.first + 1
+        is_warm_up = is_first and (
+            now - self._began < _WARM_UP or (self.plan is not None and self.plan.config.compile)
         )
-        self.bar.update(self.task, completed=pl_module.step, reading=reading)
-        if (diagnosis := pl_module.monitor.diagnosis).kind != self.known:
+        if is_first and not is_warm_up:
+            self.pace.mark(self._began, self.first)
+        self.pace.mark(now, self.module.step)
+        if not is_warm_up:
+            self._wall, self._cpu = self._wall + now - self._start[0], self._cpu + cpu - self._start[1]
+        if not is_main_process():
+            return
+        if self.plan is not None and now - self._began > _SOON and self.speed is not None:
+            self._estimate(self.plan, self.speed)
+            self.plan = None
+        if self._live is None and (self._ends_a_line(self.module) or now - self._said >= _SILENCE):
+            say(status_line(self.module.step, self.module.last_reading, self.module.work, self.speed), wrap=False)
+            self._said = now
+        if (diagnosis := self.module.monitor.diagnosis).kind != self.known:
             self.known = diagnosis.kind
-            if diagnosis and is_main_process():
+            if diagnosis:
                 say(("alarm:", "yellow"), f" {self.name}: {diagnosis}")
 
+    @property
+    def speed(self) -> float | None:
+        """Images per second; None if not known yet."""
+        steps = self.pace.steps_per_second
+        return None if steps is None else steps * self.module.work.batch_size
+
+    def _ends_a_line(self, module: SelfSupervised) -> bool:
+        epoch, rest = divmod(module.step, module.work.steps_per_epoch)
+        return not rest and (epoch % math.ceil(module.work.epochs / _LINES) == 0 or epoch == module.work.epochs)
+
+    def _estimate(self, plan: Plan, speed: float) -> None:
+        """Say how long the run will take, what would shorten a long one, and whether its threads lack cores."""
+        work, step = plan.work, self.module.step
+        left = time_left(work, step, speed) or 0.0
+        whole = time.perf_counter() - self._began + left
+        epochs = work.epochs - work.clock(self.first).epoch
+        say(
+            "  ",
+            ("estimate:", "dim"),
+            f" about {speed:,.3g} images/s: {epochs:.4g} epochs take about {duration(whole)}",
+        )
+        if plan.device.type != "cpu":
+            return
+        if whole > HOUR and (options := cheaper(plan, whole, HOUR)):
+            shorter = ", ".join(f"with {flags} about {duration(each)}" for flags, each in options.items())
+            say("  ", ("estimate:", "yellow"), f" that is long for a CPU; {shorter}")
+        threads, share = plan.config.threads or 1, self._cpu / self._wall if self._wall else 1.0
+        if threads > 1 and share < _STARVED:
+            say(
+                "  ",
+                ("threads:", "yellow"),
+                f" the {threads} threads wait for cores that other processes use (a step computes for {share:.0%} "
+                "of its time): --threads 1 is probably faster, now by Ctrl-C and --resume --threads 1",
+            )
+
+    def view(self) -> Group:
+        """The lines that the terminal shows; what does not fit is left out, the time left never."""
+        work, step = self.module.work, self.module.step
+        left = time_left(work, step, self.speed)
+        ending = "" if left is None else f"{duration(left)} left"
+        if self._finished is not None:
+            ending = f"in {duration(self._finished)}"
+        return progress_lines(
+            self.name, step, work.steps, ending, measured(self.module.last_reading, self.speed), console.width
+        )
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close the bar."""
-        self.bar.stop()
+        """Show the last state."""
+        self._finished = time.perf_counter() - self._began
+        self._stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the bar."""
-        self.bar.stop()
+        """Leave the last state as it is."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def progress_lines(name: str, done: int, steps: int, ending: str, parts: list[str], width: int) -> Group:
+    """A run's progress in two lines that fit a terminal.
+
+    Args:
+        name: the run's name.
+        done: steps done.
+        steps: steps of the whole run.
+        ending: the time left.
+        parts: what the second line shows, the most important first.
+        width: columns of the terminal.
+    """
+    count = f"{done:,}/{steps:,}"
+    room = width - len(ending) - 1
+    first = Table.grid(padding=(0, 1))
+    cells: list[Text | ProgressBar] = []
+    if len(count) < room:
+        cells, room = [Text(count)], room - len(count) - 1
+    if len(name) <= room:
+        cells, room = [Text(name), *cells], room - len(name) - 1
+    if room - 1 >= _LEAST_BAR:
+        cells.insert(-1, ProgressBar(total=steps, completed=done, width=room - 1))
+    first.add_row(*cells, Text(ending))
+    shown = ""
+    for part in parts:
+        if len(longer := f"{shown}  {part}".strip()) <= width:
+            shown = longer
+    return Group(first, Text(shown, style="dim"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,8 @@ FLOW = (
 )
 BROKEN = 20  # images that are named before only their reasons are counted
 COLOURS: Mapping[Outcome, str] = {"healthy": "green", "shrinking": "yellow", "collapsed": "red"}
-ACROSS = 4  # checkpoints that fit in eighty columns
+ACROSS = 3  # scores that fit in eighty columns, and names in a sentence
+DOWN = 5  # checkpoints whose scores fit in a screen of 24 lines, with what is said about them
 
 
 def say(*parts: str | tuple[str, str], wrap: bool = True) -> None:
@@ -103,6 +104,8 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
         for name, scores in dict(found.get("sets", {})).items():
             if name != "test":
                 say(f"{name}: ", ", ".join(f"{c.key} {c.cell(scores)}" for c in (KNN, LINEAR) if c.key in scores))
+    if threads := _threads(results):
+        lines[threads] = None
     for line in lines:
         say((line, "dim"))
 
@@ -117,29 +120,71 @@ def show_verdicts(results: Mapping[str, Mapping[str, Any]]) -> None:
             say(("alarm:", "yellow"), f" {title}: {alarm.kind} at step {alarm.step}: {alarm.saw}")
 
 
-def show_scores(found: RunScores) -> None:
-    """Print every checkpoint's label-free scores, and which checkpoint each score prefers."""
+def _threads(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """With how many threads runs on a CPU were trained; empty if none was."""
+    counts = {title: found["threads"] for title, found in results.items() if "threads" in found}
+    different = len(set(counts.values())) > 1
+    shown = (
+        ", ".join(f"{title} {n}" for title, n in counts.items()) if different else next(iter(counts.values()), "")
+    )
+    return f"threads: {shown} (on a CPU, numbers depend on --threads as they do on --seed)" if counts else ""
+
+
+def show_scores(found: RunScores, *, everything: bool = False) -> None:
+    """Print the label-free scores of a run's checkpoints, and which checkpoint each score prefers.
+
+    Args:
+        found: the scores.
+        everything: all scores of all checkpoints, in place of those that fit one screen.
+    """
     from rankgap.evaluate.scores import SCORES
 
     say((found.title, "bold"), f", on {found.images:,} of its images")
     for note in found.notes:
         say(("warning:", "yellow"), f" {note}")
-    checkpoints = list(found.rated)
-    for start in range(0, len(checkpoints), ACROSS):
-        names = checkpoints[start : start + ACROSS]
+    names = [name for name, score in SCORES.items() if score.first or everything]
+    rows = list(found.rated) if everything else _some(list(found.rated), [found.best(name)[0] for name in names])
+    for start in range(0, len(names), ACROSS):
+        across = names[start : start + ACROSS]
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("score", no_wrap=True)
-        for name in names:
-            table.add_column(f"{name}\nstep {found.steps[name]:,}", justify="right", no_wrap=True)
-        for title in SCORES:
-            table.add_row(title, *(_interval(*found.rated[name][title]) for name in names))
+        table.add_column("checkpoint", overflow="fold")
+        table.add_column("step", justify="right", no_wrap=True)
+        for name in across:
+            table.add_column(f"{name}\n({SCORES[name].best})", justify="right", no_wrap=True)
+        for row in rows:
+            cells = (_interval(*found.rated[row][name]) for name in across)
+            table.add_row(row, f"{found.steps[row]:,}", *cells)
         console.print(table)
-    for title, score in SCORES.items():
-        first, near = found.best(title)
-        tied = f"; within its interval: {', '.join(near)}" if near else ""
-        preferred = f"{first}{tied}" if first else "not defined for any checkpoint"
-        say((title, "bold"), f" ({score.best} is best): {preferred}. ", (f"It {score.valid}.", "dim"))
+    compares = len(set(found.steps.values())) > 1
+    if not compares:
+        say("One checkpoint cannot be compared: train with --keep-every N to keep more of a run.")
+    for name in names:
+        said = f"{_preferred(found, name, everything)}. " if compares else ""
+        say((name, "bold"), f": {said}", (f"It {SCORES[name].valid}.", "dim"))
     say((INTERVALS, "dim"))
+    if not everything:
+        left = len(found.rated) - len(rows)
+        others = f"{left} more checkpoint{'s' * (left > 1)}, and " if left else ""
+        say((f"--all adds {others}{', '.join(name for name in SCORES if name not in names)}", "dim"))
+
+
+def _preferred(found: RunScores, score: str, by_name: bool) -> str:
+    """The checkpoint that a score prefers, and those it does not tell from it: names, or their number."""
+    first, near = found.best(score)
+    if not first:
+        return "not defined for any checkpoint"
+    others = ", ".join(near) if by_name else f"{len(near)} other{'s' * (len(near) > 1)}"
+    return f"prefers {first}" + (f"; within its interval: {others}" if near else "")
+
+
+def _some(names: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """As many names as a screen has room for, in order: those to keep, the last one, and others evenly between."""
+    if len(names) <= DOWN:
+        return list(names)
+    chosen = {*kept, names[-1]} & set(names)
+    spread = DOWN - len(chosen)
+    chosen |= {names[i * len(names) // spread] for i in range(spread)}
+    return [name for name in names if name in chosen]
 
 
 def _interval(value: float, half: float) -> Text:
@@ -225,23 +270,25 @@ def show_assessment(found: Assessment, picture: Path) -> None:
 def show_methods() -> None:
     """Print the zoo."""
     *maps, last = choices("online")
-    table = Table(
-        caption="Every row takes any gain: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, "
-        f"or a formula in s). --online also takes {', '.join(maps)} or {last}.",
-        caption_justify="left",
-    )
-    for heading in ("method", "online map", "target map", "teacher", "alignment", "source"):
-        table.add_column(heading)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, padding=(0, 1))
+    for heading in ("method", "online map", "target map", "teacher", "alignment"):
+        table.add_column(heading, overflow="fold")
     for name, row in METHODS.items():
         table.add_row(
             name,
             " + ".join(row.online) or "identity",
-            (" + ".join(row.target) or "identity") + ("" if row.stop_gradient else ", gradient kept"),
+            (" + ".join(row.target) or "identity") + ("" if row.stop_gradient else "*"),
             "EMA" if row.ema else "shared",
             row.alignment,
-            row.source,
         )
     console.print(table)
+    say("* with its gradient kept; the other targets carry none")
+    for name, row in METHODS.items():
+        say((name, "bold"), f": {row.source}")
+    say(
+        "Every row takes any gain: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, or a "
+        f"formula in s). --online also takes {', '.join(maps)} or {last}."
+    )
 
 
 def show_demo(results: Mapping[str, Mapping[str, Any]], picture: Path, story: str) -> None:

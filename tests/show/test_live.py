@@ -1,0 +1,72 @@
+"""The live view says what a run does, how it ended, and that it is dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from rankgap.cli import main
+from rankgap.run.folder import RunFolder
+from rankgap.run.heartbeat import PATIENCE
+from rankgap.show.live import live_view, sparkline
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "a"
+    flags = ["--epochs", "1", "--batch-size", "64", "--limit", "256", "--protocol", "none", "--rank-every", "1"]
+    assert main(["train", *flags, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("state", "change", "says"),
+    [
+        ("training", {}, "no alarm"),
+        ("training", {"moved": -500.0}, "its process lives, but has ended no step for 8 min 20 s"),
+        ("training", {"time": -PATIENCE - 30}, "gives no sign of life, last seen 1 min 30 s ago; resume with"),
+        ("training", {"time": -20.0, "pid": 10**9}, "dead: its process 1000000000 is gone, last seen 20 s ago"),
+        ("evaluating", {}, "its features are being evaluated"),
+        ("interrupted", {"time": -1e6}, "interrupted at step 3; resume with: rankgap train --out"),
+        ("failed", {"time": -1e6}, "ended by an error at step 3; resume with: rankgap train --out"),
+        ("finished", {"time": -1e6}, "finished"),
+    ],
+)
+def test_the_view_says_how_a_run_is(
+    state: str, change: dict[str, float], says: str, run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    now = time.time()
+    beat: dict[str, Any] = {"state": state, "host": socket.gethostname(), "pid": change.pop("pid", os.getpid())}
+    beat |= {"step": 3, "seconds": 65.0} | {name: now + change.get(name, 0.0) for name in ("moved", "time")}
+    (tmp_path / "run" / "heartbeat.json").write_text(json.dumps(beat))
+    shown = Console(width=200, record=True)
+    shown.print(live_view(RunFolder(tmp_path / "run"), 64.0, width=200))
+    text = shown.export_text()
+    assert says in text
+    assert "1 min 5 s so far" in text
+    assert ("dead" in text) == ("time" in change and state == "training")
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_the_curves_are_as_wide_as_the_terminal(width: int, run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    header, *rows = (run / "metrics.csv").read_text().splitlines()
+    many = [",".join([str(i), *rows[0].split(",")[1:]]) for i in range(300)]
+    (tmp_path / "run" / "metrics.csv").write_text("\n".join([header, *many]) + "\n")
+    shown = Console(width=width, record=True)
+    shown.print(live_view(RunFolder(tmp_path / "run"), None, width=width))
+    lines = shown.export_text().splitlines()
+    assert max(len(line.rstrip()) for line in lines if line.startswith(("loss", "erank", "rank"))) == width
+
+
+def test_a_curve_is_from_its_smallest_to_its_largest_value() -> None:
+    assert sparkline([0.0, 7.0, float("nan")], 80) == "▁█ "
