@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from rankgap.model.methods import design
 from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
-from rankgap.run.restored import load_weights
 from rankgap.spectra.pair import Side
 from rankgap.views.random_views import eval_view
 
@@ -48,7 +47,7 @@ def load_encoder(path: str | Path, *, checkpoint: str = "last", branch: Side = "
     """
     folder = RunFolder(Path(path))
     saved = folder.saved()
-    file = folder.checkpoint_called(checkpoint)
+    state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
     model = build(
         design(saved.run.method, online=saved.run.online, target=saved.run.target),
         backbone=saved.model.backbone,
@@ -57,5 +56,5 @@ def load_encoder(path: str | Path, *, checkpoint: str = "last", branch: Side = "
         size=saved.model.size,
         views=len(saved.recipe.views),
     )
-    load_weights(model, folder.load_checkpoint(file)["model"], file)
+    state.load_model(model)
     return TrainedEncoder(model.encoder(branch), saved.model.size, saved.model.mean, saved.model.std).eval()

@@ -20,15 +20,16 @@ from rankgap.model.joint_norm import join_norms
 from rankgap.run.checkpoints import Checkpoints, Restore, SpectraFile
 from rankgap.run.config import TrainConfig
 from rankgap.run.feed import TrainingData
+from rankgap.run.files import check_writable
 from rankgap.run.flags import flag
-from rankgap.run.folder import RunFolder
+from rankgap.run.folder import History, RunFolder
 from rankgap.run.interruption import stops_on_signals
 from rankgap.run.loggers import close_loggers, open_loggers
 from rankgap.run.module import SelfSupervised
 from rankgap.run.plan import Plan, resolve
 from rankgap.run.processes import is_main_process
 from rankgap.run.reader import plain
-from rankgap.run.restored import evaluate_plan, load_weights
+from rankgap.run.restored import evaluate_plan
 from rankgap.watch.doctor import alarms
 from rankgap.watch.reading import readings
 
@@ -104,15 +105,18 @@ def train(
         The contents of `results.json`.
 
     Raises:
-        UserError: the configuration cannot be carried out.
+        UserError: the configuration cannot be carried out, a file of the run to resume is spoilt (nothing in its
+            folder has changed then), or the system refuses to write one.
         NonFiniteError: training met non-finite numbers; the message names the step and the last good checkpoint.
         InterruptedRunError: Ctrl-C was pressed; the run can be resumed.
     """
-    folder, state = RunFolder(config.path), None
+    folder, state, history = RunFolder(config.path), None, History({}, [])
     if config.resume:
         given = {f.name: getattr(config, f.name) for f in fields(config)}
         _check_unchanged(folder.saved().run, given, folder.path)
         state = folder.load_checkpoint()
+        history = folder.history(state.step)
+        check_writable(folder.path)
     elif is_main_process():
         folder.check_free(overwrite=config.overwrite)
     plan = resolve(config, recipe=folder.saved().recipe if config.resume else None)
@@ -133,11 +137,14 @@ def train(
         rank_every=config.rank_every,
     )
     if state is not None:
-        load_weights(module.model, state["model"], folder.checkpoint)
-        module.step = state["step"]
-        module.monitor.resume(r for r in readings(folder.metrics()) if r.step < module.step)
+        if state.step > plan.work.steps:
+            raise UserError(f"{state.path}: its step {state.step:,} is beyond the run's {plan.work.steps:,} steps")
+        state.load_model(module.model)
+        state.load_optimizer(module.configure_optimizers())  # before a file changes, though training has its own
+        module.step = state.step
+        module.monitor.resume(readings(history.metrics))
         if is_main_process():
-            folder.forget_spectra(module.step)
+            folder.rewind(history)
     if config.devices > 1:
         join_norms(module.model, cuda=plan.device.type == "cuda")
     if config.compile:
@@ -173,7 +180,7 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
             # statistics, DINO's centre, SwAV's queue, running correlations.
             strategy=DDPStrategy(broadcast_buffers=False) if config.devices > 1 else "auto",
             precision=plan.precision,
-            logger=open_loggers(config, folder, step=module.step),
+            logger=open_loggers(config, folder),
             callbacks=[*callbacks, SpectraFile(folder), interruption, checkpoints],
             log_every_n_steps=1,
             enable_checkpointing=False,
@@ -189,7 +196,7 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
                 checkpoints.save(trainer, module)
         except NonFiniteError as error:
             kept = (
-                f"the last good checkpoint is {folder.checkpoint} (step {folder.load_checkpoint()['step']})"
+                f"the last good checkpoint is {folder.checkpoint} (step {folder.load_checkpoint().step})"
                 if folder.checkpoint.is_file()
                 else "there is no checkpoint yet"
             )

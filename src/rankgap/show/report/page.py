@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 from plotly.offline import get_plotlyjs
 
-from rankgap.errors import UserError
-from rankgap.run.folder import RunFolder, labels, replace_file
+from rankgap.run.files import replace_file, writing
+from rankgap.run.folder import RunFolder, labels
 from rankgap.run.reader import plain
 from rankgap.run.saved import library_versions
 from rankgap.show.colours import DARK, LIGHT
@@ -204,11 +204,7 @@ def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
         UserError: as in `report_page`, or the file cannot be written.
     """
     path = Path(out)
-    if path.is_dir():
-        raise UserError(f"--out {path} is a directory: name a file in it")
     page = report_page(folders)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, page.encode())
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}") from error
