@@ -217,7 +217,7 @@ def design(
     for gain in (online, target):
         if gain is not None and gain.partition(":")[0] in MAPS:
             raise UserError(f"{gain} is set or trained during a run: a design takes a gain, such as power:0.5")
-    if spectrum is not None and Path(spectrum).is_dir():
+    if spectrum is not None and os.path.isdir(spectrum):
         from rankgap.run.folder import RunFolder
         from rankgap.run.reference import spectrum_of_run
 

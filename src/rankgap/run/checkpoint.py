@@ -7,6 +7,7 @@ anything.
 from __future__ import annotations
 
 import os
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -185,7 +186,9 @@ def _loaded(path: Path) -> object:
                 raise ValueError("its parts are larger than the file")
             if torn := archive.testzip():  # torch itself does not compare the checksums
                 raise ValueError(f"{torn} in it is damaged")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except OSError as error:

@@ -28,7 +28,8 @@ def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) ->
     folder = RunFolder(Path(path))
     saved = folder.saved()
     state = folder.load_checkpoint(checkpoint)
-    plan = resolve(replace(saved.run, **{"out": str(path)} | changes), recipe=saved.recipe)
+    same = {"out": str(path), "backbone": saved.model.backbone}  # the default depends on the machine
+    plan = resolve(replace(saved.run, **same | changes), recipe=saved.recipe)
     state.load_model(plan.model)
     return plan
 
