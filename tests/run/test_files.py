@@ -1,4 +1,4 @@
-"""What the system refuses is one line with the place and a remedy, and exit code 2; early, where it can be known."""
+"""What the system refuses is one line with the place and a remedy, said early where it can be known."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Whatever a run folder's files hold, what reads them ends in an error of ours, and changes nothing.
 
-`RANKGAP_FUZZ=1000` tries a thousand inputs in place of a few dozen.
+`RANKGAP_FUZZ=1000` tries a thousand inputs of each kind in place of a dozen.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from rankgap.errors import NonFiniteError, UserError
 from rankgap.run.config import TrainConfig
 from rankgap.run.folder import RunFolder, labels
 from rankgap.run.reference import spectrum_of_run
+from rankgap.run.restored import restore
 from rankgap.run.trainer import resumed, train
 from rankgap.show.live import live_view
 from rankgap.show.report.page import report_page
 from rankgap.show.terminal import results_table
 from rankgap.theory.design import assess
 
-EXAMPLES = int(os.environ.get("RANKGAP_FUZZ", "25"))
+EXAMPLES = int(os.environ.get("RANKGAP_FUZZ", "12"))
 fuzzed = settings(
     max_examples=EXAMPLES,
     derandomize=True,
@@ -57,7 +58,7 @@ HOSTILE: list[Any] = [
     [],
     {},
 ]
-HOSTILE += [float("nan"), float("inf"), [[]], {"a": 1}, [1] * 2000, "../..", "\x00", "auto", "byol", "cifar10"]
+HOSTILE += [float("nan"), float("inf"), [[]], {"a": 1}, [1] * 2000, "../..", "\x00", "auto", "byol", "digits"]
 deep: Any = 1
 for _ in range(300):
     deep = [deep]
@@ -159,6 +160,7 @@ def readers(path: Path) -> list[Callable[[], object]]:
         lambda: assess("power:0.5", None, spectrum_of_run(folder)),
         lambda: rankgap.load_encoder(path),
         lambda: resumed(path, {}),
+        lambda: restore(path),
     ]
 
 

@@ -23,7 +23,7 @@ Scale = Literal["rms", "raw"]  # a gain acts on s / sqrt(N), or on s itself
 GRID = torch.logspace(-5, 4, 1801, dtype=torch.float64)  # where `Gain.of` samples a function: 200 points a decade
 
 _SAME = 1e-9  # relative difference up to which two values count as equal, so that rounding is not a reversal
-_STEEPEST = 100.0  # power; long before it, one direction alone is left in float32
+_STEEPEST = 1000.0  # power; long before it, one direction alone is left in float32
 _HALVINGS = 20  # of the exponent's interval [-1, 0]: 2^-20 is finer than any spectrum is known
 
 
@@ -174,7 +174,7 @@ def parse_gain(spec: str, *, beside: Iterable[str] = ()) -> Gain:
 
     Raises:
         UserError: the name is unknown (the message suggests the nearest one), the exponent is not a finite number
-            from -100 to 100, or the formula is not a gain.
+            from -1000 to 1000, or the formula is not a gain.
 
     Example:
         >>> parse_gain("power:0.5")(torch.tensor([4.0, 1.0]))

@@ -185,9 +185,7 @@ class RunFolder:
         if missing := [name for name in READ_COLUMNS if rows and name not in names]:
             raise UserError(f"{self.metrics_file} lacks the columns {', '.join(missing)}")
         if ragged := next((i for i, row in enumerate(rows, start=2) if len(row) != len(names)), None):
-            raise UserError(
-                f"{self.metrics_file} has another number of values than columns in line {ragged}: delete it"
-            )
+            raise UserError(f"{self.metrics_file} has a row of another length in line {ragged}: delete it")
         columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         steps = columns.get("step", [])
         if len(columns) < len(names) or not _are_steps(steps):

@@ -349,8 +349,8 @@ def reference_spectrum(source: str | None = None) -> Reference:
         or not x.any()
     ):
         raise UserError(
-            f"--spectrum {source!r:.80}: expected 2 to {MOST_DIRECTIONS:,} numbers, each 0 or from {_LEAST:g} to "
-            f"{1 / _LEAST:g}, not all 0; got {x[:4].tolist()}"
+            f"--spectrum {source!r:.60}: expected 2 to {MOST_DIRECTIONS:,} finite numbers at or above 0, not all "
+            f"0 (and none beyond {_LEAST:g} or {1 / _LEAST:g}); got {x[:4].tolist()}"
         )
     return Reference(name, x.sort(descending=True).values, len(x), len(x))
 
