@@ -197,6 +197,15 @@ def test_a_resumed_run_drops_what_was_read_after_its_checkpoint_first(tail: str,
         assert (run / name).read_bytes() == (whole / name).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["metrics.csv", "spectra.jsonl", "config.yaml"])
+def test_a_run_with_a_spoilt_file_is_not_resumed_and_stays_as_it_was(name: str, run: Path) -> None:
+    (run / name).write_text("step\n" + "spoilt\n" * 3)
+    before = contents(run)
+    with pytest.raises(UserError, match=name):
+        train(resumed(run, {}))
+    assert contents(run) == before
+
+
 def test_an_optimizer_that_begins_afresh_in_a_part_of_a_group_still_trains(run: Path) -> None:
     """Fused SGD takes no group of which some parameters have begun and others not."""
     file = run / "checkpoints" / "last.ckpt"

@@ -153,7 +153,7 @@ def test_any_value_in_place_of_options(value: Any) -> None:
 def test_any_gain(text: str) -> None:
     for side in ("online", "target"):
         with contextlib.suppress(UserError):
-            find_map(text, side)  # type: ignore[arg-type]  # a loop over both
+            find_map(text, side)
     with contextlib.suppress(UserError, NonFiniteError):
         parse_gain(text)
         SpectralFilter(text, branch="online")(torch.randn(8, 4, generator=torch.Generator().manual_seed(0)))
