@@ -10,13 +10,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import Callback
 
 from rankgap.cli import EXIT_PIPE, EXIT_USER, main
 from rankgap.errors import UserError, unusable
+from rankgap.run.config import TrainConfig
 from rankgap.run.files import check_writable, replace_copy, replace_file, writing
 from rankgap.run.folder import RunFolder
+from rankgap.run.trainer import train
 
 TRAIN = ["train", "--data", "digits", "--limit", "128", "--batch-size", "64", "--epochs", "1"]
 TRAIN += ["--backbone", "resnet_tiny", "--protocol", "none", "--loggers", "none", "--precision", "32-true"]
@@ -116,6 +120,29 @@ def test_no_room_for_a_checkpoint_ends_training_in_one_line(
     tmp_path: Path, full_disk: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "last.ckpt: File too large; free some space" in refused(capsys, *TRAIN, "--out", str(tmp_path / "run"))
+
+
+class FullDisk(Callback):
+    """A logger of another library, whose refusal names no file."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "spectra.jsonl", "a logger's"])
+def test_no_room_for_a_file_that_grows_ends_training_in_one_line(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    config = TrainConfig(
+        data="digits", limit=64, batch_size=32, backbone="resnet_tiny", loggers=(), protocol=(), out=str(out)
+    )
+
+    def fill(_: object) -> None:
+        if name.endswith(("csv", "jsonl")):
+            (out / name).symlink_to("/dev/full")
+
+    place = out if name == "a logger's" else out / name
+    with pytest.raises(UserError, match=f"^{place}: No space left on device; free some space"):
+        train(config, callbacks=[FullDisk()] if place == out else [], announce=fill)
 
 
 @pytest.mark.parametrize("place", ["file/run", "file", "n" * 300, "/proc/rankgap/run", "/dev/null"])

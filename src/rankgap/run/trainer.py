@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from rankgap.data.encoded import BrokenImageError
-from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
+from rankgap.errors import InterruptedRunError, NonFiniteError, UserError, unusable
 from rankgap.model.joint_norm import join_norms
 from rankgap.run.checkpoints import Checkpoints, Restore, SpectraFile
 from rankgap.run.config import TrainConfig
@@ -209,6 +209,8 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
             raise BrokenImageError(
                 f"{error}; mend or remove it, then go on with: rankgap train --out {folder.path} --resume"
             ) from error
+        except OSError as error:  # a logger's, which need not name its file
+            raise unusable(error, error.filename or folder.path) from error
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(
