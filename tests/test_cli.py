@@ -107,7 +107,7 @@ def test_spectra_along_training_are_kept(run: Path, tmp_path: Path) -> None:
     half.spectra_file.write_text(folder.spectra_file.read_text() + '{"step": 8, "epo')
     kept = [s.plain() for s in snapshots]
     assert [s.plain() for s in half.spectra()] == kept
-    half.forget_spectra(4)
+    half.rewind(half.history(4))
     assert [s.plain() for s in half.spectra()] == kept[:2]
     half.spectra_file.write_text("no spectra\n")
     with pytest.raises(UserError, match="not a list of spectra"):
@@ -176,7 +176,7 @@ def test_checkpoints_are_kept_as_asked_and_a_resumed_run_keeps_the_same(tmp_path
     folder = RunFolder(tmp_path / "a")
     names = [path.stem for path in folder.checkpoints()]
     assert names == ["best", "epoch-0002", "epoch-0004", "last"]
-    steps = {path.stem: folder.load_checkpoint(path)["step"] for path in folder.checkpoints()}
+    steps = {path.stem: folder.load_checkpoint(path).step for path in folder.checkpoints()}
     assert (steps["epoch-0002"], steps["epoch-0004"], steps["last"]) == (8, 16, 16)
     ranks = {}
     for path in folder.checkpoints():
@@ -188,7 +188,7 @@ def test_checkpoints_are_kept_as_asked_and_a_resumed_run_keeps_the_same(tmp_path
             kept = rankgap.load_encoder(folder.path, checkpoint=path.stem)(images)
             assert_close(kept, extract_features(plan.model.encoder(), sample, size=plan.size).features[:8])
     assert ranks["best"] == max(ranks.values())
-    assert folder.load_checkpoint()["best"] == pytest.approx(ranks["best"], rel=1e-6)
+    assert folder.load_checkpoint().best == pytest.approx(ranks["best"], rel=1e-6)
     with pytest.raises(UserError, match=r"unknown checkpoint 'epoch-0003': did you mean 'epoch-000[24]'"):
         rankgap.load_encoder(folder.path, checkpoint="epoch-0003")
 

@@ -22,7 +22,8 @@ from rankgap.run.feed import EpochBatches
 from rankgap.run.folder import RunFolder
 from rankgap.run.plan import resolve
 from rankgap.run.restored import evaluate_plan, restore
-from rankgap.run.trainer import resumed, train
+from rankgap.run.resuming import resumed
+from rankgap.run.trainer import train
 from rankgap.show.columns import KNN
 from rankgap.show.figures import ResultRow
 from rankgap.show.progress import Progress

@@ -18,7 +18,8 @@ from rankgap.run.config import TrainConfig
 from rankgap.run.folder import RunFolder
 from rankgap.run.plan import Plan, resolve
 from rankgap.run.restored import restore
-from rankgap.run.trainer import resumed, train
+from rankgap.run.resuming import resumed
+from rankgap.run.trainer import train
 from rankgap.spectra.effective_rank import effective_rank
 from rankgap.watch.doctor import Diagnosis
 from rankgap.watch.verdict import Verdict

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.metadata
 import inspect
+import os
 import sys
 import traceback
 import types
@@ -16,18 +18,15 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 import rankgap
-from rankgap.errors import InterruptedRunError, NonFiniteError, UserError, unknown
+from rankgap.errors import InterruptedRunError, NonFiniteError, UserError, unknown, unusable
 
 if TYPE_CHECKING:  # listing the commands must not load torch
     from rankgap.evaluate.evaluation import Protocol
     from rankgap.spectra.pair import Side
 
-EXIT_PROBLEMS, EXIT_USER, EXIT_NON_FINITE, EXIT_INTERRUPTED = (
-    1,
-    2,
-    3,
-    130,
-)  # a run that another signal ends: 128 + its number
+EXIT_PROBLEMS, EXIT_USER, EXIT_NON_FINITE = 1, 2, 3
+EXIT_INTERRUPTED = 130  # a run that another signal ends: 128 + its number
+EXIT_PIPE = 141  # 128 + SIGPIPE: the reader of our output has closed it, as `head` does
 
 
 # Headings of `rankgap train --help`, by the first configuration field under each.
@@ -86,7 +85,7 @@ def train(**given: Any) -> None:
     from rankgap.data.names import shown
     from rankgap.run.config import TrainConfig
     from rankgap.run.processes import is_main_process
-    from rankgap.run.trainer import resumed
+    from rankgap.run.resuming import resumed
     from rankgap.run.trainer import train as run
     from rankgap.show.progress import Progress
     from rankgap.show.terminal import show_results
@@ -117,15 +116,18 @@ def evaluate(
         data: where the run's images are now, as in --data of `train`; by default where they were.
         eval: evaluation sets in addition to the data's own, as NAME=DATA; by default those of the run.
     """
+    from rankgap.run.files import check_writable
     from rankgap.run.folder import RunFolder
     from rankgap.run.restored import evaluate_plan, restore
     from rankgap.show.terminal import show_results
 
+    folder = RunFolder(Path(run))
     changes: dict[str, Any] = {name: value for name, value in (("data", data), ("eval", eval)) if value}
+    before = folder.results()
+    check_writable(folder.path)
     plan = restore(run, protocol=protocol, **changes)
     found = evaluate_plan(plan, branch=branch)
-    folder = RunFolder(Path(run))
-    folder.write_results(folder.results() | (found if branch == "online" else {"target_branch": found}))
+    folder.write_results(before | (found if branch == "online" else {"target_branch": found}))
     show_results({f"{plan.config.title} ({branch})": folder.results() | found})
 
 
@@ -226,6 +228,7 @@ def design(
         out: the picture's file, whose suffix chooses the format: .png, .pdf or .svg.
     """
     from rankgap.model.maps import MAPS
+    from rankgap.run.files import writing
     from rankgap.show.design_figure import design_figure
     from rankgap.show.outputs import PICTURE, output_file
     from rankgap.show.terminal import show_assessment
@@ -235,7 +238,7 @@ def design(
     for gain in (online, target):
         if gain is not None and gain.partition(":")[0] in MAPS:
             raise UserError(f"{gain} is set or trained during a run: a design takes a gain, such as power:0.5")
-    if spectrum is not None and Path(spectrum).is_dir():
+    if spectrum is not None and os.path.isdir(spectrum):
         from rankgap.run.folder import RunFolder
         from rankgap.run.reference import spectrum_of_run
 
@@ -243,7 +246,8 @@ def design(
     else:
         reference = reference_spectrum(spectrum)
     found = assess(online, target, reference)
-    design_figure(found, picture)
+    with writing(picture):
+        design_figure(found, picture)
     show_assessment(found, picture)
 
 
@@ -268,16 +272,23 @@ def inspect_data(
         seed: seed of the sample and its views.
     """
     from rankgap.run.config import TrainConfig
+    from rankgap.run.files import check_writable, replace_file, writing
     from rankgap.run.preview import preview
+    from rankgap.show.outputs import PICTURE, output_file
     from rankgap.show.sheet import contact_sheet
     from rankgap.show.terminal import show_inspection
 
     config = TrainConfig(data=data, method=method, size=size, channels=channels, seed=seed)
+    picture = output_file(out, PICTURE)
+    for file in (out, broken):
+        if file is not None:
+            check_writable(Path(file).parent)
     found, names, batch, views = preview(config)
     if broken is not None:
-        Path(broken).write_text("".join(f"{image}\n" for image in found.broken), encoding="utf-8")
-    contact_sheet(batch.images, views, names, out)
-    show_inspection(found, views.shape[-1], Path(out))
+        replace_file(Path(broken), "".join(f"{image}\n" for image in found.broken).encode())
+    with writing(picture):
+        contact_sheet(batch.images, views, names, picture)
+    show_inspection(found, views.shape[-1], picture)
     return EXIT_PROBLEMS if found.problems else 0
 
 
@@ -370,33 +381,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; `sys.argv` by default.
 
     Returns:
-        The exit code: 0, 1 if `inspect` finds that training would stop, 2 for an error the user can fix, 3 for
-        non-finite numbers, 128 + the signal for an interrupted run (130 for Ctrl-C, 143 for SIGTERM).
+        The exit code: 0, 1 if `inspect` finds that training would stop, 2 for an error the user can fix (the
+        system refuses a file, for one), 3 for non-finite numbers, 128 + the signal for an interrupted run (130
+        for Ctrl-C, 143 for SIGTERM, 141 where the reader of the output has closed it).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [a for a in given if a != "--debug"]
     try:
-        _check_names(given)
-        parsed = _parser(given).parse_args(given or ["--help"])
-    except (ArgumentError, UserError) as error:
-        return _fail(str(error), EXIT_USER)
-    name = parsed.subcommand
-    flags = Namespace(parsed[name]).as_dict()
-    try:
-        if name in _IMPORTING and "imports" in flags:
-            from rankgap.run.imports import import_all
+        try:
+            _check_names(given)
+            parsed = _parser(given).parse_args(given or ["--help"])
+            name = parsed.subcommand
+            flags = Namespace(parsed[name]).as_dict()
+            if name in _IMPORTING and "imports" in flags:
+                from rankgap.run.imports import import_all
 
-            import_all(flags.pop("imports"))
-        return COMMANDS[name](**_typed(name, flags)) or 0
+                import_all(flags.pop("imports"))
+            return COMMANDS[name](**_typed(name, flags)) or 0
+        finally:
+            sys.stdout.flush()
+    except ArgumentError as error:
+        return _fail(str(error), EXIT_USER)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
-    except (UserError, NonFiniteError, InterruptedRunError) as error:
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich ends the program itself
+            return EXIT_PIPE
+        raise
+    except (UserError, NonFiniteError, InterruptedRunError, OSError) as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, OSError):
+            return _refused(error)
         if isinstance(error, InterruptedRunError):
             return _fail(str(error), 128 + error.signal)
         return _fail(str(error), EXIT_NON_FINITE if isinstance(error, NonFiniteError) else EXIT_USER)
+
+
+def _refused(error: OSError) -> int:
+    """The exit code where the system refuses a file. What we write says its name, except for the output itself."""
+    if error.filename is None:  # what is left of the output goes nowhere: Python would fail on it once more
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return EXIT_PIPE
+    return _fail(str(unusable(error)), EXIT_USER)
 
 
 def program() -> None:

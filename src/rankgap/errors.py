@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -25,6 +27,50 @@ class InterruptedRunError(Exception):
     def __init__(self, message: str, signal: int = 2) -> None:
         super().__init__(message)
         self.signal = signal
+
+
+_REMEDIES = (
+    ({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}, "free some space there, or choose another place"),
+    ({errno.EACCES, errno.EPERM, errno.EROFS}, "change its permissions, or choose another place"),
+    ({errno.ENOTDIR, errno.EEXIST}, "a file is where a folder is expected; choose another place"),
+    ({errno.EISDIR}, "name a file in it"),
+    ({errno.ENAMETOOLONG}, "choose a shorter name"),
+    ({errno.ENOENT}, "check its name, or choose another place"),
+)
+
+
+def unusable(error: OSError, place: str | os.PathLike[str] | None = None) -> UserError:
+    """The `UserError` for a file or folder that the system refuses: its name, the reason and a remedy.
+
+    Args:
+        error: the system's refusal.
+        place: what was to be read or written; by default the file that the error names, if it names one.
+
+    Example:
+        >>> print(unusable(OSError(errno.ENOSPC, "No space left on device"), "runs/a"))
+        runs/a: No space left on device; free some space there, or choose another place
+    """
+    where = error.filename if place is None else place
+    named = "" if where is None else f"{os.fsdecode(where) if isinstance(where, bytes) else where}: "
+    remedy = next((f"; {text}" for numbers, text in _REMEDIES if error.errno in numbers), "")
+    return UserError(f"{named}{error.strerror or error}{remedy}")
+
+
+def check_within(options: object, **bounds: tuple[float, float]) -> None:
+    """Check fields of a dataclass that hold a number, or several.
+
+    Args:
+        options: the dataclass.
+        bounds: field name -> its smallest and its largest value.
+
+    Raises:
+        UserError: a number is outside its bounds, or is not a number.
+    """
+    for name, (least, most) in bounds.items():
+        value = getattr(options, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if not least <= number <= most:
+                raise UserError(f"{name} must be from {least:g} to {most:g}, got {number}")
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, listed: str | None = None) -> UserError:

@@ -16,7 +16,7 @@ from rankgap.run.config import TrainConfig, config_fields
 from rankgap.run.encoder import TrainedEncoder, load_encoder
 from rankgap.run.plan import Given
 from rankgap.run.reader import plain
-from rankgap.run.trainer import resumed
+from rankgap.run.resuming import resumed
 from rankgap.run.trainer import train as run
 from rankgap.show.progress import Progress
 

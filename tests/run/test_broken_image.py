@@ -9,7 +9,8 @@ from rankgap.data.encoded import BrokenImageError
 from rankgap.run.config import TrainConfig, file_name
 from rankgap.run.folder import RunFolder
 from rankgap.run.plan import Plan
-from rankgap.run.trainer import resumed, train
+from rankgap.run.resuming import resumed
+from rankgap.run.trainer import train
 from tests.data.pictures import pixels, write
 
 

@@ -24,7 +24,7 @@ SETTINGS += [f"views.{view}.{still}" for view in (0, 1) for still in STILL]
 
 def queue(folder: RunFolder) -> Tensor:
     """SwAV's queue in a checkpoint, a number for each embedding, in ascending order."""
-    kept: Tensor = folder.load_checkpoint()["model"]["target_map.0.queue"]
+    kept: Tensor = folder.load_checkpoint().model["target_map.0.queue"]
     return kept.sum(-1).sort().values
 
 

@@ -114,7 +114,7 @@ def test_yaml_is_read_as_people_expect() -> None:
 
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"\xff\xfe")
-    for path, says in ((tmp_path / "x", "is not UTF-8 text"), (tmp_path / "y", "cannot be read")):
+    for path, says in ((tmp_path / "x", "is not UTF-8 text"), (tmp_path / "y", "y: No such file")):
         with pytest.raises(UserError, match=says):
             read_text(path)
 

@@ -34,14 +34,14 @@ def test_a_larger_number_of_epochs_extends_a_run(tmp_path: Path, capsys: pytest.
     said = " ".join(capsys.readouterr().out.split())
     assert "4 epochs in place of 2: learning rate and momentum go on along the schedules of 4 epochs" in said
     after, saved = folder.metrics(), folder.saved()
-    assert after["step"] == [0, 2, 4, 6, 7, 8, 10, 12, 14, 15]
+    assert after.step == [0, 2, 4, 6, 7, 8, 10, 12, 14, 15]
     assert {name: values[:5] for name, values in after.items()} == before
     assert (saved.run.epochs, saved.work.steps, saved.run.method) == (4, 16, "byol")
     assert saved.notes[-1].startswith("4 epochs in place of 2")
     rates = [saved.recipe.optimizer.rate(saved.work.clock(step), 64) for step in (8, 15)]
     assert [after["lr"][5], after["lr"][-1]] == pytest.approx(rates)
     assert after["lr"][5] > before["lr"][-1]
-    assert folder.load_checkpoint()["step"] == 16
+    assert folder.load_checkpoint().step == 16
     # The table of the resumed run bears the run's own title, not that of the default method.
     assert "simsiam" not in said
     assert "4 epochs already" in fails(capsys, *resume, "--epochs", "3")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,8 +75,10 @@ def _tree(text: str) -> ast.expr:
     if len(text) > _LONGEST:
         raise UserError(f"a gain's formula has at most {_LONGEST} characters, but this one has {len(text)}")
     try:
-        return ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the parser's advice on Python, such as on 1if
+            return ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise UserError(
             f"gain {text!r} cannot be read as a formula ({error}); expected one such as 's/(s+0.1)'"
         ) from error

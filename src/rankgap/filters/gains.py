@@ -24,6 +24,7 @@ Scale = Literal["rms", "raw"]  # a gain acts on s / sqrt(N), or on s itself
 GRID = torch.logspace(-5, 4, 1801, dtype=torch.float64)  # where `Gain.of` samples a function: 200 points a decade
 
 _SAME = 1e-9  # relative difference up to which two values count as equal, so that rounding is not a reversal
+_STEEPEST = 1000.0  # power; long before it, one direction alone is left in float32
 _HALVINGS = 20  # of the exponent's interval [-1, 0]: 2^-20 is finer than any spectrum is known
 
 
@@ -174,8 +175,8 @@ def parse_gain(spec: str, *, beside: Iterable[str] = ()) -> Gain:
         beside: other names that would be valid in the same place, for the error about an unknown name.
 
     Raises:
-        UserError: the name is unknown (the message suggests the nearest one), the exponent is not a finite number,
-            or the formula is not a gain.
+        UserError: the name is unknown (the message suggests the nearest one), the exponent is not a finite number
+            from -1000 to 1000, or the formula is not a gain.
 
     Example:
         >>> parse_gain("power:0.5")(torch.tensor([4.0, 1.0]))
@@ -192,8 +193,11 @@ def parse_gain(spec: str, *, beside: Iterable[str] = ()) -> Gain:
         p = float(exponent)
     except ValueError:
         p = math.nan
-    if not math.isfinite(p):
-        raise UserError(f"gain {spec!r}: expected power:p with a finite number p, such as power:0.5 or power:-0.5")
+    if not abs(p) <= _STEEPEST:
+        raise UserError(
+            f"gain {spec!r}: expected power:p with a finite number p of at most {_STEEPEST:g} either way, such as "
+            "power:0.5 or power:-0.5"
+        )
     return Gain(
         f"power:{p:g}", functools.partial(torch.pow, exponent=p), is_low_pass=p >= 0, is_high_pass=p <= 0, power=p
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
+import sys
+
+import torch
+from torch import Tensor, nn
 
 from rankgap.errors import UserError
 from rankgap.model.alignments import ALIGNMENTS
@@ -13,6 +16,8 @@ from rankgap.model.methods import Method
 from rankgap.model.mlp import mlp
 from rankgap.model.prototypes import Prototypes
 from rankgap.spectra.pair import Side
+
+LARGEST_HEADS = 2**31  # numbers, of both branches: 8 GiB in float32
 
 
 def assemble(row: Method, encoder: nn.Module, heads: Heads, *, features: int, views: int = 2) -> DualBranch:
@@ -26,8 +31,24 @@ def assemble(row: Method, encoder: nn.Module, heads: Heads, *, features: int, vi
         views: number of views V per step.
 
     Raises:
-        UserError: a map is unknown, stands on the wrong branch, or its options do not fit it.
+        UserError: a map is unknown, stands on the wrong branch, or its options do not fit it; or the heads are too
+            large for any machine.
     """
+    try:
+        with torch.device("meta"):  # a shape without memory
+            state = _assembled(row, nn.Identity(), heads, features, views).state_dict()
+        count = sum(part.numel() for part in state.values() if isinstance(part, Tensor))
+    except RuntimeError:  # torch cannot even count it
+        count = sys.maxsize
+    if count > LARGEST_HEADS:
+        raise UserError(
+            f"the projector, prototypes and maps would hold {count:.2g} numbers; {LARGEST_HEADS:.2g} are the "
+            "most: lower projector.widths, prototypes.count or the maps' widths"
+        )
+    return _assembled(row, encoder, heads, features, views)
+
+
+def _assembled(row: Method, encoder: nn.Module, heads: Heads, features: int, views: int) -> DualBranch:
     options = heads.projector
     width = options.widths[-1]
     projector = mlp(

@@ -5,16 +5,20 @@ Shapes: V views, B images per view, N rows of a view over all processes, D embed
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from rankgap.errors import check_within
 from rankgap.model.alignments import Assigned
 from rankgap.model.maps import Place, register_map
 from rankgap.model.prototypes import Prototypes
 from rankgap.model.schedule import Clock, Scheduled, is_frozen, ramp
 from rankgap.spectra.processes import gather_rows, own_share, world_max, world_size, world_sum
+
+_SHARP = (1e-6, 1e6)  # temperatures
 
 
 def _prototypes(place: Place) -> Prototypes:
@@ -31,6 +35,9 @@ class AssignmentOptions:
     """
 
     temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_within(self, temperature=_SHARP)
 
 
 @register_map("assignment", "online", options=AssignmentOptions(), assigns=True)
@@ -90,6 +97,9 @@ class SinkhornOptions:
     queue: int = 0
     queue_epochs: float = 0
 
+    def __post_init__(self) -> None:
+        check_within(self, eps=_SHARP, iterations=(1, 1000), queue=(0, 2**24), queue_epochs=(0, math.inf))
+
 
 @register_map("sinkhorn", "target", options=SinkhornOptions(), assigns=True)
 class SinkhornCodes(Scheduled):
@@ -147,6 +157,11 @@ class CentredAssignmentOptions:
     warmup_temperature: float = 0.04
     warmup_epochs: float = 50
     momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_within(
+            self, temperature=_SHARP, warmup_temperature=_SHARP, warmup_epochs=(0, math.inf), momentum=(0, 1)
+        )
 
 
 @register_map("centred_assignment", "target", options=CentredAssignmentOptions(), assigns=True)

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from rankgap.errors import unknown
+from rankgap.errors import check_within, unknown
 from rankgap.model.alignments import Assigned, outputs_of
 from rankgap.model.mlp import PerView, per_view
 from rankgap.model.prototypes import Prototypes
@@ -34,6 +34,9 @@ class TeacherOptions:
     """
 
     momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        check_within(self, momentum=(0, 1))
 
 
 @dataclass(frozen=True, slots=True)

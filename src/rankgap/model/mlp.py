@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rankgap.errors import UserError
+from rankgap.errors import UserError, check_within
 
 OutputNorm = Literal["none", "batch", "batch_affine"]
 
 Activation = Literal["relu", "gelu"]
+WIDEST, DEEPEST = 2**17, 64  # of a layer, and layers: beyond these memory ends before anything is learned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,14 @@ class ProjectorOptions:
     def __post_init__(self) -> None:
         if not self.widths or min(self.widths) < 1:
             raise UserError(f"widths: a projector needs one layer or more, each 1 wide or more, got {self.widths}")
+        check_widths(self, self.widths)
+
+
+def check_widths(options: object, widths: tuple[int, ...]) -> None:
+    """Raise `UserError` for the `widths` of options that no machine can hold."""
+    if len(widths) > DEEPEST:
+        raise UserError(f"widths: expected {DEEPEST} layers at most, got {len(widths)}")
+    check_within(options, widths=(1, WIDEST))
 
 
 def mlp(

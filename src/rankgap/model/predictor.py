@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from rankgap.errors import UserError
 from rankgap.model.maps import Place, register_map
-from rankgap.model.mlp import Activation, PerView, mlp
+from rankgap.model.mlp import Activation, PerView, check_widths, mlp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +23,9 @@ class PredictorOptions:
 
     widths: tuple[int, ...] = ()
     activation: Activation = "relu"
+
+    def __post_init__(self) -> None:
+        check_widths(self, self.widths)
 
 
 @register_map("predictor", "online", options=PredictorOptions(), predicts=True)

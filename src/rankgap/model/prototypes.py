@@ -5,12 +5,14 @@ Shapes: D embedding width, K prototypes, `...` leading dimensions.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankgap.errors import check_within
 from rankgap.model.schedule import Clock, Scheduled, is_frozen
 from rankgap.spectra.processes import is_distributed
 
@@ -26,6 +28,9 @@ class PrototypeOptions:
 
     count: int = 0
     freeze_epochs: float = 0
+
+    def __post_init__(self) -> None:
+        check_within(self, count=(0, 2**24), freeze_epochs=(0, math.inf))
 
 
 class Prototypes(Scheduled):

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 
 from rankgap.evaluate import extract_features
+from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.folder import RunFolder
 from rankgap.run.module import SelfSupervised
 from rankgap.run.plan import Plan
@@ -29,13 +30,13 @@ class Checkpoints(L.Callback):
         state: the checkpoint to resume from; None for a new run.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, state: dict[str, Any] | None) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, state: Checkpoint | None) -> None:
         config = plan.config
         self.folder, self.keep_every, self.size = folder, config.keep_every, plan.size
         # RankMe of these images' features decides which epoch is best.
         self.sample = plan.train.sample(SAMPLE) if config.save_best else None
-        self.seconds: float = state["seconds"] if state else 0.0
-        self.best: float = state.get("best", 0.0) if state else 0.0
+        self.seconds = state.seconds if state else 0.0
+        self.best = state.best if state else 0.0
         self.version = library_versions()["rankgap"]
         self._started = 0.0
 
@@ -75,18 +76,16 @@ class Checkpoints(L.Callback):
         module.check_finite(weights=True)
         if is_main_process():
             cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-            self.folder.save_checkpoint(
-                {
-                    "rankgap": self.version,
-                    "step": module.step,
-                    "seconds": self.elapsed(),
-                    "best": self.best,
-                    "model": module.model.state_dict(),
-                    "optimizer": trainer.optimizers[0].state_dict(),
-                    "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
-                },
-                *names,
+            state = Checkpoint(
+                rankgap=self.version,
+                step=module.step,
+                seconds=self.elapsed(),
+                best=self.best,
+                model=module.model.state_dict(),
+                optimizer=trainer.optimizers[0].state_dict(),
+                random={"cpu": torch.get_rng_state(), "cuda": cuda},
             )
+            self.folder.save_checkpoint(state, *names)
 
 
 class SpectraFile(L.Callback):
@@ -108,12 +107,10 @@ class SpectraFile(L.Callback):
 class Restore(L.Callback):
     """Restores a checkpoint's optimiser and random state once the trainer has created the optimiser."""
 
-    def __init__(self, state: dict[str, Any]) -> None:
+    def __init__(self, state: Checkpoint) -> None:
         self.state = state
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore both."""
-        trainer.optimizers[0].load_state_dict(self.state["optimizer"])
-        torch.set_rng_state(self.state["random"]["cpu"])
-        if torch.cuda.is_available() and self.state["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(self.state["random"]["cuda"])
+        self.state.load_optimizer(trainer.optimizers[0])
+        self.state.load_random()

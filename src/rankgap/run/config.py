@@ -24,6 +24,7 @@ Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 _LONGEST = 120  # bytes of a folder's name that we make; file systems take 255, some of them 143
+LARGEST_VIEW = 8192  # pixels; beyond that no batch of two fits into memory
 _LEAST = {
     "epochs": 1,
     "batch_size": 2,
@@ -134,6 +135,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"{flag(name)} must be at least {least}, got {value}")
+        if self.size is not None and self.size > LARGEST_VIEW:
+            raise UserError(f"--size must be at most {LARGEST_VIEW} pixels, got {self.size}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed must be from 0 to 2^63 - 1, got {self.seed}")
         if self.lr is not None and not 0 < self.lr < math.inf:

@@ -15,7 +15,6 @@ from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
 from rankgap.model.methods import design
 from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
-from rankgap.run.restored import load_weights
 from rankgap.spectra.pair import Side
 from rankgap.views.random_views import eval_view
 
@@ -109,7 +108,7 @@ def load_encoder(
     """
     folder = RunFolder(Path(path))
     saved = folder.saved()
-    file = folder.checkpoint_called(checkpoint)
+    state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
     trained = build(
         design(saved.run.method, online=saved.run.online, target=saved.run.target),
         backbone=saved.model.backbone if model is None else model,
@@ -118,6 +117,6 @@ def load_encoder(
         size=saved.model.size,
         views=len(saved.recipe.views),
     )
-    load_weights(trained, folder.load_checkpoint(file)["model"], file)
+    state.load_model(trained)
     encoder = TrainedEncoder(trained.encoder(branch), saved.model.size, saved.model.mean, saved.model.std)
     return encoder.eval().requires_grad_(False)

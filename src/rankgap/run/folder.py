@@ -6,17 +6,16 @@ checkpoints/last.ckpt   skipped_images.txt (where --on-bad-image skip left some 
 
 from __future__ import annotations
 
-import csv
+import bisect
+import itertools
 import json
 import math
-import os
-import pickle
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -24,12 +23,28 @@ import yaml
 from rankgap.data import Broken
 from rankgap.data.names import shown
 from rankgap.errors import UserError, unknown
+from rankgap.run.checkpoint import Checkpoint
+from rankgap.run.files import check_writable, replace_copy, replace_file, replacing, writing
 from rankgap.run.reader import parse_yaml, plain, read, read_text
+from rankgap.run.results import Results
 from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
 from rankgap.watch.verdict import Verdict
 
+MOST_STEPS = 2**53  # the whole numbers that a column of numbers can hold
 READ_COLUMNS = ("step", "epoch", "loss", "erank_online", "erank_target", "rank_difference")  # by everyone
+
+
+class History(NamedTuple):
+    """The readings of a run until some step.
+
+    Attributes:
+        metrics: the columns of `metrics.csv`.
+        spectra: the records of `spectra.jsonl`.
+    """
+
+    metrics: dict[str, list[float]]
+    spectra: list[PairSpectrum]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +90,13 @@ class RunFolder:
         """Refuse a folder that is not empty, before any work is done for it.
 
         Raises:
-            UserError: the folder is not empty, and either `overwrite` is not set or it holds no run.
+            UserError: the folder is not empty, and either `overwrite` is not set or it holds no run; or it cannot
+                be written.
         """
+        self._check_replaceable(overwrite)
+        check_writable(self.path)
+
+    def _check_replaceable(self, overwrite: bool) -> None:
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         if not overwrite:
@@ -88,20 +108,21 @@ class RunFolder:
 
     def create(self) -> None:
         """Create the folder, and delete what it held (call `check_free` first)."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True)
+        with writing(self.path):
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True)
 
     def write_config(self, saved: SavedRun) -> None:
         """Write `config.yaml`."""
         text = yaml.safe_dump(plain(saved), sort_keys=False, allow_unicode=True)
-        self.config_file.write_text(text, encoding="utf-8")
+        replace_file(self.config_file, text.encode())
 
     def write_skipped(self, images: Sequence[Broken]) -> None:
         """List the images that were left out in `skipped_images.txt`; without any, there is no file."""
         if images:
             text = "".join(f"{image}\n" for image in images)
-            (self.path / "skipped_images.txt").write_text(text, encoding="utf-8")
+            replace_file(self.path / "skipped_images.txt", text.encode())
 
     def saved(self) -> SavedRun:
         """The contents of `config.yaml`.
@@ -131,30 +152,54 @@ class RunFolder:
         replace_file(self.path / "scores.json", json.dumps(scores, indent=2).encode() + b"\n")
 
     def results(self) -> dict[str, Any]:
-        """The contents of `results.json`; empty if the run has none yet."""
+        """The contents of `results.json`; empty if the run has none yet.
+
+        Raises:
+            UserError: the file is not such a record; the message names the key and what it should hold.
+        """
         file = self.path / "results.json"
         if not file.is_file():
             return {}
         try:
             values = json.loads(read_text(file))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise UserError(f"{file} should hold the results of a run by name, and holds {type(values).__name__}")
-        return values
+        return dict(read(Results, values, str(file)))
 
     def metrics(self) -> dict[str, list[float]]:
-        """The columns of `metrics.csv` as numbers, without a half-written row; empty before the first reading."""
+        """The columns of `metrics.csv` as numbers, NaN where one is not finite; empty before the first reading.
+
+        A row that is half written, the last one, is left out.
+
+        Raises:
+            UserError: the file is not such a table; the message names what is wrong.
+        """
         if not self.metrics_file.is_file():
             return {}
+        whole = read_text(self.metrics_file).rpartition("\n")[0].splitlines()
+        names = whole[0].split(",") if whole else []
         try:
-            names, *rows = list(csv.reader(read_text(self.metrics_file).splitlines())) or [[]]
-            whole = [[float(value) for value in row] for row in rows if len(row) == len(names) and all(row)]
-        except (csv.Error, ValueError) as error:
+            rows = [[_number(value) for value in line.split(",")] for line in whole[1:]]
+        except ValueError as error:
             raise UserError(f"{self.metrics_file} is not a table of numbers: {error}") from error
-        if missing := [name for name in READ_COLUMNS if whole and name not in names]:
+        if missing := [name for name in READ_COLUMNS if rows and name not in names]:
             raise UserError(f"{self.metrics_file} lacks the columns {', '.join(missing)}")
-        return {name: [row[i] for row in whole] for i, name in enumerate(names)}
+        if ragged := next((i for i, row in enumerate(rows, start=2) if len(row) != len(names)), None):
+            raise UserError(f"{self.metrics_file} has a row of another length in line {ragged}: delete it")
+        columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
+        steps = columns.get("step", [])
+        if len(columns) < len(names) or not _are_steps(steps):
+            raise UserError(
+                f"{self.metrics_file} should have columns with names of their own, and steps that rise from 0"
+            )
+        return columns
+
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Append a row to `metrics.csv`: a reading's numbers, the step first. The first row names the columns."""
+        with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(("" if file.tell() else ",".join(metrics) + "\n") + _row(metrics))
 
     def last_reading(self) -> dict[str, float]:
         """The last row of the metrics; empty before the first reading."""
@@ -167,8 +212,8 @@ class RunFolder:
 
     def add_spectra(self, pair: PairSpectrum) -> None:
         """Append the spectra of a step to `spectra.jsonl`, by name and to five digits."""
-        with self.spectra_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(pair.plain()) + "\n")
+        with writing(self.spectra_file), self.spectra_file.open("a", encoding="utf-8") as file:
+            file.write(_line(pair))
 
     def spectra(self) -> list[PairSpectrum]:
         """The spectra in `spectra.jsonl`, without a half-written line; empty if there are none yet."""
@@ -176,31 +221,43 @@ class RunFolder:
             return []
         whole = read_text(self.spectra_file).rpartition("\n")[0].splitlines()
         try:
-            return [PairSpectrum.from_plain(json.loads(line)) for line in whole]
-        except (json.JSONDecodeError, RecursionError, UserError) as error:
+            found = [PairSpectrum.from_plain(json.loads(line)) for line in whole]
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{self.spectra_file} is not a list of spectra: {error}") from error
+        if not _are_steps([math.nan if pair.step is None else pair.step for pair in found]):
+            raise UserError(f"{self.spectra_file} should hold spectra at steps that rise from 0")
+        return found
 
-    def forget_spectra(self, step: int) -> None:
-        """Drop the spectra from a step onwards; a resumed run writes them again."""
-        if self.spectra_file.is_file():
-            kept = [json.dumps(pair.plain()) + "\n" for pair in self.spectra() if (pair.step or 0) < step]
-            replace_file(self.spectra_file, "".join(kept).encode())
+    def history(self, step: int) -> History:
+        """What was read before a step."""
+        metrics, spectra = self.metrics(), self.spectra()
+        count = bisect.bisect_left(metrics.get("step", []), step)
+        return History(
+            {name: values[:count] for name, values in metrics.items()},
+            [pair for pair in spectra if pair.step is not None and pair.step < step],
+        )
 
-    def save_checkpoint(self, state: Mapping[str, Any], *copies: str) -> None:
+    def rewind(self, history: History) -> None:
+        """Make `metrics.csv` and `spectra.jsonl` hold a history alone, from which a resumed run goes on."""
+        names = list(history.metrics)
+        rows = [dict(zip(names, row, strict=True)) for row in zip(*history.metrics.values(), strict=True)]
+        head = [",".join(names) + "\n"] if rows else []
+        replace_file(self.metrics_file, "".join([*head, *map(_row, rows)]).encode())
+        replace_file(self.spectra_file, "".join(map(_line, history.spectra)).encode())
+
+    def save_checkpoint(self, state: Checkpoint, *copies: str) -> None:
         """Write `checkpoints/last.ckpt`; a crash meanwhile leaves the old one intact.
 
         Args:
-            state: contents of the checkpoint.
+            state: the checkpoint.
             copies: other names to save it under, without `.ckpt`.
         """
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(dict(state), partial)
+        with writing(self.checkpoint.parent):
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.checkpoint) as file:
+            torch.save(state.plain(), file)
         for name in copies:
-            copied = self.checkpoint.with_name(f"{name}.partial")
-            shutil.copyfile(partial, copied)
-            os.replace(copied, copied.with_suffix(".ckpt"))
-        os.replace(partial, self.checkpoint)
+            replace_copy(self.checkpoint, self.checkpoint.with_name(f"{name}.ckpt"))
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, with `last.ckpt` at the end."""
@@ -218,27 +275,19 @@ class RunFolder:
             raise unknown("checkpoint", name, found)
         return found.get(name, self.checkpoint)
 
-    def load_checkpoint(self, path: Path | None = None) -> dict[str, Any]:
-        """Load a checkpoint on the CPU, with `weights_only=True`, so that it cannot run code.
+    def load_checkpoint(self, path: Path | None = None) -> Checkpoint:
+        """Read a checkpoint.
 
         Args:
             path: the checkpoint's file; the newest by default.
 
         Raises:
-            UserError: the file does not exist, or is not a rankgap checkpoint.
+            UserError: the file does not exist, or as `Checkpoint.read`.
         """
         path = path or self.checkpoint
         if not path.is_file():
             raise UserError(f"{self.path} has no checkpoint yet ({path})")
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise UserError(f"{path} cannot be loaded as weights: {str(error).splitlines()[0]}") from error
-        except KeyError as error:  # raised by torch for a file that only begins like a pickle
-            raise UserError(f"{path} is not a rankgap checkpoint") from error
-        if not isinstance(state, dict) or not {"step", "model", "optimizer"} <= state.keys():
-            raise UserError(f"{path} is not a rankgap checkpoint")
-        return state
+        return Checkpoint.read(path)
 
 
 def labels(folders: Sequence[RunFolder]) -> list[str]:
@@ -260,8 +309,20 @@ def labels(folders: Sequence[RunFolder]) -> list[str]:
     ]
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file completely or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+def _number(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else math.nan
+
+
+def _row(metrics: Mapping[str, float]) -> str:
+    return ",".join(f"{value:.8g}" if name != "step" else f"{value:.0f}" for name, value in metrics.items()) + "\n"
+
+
+def _line(pair: PairSpectrum) -> str:
+    return json.dumps(pair.plain()) + "\n"
+
+
+def _are_steps(numbers: Sequence[float]) -> bool:
+    """Whether numbers are steps: whole ones from 0 that rise."""
+    whole = all(0 <= number < MOST_STEPS and number == int(number) for number in numbers)
+    return whole and all(a < b for a, b in itertools.pairwise(numbers))

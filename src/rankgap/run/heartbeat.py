@@ -16,7 +16,8 @@ from typing import Any, Literal, Self
 import lightning as L
 
 from rankgap.errors import InterruptedRunError, UserError
-from rankgap.run.folder import RunFolder, replace_file
+from rankgap.run.files import replace_file
+from rankgap.run.folder import RunFolder
 from rankgap.run.module import SelfSupervised
 from rankgap.run.processes import is_main_process
 from rankgap.run.reader import plain, read, read_text

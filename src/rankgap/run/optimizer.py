@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from rankgap.errors import check_within
+from rankgap.filters.formulas import LARGEST
 from rankgap.filters.learned import MonotoneGain
 from rankgap.model.branches import DualBranch
 from rankgap.model.prototypes import Prototypes, drop_frozen_gradients
@@ -43,6 +46,10 @@ class OptimizerOptions:
     decay_all: bool = False
     constant_predictor_lr: bool = False
     trust: float = 0.02
+
+    def __post_init__(self) -> None:
+        rates = dict.fromkeys(("lr", "weight_decay", "warmup_lr", "final_lr", "trust"), (0, LARGEST))
+        check_within(self, **rates, momentum=(0, 1), warmup_epochs=(0, math.inf))
 
     def peak(self, batch_size: int) -> float:
         """The peak learning rate for a batch size."""
@@ -92,6 +99,13 @@ def build_optimizer(model: DualBranch, options: OptimizerOptions) -> torch.optim
     if any(isinstance(module, Prototypes) for module in model.modules()):  # else each step would look for them
         optimizer.register_step_pre_hook(lambda *_: drop_frozen_gradients(model))
     return optimizer
+
+
+def state_names(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> set[str]:
+    """What an optimiser keeps of a group's parameters, once it has seen their gradients."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return {"step", "exp_avg", "exp_avg_sq"}
+    return {"momentum_buffer"} if group["momentum"] else set()
 
 
 def _optimizer(groups: list[dict[str, Any]], options: OptimizerOptions) -> torch.optim.Optimizer:

@@ -32,6 +32,8 @@ from rankgap.run.saved import FORMAT, SavedData, SavedModel, SavedRun, checkout_
 from rankgap.run.work import Work
 from rankgap.views.random_views import Views
 
+MOST_WORKERS = 1024  # processes
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Plan:
@@ -135,6 +137,7 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
     given = given or Given()
     method = design(config.method, online=config.online, target=config.target)
     device = find_device(config.accelerator)
+    _check_processes(config, device)
     if device.type == "cpu" and config.devices == 1:  # processes of a run share the cores as Lightning says
         config = replace(config, threads=config.threads or torch.get_num_threads())
     backbone = config.backbone or ("resnet_tiny" if device.type == "cpu" else "resnet18")
@@ -262,6 +265,15 @@ def find_device(accelerator: str) -> torch.device:
     if found is None:
         raise UserError(f"--accelerator {accelerator}: torch finds none on this machine; leave it out, or use cpu")
     return torch.device(found)
+
+
+def _check_processes(config: TrainConfig, device: torch.device) -> None:
+    """Refuse more processes than the machine has a use for, before they are started."""
+    have = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, max(os.cpu_count() or 1, 2))
+    if config.devices > have:
+        raise UserError(f"--devices must be at most {have} with --accelerator {device.type}, got {config.devices}")
+    if config.workers is not None and config.workers > MOST_WORKERS:
+        raise UserError(f"--workers must be at most {MOST_WORKERS}, got {config.workers}")
 
 
 def find_precision(precision: Precision, device: torch.device) -> Autocast:

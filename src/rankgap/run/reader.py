@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 import types
 import typing
@@ -20,8 +21,9 @@ from typing import Any, TypeVar, Union
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
+from typing_extensions import is_typeddict
 
-from rankgap.errors import UserError, unknown
+from rankgap.errors import UserError, unknown, unusable
 
 T = TypeVar("T")
 
@@ -31,6 +33,7 @@ _EXPECTED = {  # by pydantic's error type
     "int_parsing": "a whole number",
     "float_type": "a number",
     "float_parsing": "a number",
+    "finite_number": "a finite number",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text",
@@ -43,11 +46,30 @@ _EXPECTED = {  # by pydantic's error type
 }
 
 
-_BRACKETS = 1_000  # in a text: the time that YAML takes grows with the square of their depth
+# Bounds of a YAML text. The time that it takes grows with the square of the depth of its brackets.
+_CHARACTERS, _BRACKETS, _VALUES = 2**20, 1_000, 100_000
+_BYTES = 2**31  # of any file that is read as text
 
 
 class _Loader(yaml.SafeLoader):
     """YAML as people expect it: 1e-3 is a number, 010 is ten, and a date is text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._values = 0
+        self._sizes: dict[int, int] = {}  # node -> values in it
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Count the values, those behind an alias each time: a few lines of aliases can stand for billions."""
+        before, alias = self._values, self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if alias and id(node) not in self._sizes:
+            raise yaml.YAMLError("a value contains itself")
+        self._values += self._sizes[id(node)] if alias else 1
+        if self._values > _VALUES:
+            raise yaml.YAMLError(f"it has more than {_VALUES:,} values")
+        self._sizes[id(node)] = self._values - before
+        return node
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -60,7 +82,25 @@ _Loader.add_implicit_resolver(
     re.compile(r"([-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
     list("-+.0123456789"),
 )
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))
+
+
+def _int(loader: _Loader, node: yaml.ScalarNode) -> int | float:
+    value = int(loader.construct_scalar(node))
+    return value if abs(value) < 10**100 else math.copysign(math.inf, value)  # no field takes what no float holds
+
+
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    return float(re.sub(r"\.(?=inf|nan)", "", loader.construct_scalar(node).lower()))
+
+
+# Plain values only: other tags lead to a dozen kinds of objects and of exceptions.
+_Loader.yaml_constructors = {
+    tag: constructor
+    for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+    if tag is None or tag.endswith((":null", ":bool", ":str", ":seq", ":map"))
+}
+_Loader.add_constructor("tag:yaml.org,2002:int", _int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -73,12 +113,14 @@ def parse_yaml(text: str, where: str) -> Any:
     Raises:
         UserError: the text is not YAML.
     """
+    if len(text) > _CHARACTERS:
+        raise UserError(f"{where} is not YAML of ours: it has more than {_CHARACTERS:,} characters")
     if text.count("[") + text.count("{") > _BRACKETS:
         raise UserError(f"{where} is not YAML of ours: it has more than {_BRACKETS:,} brackets")
     try:
         return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
-        # Beside its own errors, PyYAML raises whatever a value behind an explicit tag (!!int x) leads to.
+    except (yaml.YAMLError, ValueError, OverflowError, KeyError, RecursionError) as error:
+        # Beside its own errors: a number or a truth value behind an explicit tag (!!int x) that is none.
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -89,9 +131,11 @@ def read_text(path: Path) -> str:
         UserError: the file cannot be read.
     """
     try:
+        if path.stat().st_size > _BYTES:
+            raise UserError(f"{path} is larger than {_BYTES / 2**30:g} GiB, so it is no file of a run")
         return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise unusable(error, path) from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
@@ -161,7 +205,7 @@ def _read(kind: Any, values: object, place: Callable[[Sequence[str]], str]) -> A
 def _adapter(kind: Any) -> TypeAdapter[Any]:
     for found in _dataclasses(kind):
         # pydantic asks the class itself whether unknown keys are allowed.
-        found.__pydantic_config__ = {"extra": "forbid"}
+        found.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
     return TypeAdapter(kind)
 
 
@@ -179,7 +223,7 @@ def _at(kind: Any, path: Sequence[str | int]) -> Any:
     """The type at a path inside another type."""
     for part in path:
         kind = present(kind)
-        if dataclasses.is_dataclass(kind):
+        if dataclasses.is_dataclass(kind) or is_typeddict(kind):
             kind = type_hints(typing.cast(type, kind))[str(part)]
         else:  # a list or a mapping: its last argument is the type of its items
             kind = next(hint for hint in reversed(typing.get_args(kind)) if hint is not Ellipsis)

@@ -6,9 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from rankgap.errors import UserError
 from rankgap.evaluate import evaluate
 from rankgap.run.folder import RunFolder
 from rankgap.run.plan import Plan, resolve
@@ -32,23 +29,8 @@ def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) ->
     saved = folder.saved()
     state = folder.load_checkpoint(checkpoint)
     plan = resolve(replace(saved.run, **{"out": str(path)} | changes), saved=saved)
-    load_weights(plan.model, state["model"], checkpoint or folder.checkpoint)
+    state.load_model(plan.model)
     return plan
-
-
-def load_weights(model: nn.Module, state: dict[str, Any], where: Path) -> None:
-    """Load a model's weights.
-
-    Raises:
-        UserError: the weights are another model's.
-    """
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(
-            f"{where} holds another model, not this {type(model).__name__}: {lines[1][:200]}"
-        ) from error
 
 
 def evaluate_plan(plan: Plan, *, branch: Side = "online") -> dict[str, Any]:

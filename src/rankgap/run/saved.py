@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Self
 
 from rankgap.data.fingerprint import Fingerprint
-from rankgap.errors import UserError
-from rankgap.run.config import TrainConfig
+from rankgap.errors import UserError, check_within
+from rankgap.run.config import LARGEST_VIEW, TrainConfig
 from rankgap.run.imports import import_all
 from rankgap.run.reader import read
 from rankgap.run.recipes import Recipe, with_map_options
@@ -38,6 +38,11 @@ class SavedModel:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_within(self, channels=(1, 2**16), size=(2, LARGEST_VIEW), std=(1e-9, 1e9), mean=(-1e9, 1e9))
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise UserError(f"mean and std must have one number for each of the {self.channels} channels")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,9 @@ from typing import Any
 from rankgap.errors import UserError
 from rankgap.evaluate.features import extract_features
 from rankgap.evaluate.scores import SCORES, Rated, RunScores, rate, view_features
+from rankgap.run.files import check_writable
 from rankgap.run.folder import RunFolder
-from rankgap.run.restored import load_weights, restore
+from rankgap.run.restored import restore
 from rankgap.spectra.pair import Side
 
 
@@ -35,6 +36,7 @@ def score_run(
     """
     if images < 8 or repeats < 2:
         raise UserError(f"a score needs at least 8 images and 2 repeats, got {images} and {repeats}")
+    check_writable(folder.path)
     paths = folder.checkpoints()
     if not paths:
         raise UserError(f"{folder.path} has no checkpoint yet ({folder.checkpoint})")
@@ -45,12 +47,12 @@ def score_run(
     rated: dict[str, dict[str, Rated]] = {}
     for path in paths:
         state = folder.load_checkpoint(path)
-        twin = next((name for name, step in steps.items() if step == state["step"]), None)
-        steps[path.stem] = state["step"]
+        twin = next((name for name, step in steps.items() if step == state.step), None)
+        steps[path.stem] = state.step
         if twin is not None:  # one step under two names
             rated[path.stem] = rated[twin]
             continue
-        load_weights(plan.model, state["model"], path)
+        state.load_model(plan.model)
         inputs = {
             "features": extract_features(encoder, sample, size=plan.size).features,
             "views": view_features(encoder, sample, plan.views()),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -15,12 +14,12 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from rankgap.data.encoded import BrokenImageError
-from rankgap.errors import InterruptedRunError, NonFiniteError, UserError
+from rankgap.errors import InterruptedRunError, NonFiniteError, UserError, unusable
 from rankgap.model.joint_norm import join_norms
+from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.checkpoints import SAMPLE, Checkpoints, Restore, SpectraFile
 from rankgap.run.config import TrainConfig
 from rankgap.run.feed import TrainingData
-from rankgap.run.flags import flag
 from rankgap.run.folder import RunFolder
 from rankgap.run.heartbeat import Heartbeat
 from rankgap.run.interruption import stops_on_signals
@@ -29,28 +28,12 @@ from rankgap.run.module import SelfSupervised
 from rankgap.run.plan import Given, Plan, resolve
 from rankgap.run.processes import is_main_process
 from rankgap.run.reader import plain
-from rankgap.run.restored import evaluate_plan, load_weights
-from rankgap.run.saved import SavedRun
+from rankgap.run.restored import evaluate_plan
+from rankgap.run.resuming import BegunRun
 from rankgap.watch.doctor import alarms
 from rankgap.watch.reading import readings
 from rankgap.watch.verdict import Use, judge
 
-# Fields that may change when a run is resumed.
-_FREE = {
-    "out",
-    "data",
-    "resume",
-    "overwrite",
-    "workers",
-    "accelerator",
-    "protocol",
-    "eval",
-    "threads",
-    "imports",
-    "loggers",
-    "keep_every",
-    "compile",
-}
 _REPORTED = {
     "loss",
     "erank_online",
@@ -72,29 +55,6 @@ def _known_warnings_silenced() -> Iterator[None]:
         yield
 
 
-def resumed(path: Path, given: Mapping[str, Any]) -> TrainConfig:
-    """The configuration with which to resume a run: the saved one, with the user's changes.
-
-    Args:
-        path: the run folder.
-        given: fields that the user sets; only those that do not affect the numbers may differ from the saved run,
-            and `epochs`, which sets another length for the rest of it.
-
-    Raises:
-        UserError: no run, or a field that had another value when the run was started.
-    """
-    saved = RunFolder(path).saved().run
-    _check_unchanged(saved, given, path)
-    return replace(saved, **dict(given) | {"out": str(path), "resume": True})
-
-
-def _check_unchanged(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> None:
-    for name, value in given.items():
-        if name not in {*_FREE, "epochs"} and value != (old := getattr(saved, name)):
-            before = f"with {flag(name)} {old}, not {value}" if old or old == 0 else f"without {flag(name)}"
-            raise UserError(f"{path} was started {before}: leave it out to resume")
-
-
 @contextmanager
 def _using_threads(count: int | None) -> Iterator[None]:
     """Compute with a number of threads, and go back to the one from before."""
@@ -105,35 +65,6 @@ def _using_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _change_of_length(plan: Plan, saved: SavedRun, step: int) -> str | None:
-    """What another number of epochs does to a run that has come to a step; None where the number stays.
-
-    Raises:
-        UserError: the run has already trained for longer.
-    """
-    old, new = saved.work, plan.work
-    if new.epochs == old.epochs:
-        return None
-    done = new.clock(step).epoch
-    if done > new.epochs:
-        raise UserError(f"--epochs {new.epochs}: {plan.config.path} has trained for {done:.4g} epochs already")
-    before, after = (plan.recipe.optimizer.rate(work.clock(step), work.batch_size) for work in (old, new))
-    return (
-        f"{new.epochs} epochs in place of {old.epochs}: learning rate and momentum go on along the schedules of "
-        f"{new.epochs} epochs, the rate from {after:.2g} in place of {before:.2g} at epoch {done:.4g}; the recipe "
-        f"stays the one for {old.epochs}"
-    )
-
-
-def _check_same_images(saved: SavedRun, plan: Plan) -> None:
-    """Refuse other names, which would be shuffled otherwise; other files of the same names may be mended ones."""
-    then, now = saved.data, plan.train.fingerprint
-    if then is not None and now is not None and not then.train.same_order(now):
-        raise UserError(
-            f"{plan.differences[0]}; put them back, or resume with what is there by --data {plan.config.data}"
-        )
 
 
 def train(
@@ -158,64 +89,57 @@ def train(
         The contents of `results.json`.
 
     Raises:
-        UserError: the configuration cannot be carried out.
+        UserError: the configuration cannot be carried out, a file of the run to resume is spoilt (nothing in its
+            folder has changed then), or the system refuses to write one.
         NonFiniteError: training met non-finite numbers; the message names the step and the last good checkpoint.
         InterruptedRunError: Ctrl-C was pressed; the run can be resumed.
     """
     with _using_threads(config.threads):
-        return _train(config, callbacks, announce, other_data, own)
-
-
-def _train(
-    config: TrainConfig,
-    callbacks: Sequence[L.Callback],
-    announce: Callable[[Plan], None],
-    other_data: bool,
-    own: Given | None,
-) -> dict[str, Any]:
-    folder, saved, state = RunFolder(config.path), None, None
-    if config.resume:
-        given = {f.name: getattr(config, f.name) for f in fields(config)}
-        saved = folder.saved()
-        _check_unchanged(saved.run, given, folder.path)
-        state = folder.load_checkpoint()
-    elif is_main_process():
-        folder.check_free(overwrite=config.overwrite)
-    plan = resolve(config, saved=saved, given=own)
-    change = None
-    if saved is not None and state is not None:
-        if not other_data:
-            _check_same_images(saved, plan)
-        change = _change_of_length(plan, saved, state["step"])
-        if change:
-            plan = replace(plan, notes=(*plan.notes, change))
-    if is_main_process():
-        if saved is not None:
-            notes = (*saved.notes, *([change] if change else []))
-            folder.write_config(replace(plan.resumed(saved), notes=notes))
-        if state is None:
-            folder.create()
-            folder.write_config(plan.saved())
-            folder.write_skipped(
-                [image for images in (plan.train, *plan.tests.values()) for image in images.skipped]
-            )
-        announce(plan)
-    module = SelfSupervised(
-        plan.model,
-        plan.views(),
-        plan.recipe.optimizer,
-        plan.work,
-        seed=config.seed,
-        rank_every=config.rank_every or plan.work.rank_every,
-    )
-    if state is not None:
-        load_weights(module.model, state["model"], folder.checkpoint)
-        module.step = state["step"]
-        module.monitor.resume(r for r in readings(folder.metrics()) if r.step < module.step)
+        folder = RunFolder(config.path)
+        begun = BegunRun.read(config) if config.resume else None
+        if begun is None and is_main_process():
+            folder.check_free(overwrite=config.overwrite)
+        plan = resolve(config, saved=begun.saved if begun else None, given=own)
+        change = None
+        if begun is not None:
+            if not other_data:
+                begun.check_images(plan)
+            change = begun.change_of_length(plan)
+            plan = replace(plan, notes=(*plan.notes, *([change] if change else [])))
+        module = SelfSupervised(
+            plan.model,
+            plan.views(),
+            plan.recipe.optimizer,
+            plan.work,
+            seed=config.seed,
+            rank_every=config.rank_every or plan.work.rank_every,
+        )
+        if begun is not None:
+            begun.restore(module)
         if is_main_process():
-            if change:
-                folder.write_results({})  # those of the earlier end are not this run's
-            folder.forget_spectra(module.step)
+            if begun is not None:
+                begun.rewind(plan, change)
+            else:
+                _create(folder, plan)
+            announce(plan)
+        return _run(plan, module, folder, begun.state if begun else None, callbacks)
+
+
+def _create(folder: RunFolder, plan: Plan) -> None:
+    folder.create()
+    folder.write_config(plan.saved())
+    folder.write_skipped([image for images in (plan.train, *plan.tests.values()) for image in images.skipped])
+
+
+def _run(
+    plan: Plan,
+    module: SelfSupervised,
+    folder: RunFolder,
+    state: Checkpoint | None,
+    callbacks: Sequence[L.Callback],
+) -> dict[str, Any]:
+    """Train from the module's step to the end, and evaluate."""
+    config = plan.config
     if config.devices > 1:
         join_norms(module.model, cuda=plan.device.type == "cuda")
     if config.compile:
@@ -265,7 +189,7 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
             # statistics, DINO's centre, SwAV's queue, running correlations.
             strategy=DDPStrategy(broadcast_buffers=False) if config.devices > 1 else "auto",
             precision=plan.precision,
-            logger=open_loggers(config, folder, step=module.step),
+            logger=open_loggers(config, folder),
             callbacks=[*callbacks, SpectraFile(folder), interruption, checkpoints],
             log_every_n_steps=1,
             enable_checkpointing=False,
@@ -281,7 +205,7 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
                 checkpoints.save(trainer, module)
         except NonFiniteError as error:
             kept = (
-                f"the last good checkpoint is {folder.checkpoint} (step {folder.load_checkpoint()['step']})"
+                f"the last good checkpoint is {folder.checkpoint} (step {folder.load_checkpoint().step})"
                 if folder.checkpoint.is_file()
                 else "there is no checkpoint yet"
             )
@@ -295,6 +219,8 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
                 f"{error}; mend it (or remove it, and add --data {config.data}), then go on with: "
                 f"rankgap train --out {folder.path} --resume"
             ) from error
+        except OSError as error:  # a logger's, which need not name its file
+            raise unusable(error, error.filename or folder.path) from error
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]
             raise UserError(

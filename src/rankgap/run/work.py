@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rankgap.errors import check_within
 from rankgap.model.schedule import Clock
 
 SMALL_IMAGES = 100_000
@@ -29,6 +30,10 @@ class Work:
     epochs: int
     features: int
     devices: int = 1
+
+    def __post_init__(self) -> None:
+        count = (1, 2**53)
+        check_within(self, images=count, batch_size=count, epochs=count, features=count, devices=count)
 
     @property
     def steps_per_epoch(self) -> int:

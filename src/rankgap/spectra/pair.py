@@ -9,7 +9,6 @@ arbitrary).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Self
@@ -25,6 +24,7 @@ from rankgap.spectra.gram import check_batch, eigenbasis, gram_singular_values, 
 Side = Literal["online", "target"]  # the branches of a model
 
 _DIGITS = 5  # significant digits of a number on disk
+_LARGEST, _LONGEST = 1e100, 2**14  # number and column that are read back: squares and their tables must fit
 
 _PAIR = "a pair of branches"
 _TIE = 1e-6  # gains with a smaller relative difference count as equal
@@ -323,17 +323,20 @@ def _plain(value: Tensor | int | None) -> list[float] | int | None:
 
 
 def _count(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise UserError(f"{name} of a pair's spectra must be a whole number of at least {least}, got {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**53:
+        raise UserError(
+            f"{name} of a pair's spectra must be a whole number from {least} to 2^53, got {value!r:.40}"
+        )
     return value
 
 
 def _column(name: str, values: Any) -> Tensor:
-    largest = sys.float_info.max
     if not isinstance(values, list) or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) and -largest <= v <= largest for v in values
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= _LARGEST for v in values
     ):
-        raise UserError(f"{name} of a pair's spectra must be a list of finite numbers")
+        raise UserError(f"{name} of a pair's spectra must be a list of finite numbers up to {_LARGEST:g}")
+    if len(values) > _LONGEST:
+        raise UserError(f"{name} of a pair's spectra must have at most {_LONGEST:,} numbers, got {len(values):,}")
     return torch.tensor([float(v) for v in values], dtype=torch.float64)
 
 

@@ -36,6 +36,9 @@ _NOISE = 0.25  # the energy that augmentation adds to each direction, as a share
 _MOST_ROUNDING = 0.01  # of a filtered batch's energy, above which rounding is warned of
 _TIE = 1e-9  # scores and rank differences below this count as 0
 _DIRECTIONS = 256  # of the default reference spectrum
+MOST_DIRECTIONS = 2**13  # memory grows with their square
+_LEAST = 1e-30  # singular value above 0; squares and their inverses then fit a float64
+_BYTES = 2**22  # of a file of numbers
 
 
 class Reference(NamedTuple):
@@ -372,18 +375,40 @@ def reference_spectrum(source: str | None = None) -> Reference:
         energy = 1 / torch.arange(1, _DIRECTIONS + 1, dtype=torch.float64)
         x = (_DIRECTIONS * energy / energy.sum()).sqrt()
         return Reference(f"{_DIRECTIONS} directions, eigenvalues 1/j", x, _DIRECTIONS, _DIRECTIONS)
-    path = Path(source)
-    text = path.read_text() if path.is_file() else source
     try:
-        numbers = [float(part) for part in re.split(r"[\s,]+", text.strip(" \n\t,[]"))]
-    except ValueError as error:
-        raise UserError(
-            f"--spectrum {source!r}: expected a run folder, a file of numbers, or numbers such as 4,3,2,1; {error}"
-        ) from error
+        name, numbers = "given", _numbers(source)
+    except ValueError:
+        name, numbers = Path(source).name, _of_file(source)
     x = torch.tensor(numbers, dtype=torch.float64)
-    if len(x) < 2 or not (x.isfinite() & (x >= 0)).all() or not x.any():
+    if (
+        not 2 <= len(x) <= MOST_DIRECTIONS
+        or not ((x == 0) | ((x >= _LEAST) & (x <= 1 / _LEAST))).all()
+        or not x.any()
+    ):
         raise UserError(
-            f"--spectrum {source!r}: expected two or more finite numbers at or above 0, not all 0; "
-            f"got {x[:4].tolist()}"
+            f"--spectrum {source!r:.60}: expected 2 to {MOST_DIRECTIONS:,} finite numbers at or above 0, not all "
+            f"0 (and none beyond {_LEAST:g} or {1 / _LEAST:g}); got {x[:4].tolist()}"
         )
-    return Reference(path.name if path.is_file() else "given", x.sort(descending=True).values, len(x), len(x))
+    return Reference(name, x.sort(descending=True).values, len(x), len(x))
+
+
+def _numbers(text: str) -> list[float]:
+    """The numbers of a text, separated by commas or spaces; raises `ValueError` for anything else."""
+    return [float(part) for part in re.split(r"[\s,]+", text.strip(" \n\t,[]"))]
+
+
+def _of_file(source: str) -> list[float]:
+    expected = f"--spectrum {source!r:.80}: expected a run folder, a file of numbers, or numbers such as 4,3,2,1"
+    try:
+        path = Path(source)
+        if not path.is_file():
+            raise UserError(f"{expected}; there is no such file")
+        if path.stat().st_size > _BYTES:
+            raise UserError(f"{expected}; the file has more than {_BYTES:,} bytes")
+        return _numbers(path.read_text(encoding="utf-8"))
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{expected}; {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{expected}; {error}") from error

@@ -20,8 +20,8 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from rankgap.data.names import shown
-from rankgap.errors import UserError
-from rankgap.run.folder import RunFolder, labels, replace_file
+from rankgap.run.files import replace_file, writing
+from rankgap.run.folder import RunFolder, labels
 from rankgap.run.reader import plain
 from rankgap.run.saved import library_versions
 from rankgap.show.colours import DARK, LIGHT
@@ -264,8 +264,6 @@ def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
     """
     path = output_file(out, PAGE)
     page = report_page(folders)
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, page.encode())
-    except OSError as error:
-        raise UserError(f"--out {path}: {error.strerror}") from error

@@ -1,0 +1,200 @@
+"""A checkpoint: the state of a run after a step, as its file holds it, and read back strictly.
+
+The file is torch's, a zip archive. It is input like any other: a copy may be torn, and a stranger's may hold
+anything.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from rankgap.errors import UserError, check_within, unusable
+from rankgap.run.optimizer import state_names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Checkpoint:
+    """The state of a run after a step.
+
+    Args:
+        rankgap: the version that wrote it.
+        step: optimiser steps done.
+        seconds: seconds of training until then.
+        best: the best epoch's RankMe until then; 0 if none was rated.
+        model: the model's state by name: tensors, and counts of steps.
+        optimizer: the optimiser's `state_dict`, of which the tensors of each parameter are read back.
+        random: the states of the random generators: of the CPU, and of each GPU.
+        path: the file that it was read from.
+    """
+
+    rankgap: str
+    step: int
+    seconds: float
+    best: float
+    model: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+    random: Mapping[str, Any]
+    path: Path = Path("last.ckpt")
+
+    def plain(self) -> dict[str, Any]:
+        """The contents of the file, by name."""
+        return {name: getattr(self, name) for name in _KINDS}
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file on the CPU; no code in it is run, and it asks for no more memory than its size.
+
+        Raises:
+            UserError: the file cannot be read, or is not a rankgap checkpoint; the message names what is wrong.
+        """
+        values = _loaded(path)
+        if not isinstance(values, dict) or values.keys() != _KINDS.keys():
+            raise UserError(f"{path} is not a rankgap checkpoint: it should hold {', '.join(_KINDS)}")
+        for name, kind in _KINDS.items():
+            if not isinstance(values[name], kind) or isinstance(values[name], bool):
+                raise UserError(f"{path}: its {name} should be a {kind.__name__}, got {values[name]!r:.80}")
+        found = cls(**values, path=path)
+        try:
+            check_within(found, step=(0, 2**53), seconds=(1e-9, 1e12), best=(0, 1e12))
+        except UserError as error:
+            raise UserError(f"{path}: its {error}") from None
+        found._check_random()
+        return found
+
+    def _check_random(self) -> None:
+        cpu, cuda = (self.random.get(name) for name in ("cpu", "cuda"))
+        whole = isinstance(cuda, list) and all(_is_plain(s) and s.dtype == torch.uint8 for s in [cpu, *cuda])
+        try:
+            torch.Generator().set_state(cpu if whole and cpu is not None else torch.empty(0))
+        except (RuntimeError, TypeError):
+            raise UserError(f"{self.path}: its random is not the state of random generators") from None
+
+    def load_model(self, model: nn.Module) -> None:
+        """Load a model's weights.
+
+        Raises:
+            UserError: the weights are another model's, or not finite.
+        """
+        expected = model.state_dict()
+        for name in [*expected, *self.model]:
+            reason = (
+                "there is none in the file"
+                if name not in self.model
+                else "there is none in the model"
+                if name not in expected
+                else _difference(self.model[name], expected[name])
+            )
+            if reason:
+                raise UserError(
+                    f"{self.path} holds another model, not this {type(model).__name__}: {str(name)[:80]}: {reason}"
+                )
+        model.load_state_dict(self.model)
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Load what an optimiser keeps of each parameter. Its options stay: the recipe has them.
+
+        Raises:
+            UserError: the state is another optimiser's.
+        """
+        state = self.optimizer.get("state")
+        if not isinstance(state, dict) or not all(isinstance(kept, dict) for kept in state.values()):
+            raise UserError(f"{self.path}: its optimizer should hold a state for each parameter")
+        groups, expected = optimizer.state_dict()["param_groups"], {}
+        for group, of_ours in zip(groups, optimizer.param_groups, strict=True):
+            names = state_names(optimizer, group)
+            for index, parameter in zip(group["params"], of_ours["params"], strict=True):
+                expected[index] = {name: torch.zeros(()) if name == "step" else parameter for name in names}
+        for index, kept in state.items():
+            if index not in expected or kept.keys() not in (set(), expected[index].keys()):
+                raise UserError(f"{self.path} holds the state of another optimizer than the recipe's")
+            for name, value in kept.items():
+                if reason := _difference(value, expected[index][name]):
+                    raise UserError(f"{self.path}: {name} of the optimizer's parameter {index}: {reason}")
+        if self.step and any(expected.values()) and not any(state.values()):
+            raise UserError(f"{self.path} holds no state of the optimizer")
+        for group in groups:  # fused SGD takes no group of which only some parameters have begun
+            begun = [index for index in group["params"] if state.get(index)]
+            if begun and state[begun[0]].keys() == {"momentum_buffer"}:
+                rest = set(group["params"]) - set(begun)
+                state = state | {i: {name: torch.zeros_like(p) for name, p in expected[i].items()} for i in rest}
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def load_random(self) -> None:
+        """Set the random generators of torch."""
+        torch.set_rng_state(self.random["cpu"])
+        for device, state in zip(range(torch.cuda.device_count()), self.random["cuda"], strict=False):
+            torch.cuda.set_rng_state(state, device)
+
+
+_KINDS: dict[str, type] = {
+    "rankgap": str,
+    "step": int,
+    "seconds": float,
+    "best": float,
+    "model": dict,
+    "optimizer": dict,
+    "random": dict,
+}
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.device.type == "cpu"
+        and value.layout == torch.strided
+        and not value.is_quantized
+    )
+
+
+def _difference(value: Any, expected: Any) -> str | None:
+    """What keeps a value from taking the place of another, if anything."""
+    if not isinstance(expected, Tensor):
+        same = type(value) is type(expected) and 0 <= value < 2**53
+        return None if same else f"{value!r:.40}, expected a count"
+    if not _is_plain(value):
+        return "not a plain tensor"
+    if (value.shape, value.dtype) != (expected.shape, expected.dtype):
+        found, wanted = (f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in (value, expected))
+        return f"{found}, expected {wanted}"
+    return None if value.isfinite().all() else "not finite"
+
+
+def _loaded(path: Path) -> object:
+    """The contents of a checkpoint's file.
+
+    Whatever zipfile's and torch's decoders raise on a spoilt file is one error of ours, MemoryError and
+    RecursionError included: no list of types would be complete.
+    """
+    try:
+        size = path.stat().st_size
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else size
+        if size > memory:
+            raise UserError(f"{path} has {size:,} bytes, but this machine's memory only {memory:,}")
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+            stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+            if not stored or sum(record.file_size for record in records) > size:
+                raise ValueError("its parts are larger than the file")
+            if torn := archive.testzip():  # torch itself does not compare the checksums
+                raise ValueError(f"{torn} in it is damaged")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of tensors that are refused anyway
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except OSError as error:
+        raise unusable(error, path) from error
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{path} is not a rankgap checkpoint: it cannot be loaded as weights ({reason[:200]})"
+        ) from error

@@ -1,0 +1,146 @@
+"""Resuming a run: all of it is read and checked before anything in its folder changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+from rankgap.errors import UserError
+from rankgap.run.checkpoint import Checkpoint
+from rankgap.run.config import TrainConfig
+from rankgap.run.files import check_writable
+from rankgap.run.flags import flag
+from rankgap.run.folder import History, RunFolder
+from rankgap.run.module import SelfSupervised
+from rankgap.run.plan import Plan
+from rankgap.run.saved import SavedRun
+from rankgap.watch.reading import readings
+
+# Fields that may change when a run is resumed. Another number of epochs extends it.
+_FREE = {
+    "out",
+    "resume",
+    "overwrite",
+    "epochs",
+    "data",
+    "workers",
+    "accelerator",
+    "protocol",
+    "eval",
+    "threads",
+    "imports",
+    "loggers",
+    "keep_every",
+    "compile",
+}
+
+
+def resumed(path: Path, given: Mapping[str, Any]) -> TrainConfig:
+    """The configuration with which to resume a run: the saved one, with the user's changes.
+
+    Args:
+        path: the run folder.
+        given: fields that the user sets; only those that do not affect the numbers may differ from the saved run,
+            and `epochs`, which sets another length for the rest of it.
+
+    Raises:
+        UserError: no run, or a field that had another value when the run was started.
+    """
+    saved = RunFolder(path).saved().run
+    _check_unchanged(saved, given, path)
+    return replace(saved, **dict(given) | {"out": str(path), "resume": True})
+
+
+def _check_unchanged(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> None:
+    for name, value in given.items():
+        if name not in _FREE and value != (old := getattr(saved, name)):
+            before = f"with {flag(name)} {old}, not {value}" if old or old == 0 else f"without {flag(name)}"
+            raise UserError(f"{path} was started {before}: leave it out to resume")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BegunRun:
+    """A run to resume, as its folder holds it.
+
+    Args:
+        folder: its folder.
+        saved: its configuration.
+        state: its last checkpoint.
+        history: its readings and spectra up to the checkpoint.
+    """
+
+    folder: RunFolder
+    saved: SavedRun
+    state: Checkpoint
+    history: History
+
+    @classmethod
+    def read(cls, config: TrainConfig) -> Self:
+        """Read the run that a configuration resumes.
+
+        Raises:
+            UserError: there is none, a file of it is spoilt, a field has another value than it was started with,
+                or its folder cannot be written to.
+        """
+        folder = RunFolder(config.path)
+        saved = folder.saved()
+        _check_unchanged(saved.run, {f.name: getattr(config, f.name) for f in fields(config)}, folder.path)
+        state = folder.load_checkpoint()
+        history = folder.history(state.step)
+        check_writable(folder.path)
+        return cls(folder=folder, saved=saved, state=state, history=history)
+
+    def check_images(self, plan: Plan) -> None:
+        """Refuse other names, which would be shuffled otherwise; other files of the same names may be mended ones.
+
+        Raises:
+            UserError: the names of the images are not those that the run was started with.
+        """
+        then, now = self.saved.data, plan.train.fingerprint
+        if then is not None and now is not None and not then.train.same_order(now):
+            raise UserError(
+                f"{plan.differences[0]}; put them back, or resume with what is there by --data {plan.config.data}"
+            )
+
+    def change_of_length(self, plan: Plan) -> str | None:
+        """What another number of epochs does to the run; None where the number stays.
+
+        Raises:
+            UserError: the run has trained for longer already.
+        """
+        old, new, step = self.saved.work, plan.work, self.state.step
+        if step > new.steps:
+            if new.epochs == old.epochs:
+                raise UserError(f"{self.state.path}: its step {step:,} is beyond the run's {new.steps:,} steps")
+            done = f"{new.clock(step).epoch:.4g}"
+            raise UserError(f"--epochs {new.epochs}: {self.folder.path} has trained for {done} epochs already")
+        if new.epochs == old.epochs:
+            return None
+        before, after = (plan.recipe.optimizer.rate(work.clock(step), work.batch_size) for work in (old, new))
+        return (
+            f"{new.epochs} epochs in place of {old.epochs}: learning rate and momentum go on along the schedules "
+            f"of {new.epochs} epochs, the rate from {after:.2g} in place of {before:.2g} at epoch "
+            f"{new.clock(step).epoch:.4g}; the recipe stays the one for {old.epochs}"
+        )
+
+    def restore(self, module: SelfSupervised) -> None:
+        """Load weights, step and readings.
+
+        Raises:
+            UserError: the checkpoint is another model's or another optimiser's.
+        """
+        self.state.load_model(module.model)
+        # Training has an optimiser of its own; this one only shows, before a file changes, that the state fits.
+        self.state.load_optimizer(module.configure_optimizers())
+        module.step = self.state.step
+        module.monitor.resume(readings(self.history.metrics))
+
+    def rewind(self, plan: Plan, change: str | None) -> None:
+        """Write the run's folder as it was at the checkpoint, with the plan to go on by."""
+        notes = (*self.saved.notes, *([change] if change else []))
+        self.folder.write_config(replace(plan.resumed(self.saved), notes=notes))
+        if change:
+            self.folder.write_results({})  # those of the earlier end are not this run's
+        self.folder.rewind(self.history)
