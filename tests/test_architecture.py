@@ -29,7 +29,8 @@ ARROWS = {
     "show": f"{BELOW_RUN} run",
     "demo": "run show",
     "training": "data run show",
-    "cli": f"{BELOW_RUN} run show demo rankgap",
+    "commands": f"{BELOW_RUN} run show demo",
+    "cli": "commands run rankgap",
     "__main__": "cli",
     "rankgap": f"{BELOW_RUN} run show training",
 }

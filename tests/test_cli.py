@@ -623,7 +623,7 @@ def test_a_configuration_file_takes_lists_as_flags_do(
     text: str, expected: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setitem(rankgap.cli.COMMANDS, "train", lambda **given: seen.update(given))
+    monkeypatch.setitem(rankgap.commands.COMMANDS, "train", lambda **given: seen.update(given))
     (tmp_path / "c.yaml").write_text(f"protocol: {text}\n")
     assert main(["train", "--config", str(tmp_path / "c.yaml"), "--loggers", "csv", "--loggers", "mlflow"]) == 0
     assert seen == {"protocol": expected, "loggers": ("csv", "mlflow")}

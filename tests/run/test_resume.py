@@ -11,6 +11,7 @@ import yaml
 
 import rankgap
 from rankgap.cli import main
+from rankgap.errors import UserError
 from rankgap.filters import GAINS
 from rankgap.run.folder import RunFolder
 
@@ -34,7 +35,7 @@ def test_a_larger_number_of_epochs_extends_a_run(tmp_path: Path, capsys: pytest.
     said = " ".join(capsys.readouterr().out.split())
     assert "4 epochs in place of 2: learning rate and momentum go on along the schedules of 4 epochs" in said
     after, saved = folder.metrics(), folder.saved()
-    assert after.step == [0, 2, 4, 6, 7, 8, 10, 12, 14, 15]
+    assert after["step"] == [0, 2, 4, 6, 7, 8, 10, 12, 14, 15]
     assert {name: values[:5] for name, values in after.items()} == before
     assert (saved.run.epochs, saved.work.steps, saved.run.method) == (4, 16, "byol")
     assert saved.notes[-1].startswith("4 epochs in place of 2")
@@ -103,11 +104,18 @@ def test_an_imported_gain_reaches_every_command(
     from rankgap.run import imports
 
     imports._import.cache_clear()  # as in a new process
-    monkeypatch.chdir("/")
-    assert rankgap.load_encoder(tmp_path / "run") is not None
-    assert "bent" in GAINS
-    assert main(["evaluate", str(tmp_path / "run"), "--protocol", "none"]) == 0
-    assert main(["train", "--out", str(tmp_path / "run"), "--resume"]) == 0
+    imports._IMPORTED.clear()
+    run, file, resume = str(tmp_path / "run"), str(tmp_path / "my_gain.py"), ["train", "--out", "run", "--resume"]
+    hint = f"the run was trained with --import {file}: give it again"
+    # The folder may be a stranger's, so reading it runs no code that it names.
+    assert hint in fails(capsys, "evaluate", run)
+    assert hint in fails(capsys, *resume)
+    with pytest.raises(UserError, match="give it again"):
+        rankgap.load_encoder(run)
+    assert "bent" not in GAINS
+    assert main(["evaluate", run, "--protocol", "none", "--import", file]) == 0
+    assert main([*resume, "--import", file]) == 0
+    assert rankgap.load_encoder(run) is not None
     del GAINS["bent"]
 
 

@@ -88,7 +88,7 @@ class TrainConfig:
             whole batch.
         workers: processes that decode files ahead; by default 0 for sets in memory, else one per core.
         imports: a Python module or file (mine.py) to import first, whose gains (GAINS["mine"]) and maps
-            (register_map) this and every later command on the run then knows; give the flag once for each.
+            (register_map) the command then knows; give the flag once for each, and to later commands too.
         out: the run folder; by default a folder in runs/ named after method, filters, data and seed.
         resume: resume from the run folder's last checkpoint; a larger --epochs extends the run.
         overwrite: replace an existing run folder.

@@ -15,6 +15,7 @@ from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
 from rankgap.model.methods import design
 from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
+from rankgap.run.imports import saying_what_to_import
 from rankgap.spectra.pair import Side
 from rankgap.views.random_views import eval_view
 
@@ -109,8 +110,10 @@ def load_encoder(
     folder = RunFolder(Path(path))
     saved = folder.saved()
     state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
+    with saying_what_to_import(saved.run.imports):
+        method = design(saved.run.method, online=saved.run.online, target=saved.run.target)
     trained = build(
-        design(saved.run.method, online=saved.run.online, target=saved.run.target),
+        method,
         backbone=saved.model.backbone if model is None else model,
         heads=saved.recipe,
         channels=saved.model.channels,

@@ -1,4 +1,8 @@
-"""Python modules and files that a run needs: those that define its gains and maps (`--import`)."""
+"""Python modules and files that a run needs: those that define its gains and maps (`--import`).
+
+A run keeps their names. Reading a run never imports them, because its folder may be a stranger's: only a command
+line or a configuration that names them does.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rankgap.errors import UserError
@@ -31,6 +36,25 @@ def import_all(names: Iterable[str]) -> None:
         _import(located(name))
 
 
+@contextmanager
+def saying_what_to_import(names: Iterable[str]) -> Iterator[None]:
+    """Add to an error that a run was trained with modules which have not been imported.
+
+    Args:
+        names: the modules and files that the run names.
+    """
+    try:
+        yield
+    except UserError as error:
+        if lacking := [name for name in names if located(name) not in _IMPORTED]:
+            said = f"the run was trained with --import {' --import '.join(lacking)}: give it again"
+            raise UserError(f"{error}; {said}") from error
+        raise
+
+
+_IMPORTED: set[str] = set()
+
+
 @functools.cache
 def _import(name: str) -> None:
     try:
@@ -43,6 +67,7 @@ def _import(name: str) -> None:
         known = name.endswith(".py") or not Path(f"{name}.py").is_file()
         remedy = "" if known else f"; for the file here, give --import {name}.py"
         raise UserError(f"--import {name} failed: {reason}{remedy}") from error
+    _IMPORTED.add(name)
 
 
 def _run_file(path: Path) -> None:

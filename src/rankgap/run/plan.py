@@ -25,7 +25,7 @@ from rankgap.model.methods import Method, design
 from rankgap.model.mlp import mixes_images
 from rankgap.run import presets
 from rankgap.run.config import Autocast, Precision, TrainConfig
-from rankgap.run.imports import import_all, located
+from rankgap.run.imports import import_all, located, saying_what_to_import
 from rankgap.run.reader import plain, read
 from rankgap.run.recipes import SIDES, Recipe, load_recipe, override
 from rankgap.run.saved import FORMAT, SavedData, SavedModel, SavedRun, checkout_commit, library_versions
@@ -132,10 +132,12 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
             come before the data are read.
     """
     config = read(TrainConfig, plain(config), "the configuration")  # one made in Python is not checked yet
-    import_all(config.imports)
+    if saved is None:
+        import_all(config.imports)
     config = replace(config, imports=tuple(map(located, config.imports)))  # found from any folder later
     given = given or Given()
-    method = design(config.method, online=config.online, target=config.target)
+    with saying_what_to_import(config.imports):
+        method = design(config.method, online=config.online, target=config.target)
     device = find_device(config.accelerator)
     _check_processes(config, device)
     if device.type == "cpu" and config.devices == 1:  # processes of a run share the cores as Lightning says

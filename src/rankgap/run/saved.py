@@ -12,7 +12,7 @@ from typing import Self
 from rankgap.data.fingerprint import Fingerprint
 from rankgap.errors import UserError, check_within
 from rankgap.run.config import LARGEST_VIEW, TrainConfig
-from rankgap.run.imports import import_all
+from rankgap.run.imports import saying_what_to_import
 from rankgap.run.reader import read
 from rankgap.run.recipes import Recipe, with_map_options
 from rankgap.run.work import Work
@@ -107,8 +107,8 @@ class SavedRun:
                 f"{where} was written by {written}, but this version reads format {FORMAT}: train the run again"
             )
         saved = read(cls, values, where)
-        import_all(saved.run.imports)  # they may define the maps of its recipe
-        return replace(saved, recipe=with_map_options(saved.recipe, f"{where}.recipe"))
+        with saying_what_to_import(saved.run.imports):
+            return replace(saved, recipe=with_map_options(saved.recipe, f"{where}.recipe"))
 
 
 def library_versions() -> dict[str, str]:
