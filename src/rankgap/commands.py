@@ -118,8 +118,9 @@ def score(
     from rankgap.run.scoring import score_run
     from rankgap.show.terminal import show_scores
 
-    found = score_run(RunFolder(Path(run)), images=images, repeats=repeats, branch=branch, data=data)
-    show_scores(found, everything=all)
+    folder = RunFolder(Path(run))
+    found = score_run(folder, images=images, repeats=repeats, branch=branch, data=data)
+    show_scores(found, folder.verdict(), everything=all)
 
 
 def report(runs: list[str], out: str = "report.html") -> None:

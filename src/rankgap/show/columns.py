@@ -64,8 +64,8 @@ SPEED = Column("images/s", "images_per_second", form=",.0f")
 RESULTS = (KNN, LINEAR, ERANK_ONLINE, ERANK_TARGET, RANK_DIFFERENCE, ERANK_FEATURES, SPEED)
 CONVENTION = (
     "erank is the effective rank: the exponential of the entropy of the eigenvalues of one batch's uncentred "
-    "correlation (online view 1, target view 2). erank features is the same for the encoder's features of the "
-    "training images."
+    "correlation (online view 1, target view 2). The rank difference is the target's minus the online's. erank "
+    "features is the same for the encoder's features of the training images."
 )
 
 

@@ -113,11 +113,10 @@ class Progress(L.Callback):
         left = time_left(work, step, speed) or 0.0
         whole = time.perf_counter() - self._began + left
         epochs = work.epochs - work.clock(self.first).epoch
-        say(
-            "  ",
-            ("estimate:", "dim"),
-            f" about {speed:,.3g} images/s: {epochs:.4g} epochs take about {duration(whole)}",
-        )
+        if left > _SILENCE:  # a run that is nearly over needs no estimate
+            rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
+            took = f"{epochs:.4g} epochs take about {duration(whole)}"
+            say("  ", ("estimate:", "dim"), f" about {rate} images/s: {took}")
         if plan.device.type != "cpu":
             return
         if whole > HOUR and (options := cheaper(plan, whole, HOUR)):

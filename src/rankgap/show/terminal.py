@@ -18,7 +18,7 @@ from rankgap.model.methods import METHODS, choices
 from rankgap.run.reader import read
 from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS
 from rankgap.watch.doctor import Diagnosis
-from rankgap.watch.verdict import Outcome, Verdict
+from rankgap.watch.verdict import Verdict
 
 if TYPE_CHECKING:  # a table must not wait for Lightning, timm and scipy
     from rankgap.data import Inspection
@@ -40,7 +40,7 @@ FLOW = (
     "is the strongest singular value over the weakest."
 )
 BROKEN = 20  # images that are named before only their reasons are counted
-COLOURS: Mapping[Outcome, str] = {"healthy": "green", "shrinking": "yellow", "collapsed": "red"}
+COLOURS: Mapping[str, str] = {"healthy": "green", "shrinking": "yellow", "collapsed": "red"}
 ACROSS = 3  # scores that fit in eighty columns, and names in a sentence
 DOWN = 5  # checkpoints whose scores fit in a screen of 24 lines, with what is said about them
 
@@ -87,11 +87,18 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
         padding=(0, 1),
     )
     table.add_column("method", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
     for column in RESULTS:
-        table.add_column(column.heading.replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column(_narrow(column.heading), justify="right", no_wrap=True)
     for title, found in results.items():
-        table.add_row(title, *(column.cell(found) for column in RESULTS))
+        kind = dict(found.get("verdict", {})).get("kind", "-")
+        table.add_row(title, Text(kind, COLOURS.get(kind, "")), *(column.cell(found) for column in RESULTS))
     return table
+
+
+def _narrow(heading: str) -> str:
+    """A heading over several short lines, which leaves room for titles in eighty columns."""
+    return heading.replace(" ", "\n").replace("/", "\n/").replace("difference", "diff.")
 
 
 def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -114,10 +121,18 @@ def show_verdicts(results: Mapping[str, Mapping[str, Any]]) -> None:
     """Print what became of each run, and the alarms that it raised on the way."""
     for title, found in results.items():
         if "verdict" in found:
-            verdict = read(Verdict, found["verdict"], f"the verdict on {title}")
-            say(f"{title}: ", (verdict.kind, f"bold {COLOURS[verdict.kind]}"), f", {verdict.uses}. {verdict.why}")
+            _say_verdict(title, read(Verdict, found["verdict"], f"the verdict on {title}"))
         for alarm in (Diagnosis(**each) for each in found.get("alarms", [])):
             say(("alarm:", "yellow"), f" {title}: {alarm.kind} at step {alarm.step}: {alarm.saw}")
+
+
+def _say_verdict(title: str, verdict: Verdict) -> None:
+    say(
+        (title, "bold"),
+        " is ",
+        (verdict.kind, f"bold {COLOURS[verdict.kind]}"),
+        f": {verdict.uses}. {verdict.why}",
+    )
 
 
 def _threads(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -130,11 +145,12 @@ def _threads(results: Mapping[str, Mapping[str, Any]]) -> str:
     return f"threads: {shown} (on a CPU, numbers depend on --threads as they do on --seed)" if counts else ""
 
 
-def show_scores(found: RunScores, *, everything: bool = False) -> None:
+def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything: bool = False) -> None:
     """Print the label-free scores of a run's checkpoints, and which checkpoint each score prefers.
 
     Args:
         found: the scores.
+        verdict: the run's verdict; None while it has none.
         everything: all scores of all checkpoints, in place of those that fit one screen.
     """
     from rankgap.evaluate.scores import SCORES
@@ -142,6 +158,8 @@ def show_scores(found: RunScores, *, everything: bool = False) -> None:
     say((found.title, "bold"), f", on {found.images:,} of its images")
     for note in found.notes:
         say(("warning:", "yellow"), f" {note}")
+    if verdict is not None:
+        _say_verdict("the run", verdict)
     names = [name for name, score in SCORES.items() if score.first or everything]
     rows = list(found.rated) if everything else _some(list(found.rated), [found.best(name)[0] for name in names])
     for start in range(0, len(names), ACROSS):
