@@ -117,7 +117,12 @@ def test_a_model_s_collapse_is_found_from_its_outputs_alone() -> None:
     verdict = judge(monitor.history)
     assert verdict.kind == "collapsed"
     assert verdict.outputs.of == 16
-    assert judge(monitor.history, thresholds=Thresholds(constant=-1, share=0, floor=0, fall=0)).kind == "healthy"
+    assert judge(monitor.history, thresholds=Thresholds(constant=-1)).cause.startswith("no rank difference")
+
+
+def test_two_directions_of_many_are_few_and_of_four_are_not() -> None:
+    assert judge(run_of([1.9] * 40, full_rank=64.0)).kind == "shrinking"
+    assert judge(run_of([1.9] * 40, full_rank=4.0)).kind == "healthy"
 
 
 def test_the_highest_rank_that_rows_can_have_is_kept() -> None:

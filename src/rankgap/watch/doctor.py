@@ -20,6 +20,8 @@ Kind = Literal[
     "non-finite",
 ]
 
+ONE = 1.05  # an effective rank of 1, but for noise
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
@@ -58,7 +60,8 @@ class Thresholds:
         constant: `Reading.spread` at or below which features count as constant.
         share: share of the target's early peak below which its dimensions count as dying. A random network's
             effective ranks are high, and fall in healthy runs too, to a fifteenth in short ones.
-        floor: effective rank at or below which the target's dimensions count as dying in any case.
+        floor: effective rank at or below which the target's dimensions count as dying in any case, or a tenth of
+            the highest possible rank if that is lower.
         fall: share of the target's rank half a run ago below which `judge` calls it falling.
         pull: share of the online rank by which the target's must exceed it to pull a falling rank up again.
         gone: effective rank of a dying target at or below which `judge` calls the run collapsed.
@@ -74,7 +77,7 @@ class Thresholds:
     patience: int = 5
     constant: float = 0.02
     share: float = 0.05
-    floor: float = 1.05
+    floor: float = 2.0
     fall: float = 0.85
     pull: float = 0.05
     gone: float = 1.5
@@ -154,7 +157,8 @@ class Doctor:
                 "a missing stop-gradient, predictor or filter, so that both branches are the same",
                 "detach the target, and give one branch a filter (target power:-0.5)",
             )
-        if all(not r.erank_target > max(limits.share * self.peak, limits.floor) for r in recent):
+        line = max(limits.share * self.peak, min(limits.floor, 0.1 * now.full_rank), ONE)
+        if all(not r.erank_target > line for r in recent):
             return Diagnosis(
                 "dimensional",
                 step,

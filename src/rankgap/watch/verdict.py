@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
+from rankgap.watch.doctor import ONE, Diagnosis, Doctor, Thresholds
 from rankgap.watch.reading import Reading
 
 Outcome = Literal["healthy", "shrinking", "collapsed"]
@@ -95,7 +95,7 @@ def judge(
         diagnosis = _fading(history, limits) or diagnosis
     of = history[-1].full_rank
     outputs = Use(rank=rank if math.isfinite(rank) else None, of=int(of) if math.isfinite(of) else 0)
-    if not diagnosis and features is not None and (features.rank is None or features.rank <= limits.floor):
+    if not diagnosis and features is not None and (features.rank is None or features.rank <= ONE):
         diagnosis = Diagnosis(
             "complete",
             history[-1].step,
