@@ -35,6 +35,9 @@ def cheaper(plan: Plan, seconds: float, limit: float) -> dict[str, float]:
         plan: the run.
         seconds: the time that it takes as it is.
         limit: seconds that would do: the largest size within them is named, or the one that takes least.
+
+    Returns:
+        Flags -> seconds; empty for an encoder that has no name.
     """
 
     def time(backbone: str, size: int) -> float:
@@ -43,7 +46,10 @@ def cheaper(plan: Plan, seconds: float, limit: float) -> dict[str, float]:
         except UserError:
             return seconds
 
-    now = flops(plan.backbone, channels=plan.train.channels, size=plan.size)
+    try:
+        now = flops(plan.backbone, channels=plan.train.channels, size=plan.size)
+    except UserError:  # a module of the user's own
+        return {}
     sizes = [size for size in SIZES if _LEAST * plan.size <= size < plan.size]
     found: dict[str, float] = {}
     for backbone in dict.fromkeys((plan.backbone, "resnet_tiny")):
