@@ -127,7 +127,7 @@ def _verdict(run: Run) -> tuple[str, str, str]:
 
 
 def _verdicts(runs: Sequence[Run]) -> str:
-    judged = [(run, *_verdict(run)) for run in runs]
+    judged = sorted(((run, *_verdict(run)) for run in runs), key=lambda each: list(MARKS).index(each[1]))
     counted = Counter(kind for _, kind, _, _ in judged)
     count = ", ".join(
         f"{counted[kind]} {'without a verdict' if kind == 'none' else kind}" for kind in MARKS if counted[kind]
