@@ -27,7 +27,7 @@ ARROWS = {
     "evaluate": "spectra views data",
     "run": BELOW_RUN,
     "show": f"{BELOW_RUN} run",
-    "demo": "run show",
+    "demo": "watch run show",
     "training": "data run show",
     "commands": f"{BELOW_RUN} run show demo",
     "cli": "commands run rankgap",

@@ -107,6 +107,8 @@ def test_a_run_is_stopped_and_finished_off_the_main_thread(
     stopped: list[BaseException] = []
 
     class Stop(L.Callback):  # as a notebook's stop button
+        def announce(self, plan: Any) -> None: ...
+
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             trainer.should_stop = trainer.global_step == 5
 
@@ -138,7 +140,7 @@ def test_a_data_set_by_name_and_a_list_of_pictures_train_too(digits: dict[str, A
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"epoch": 3}, "unknown key 'epoch': did you mean 'epochs'"),
+        ({"epoch": 3}, "unknown keyword 'epoch': did you mean 'epochs'"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"epochs": "three"}, "epochs takes a whole number, got 'three'"),
         ({"data": "digits"}, "data is not a keyword of train"),

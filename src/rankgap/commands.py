@@ -184,7 +184,8 @@ def design(
     from rankgap.show.design_figure import design_figure
     from rankgap.show.outputs import PICTURE, output_file
     from rankgap.show.terminal import show_assessment
-    from rankgap.theory.design import assess, reference_spectrum
+    from rankgap.theory.design import assess
+    from rankgap.theory.reference import reference_spectrum
 
     picture = output_file(out, PICTURE)
     for gain in (online, target):

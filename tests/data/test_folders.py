@@ -10,7 +10,8 @@ from rankgap.data import load_data
 from rankgap.data.names import shown
 from rankgap.errors import UserError
 from rankgap.show.design_figure import design_figure
-from rankgap.theory.design import assess, reference_spectrum
+from rankgap.theory.design import assess
+from rankgap.theory.reference import reference_spectrum
 from tests.data.pictures import encoded, pixels, write
 
 

@@ -25,7 +25,8 @@ from rankgap.run.build import build
 from rankgap.run.reader import parse_yaml, read, read_over
 from rankgap.run.recipes import Recipe, load_recipe, override
 from rankgap.run.saved import SavedRun
-from rankgap.theory.design import assess, reference_spectrum
+from rankgap.theory.design import assess
+from rankgap.theory.reference import reference_spectrum
 
 EXAMPLES = int(os.environ.get("RANKGAP_FUZZ", "40"))
 fuzzed = settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None)

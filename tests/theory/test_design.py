@@ -21,7 +21,8 @@ from rankgap.filters.spectral import spectral_filter
 from rankgap.show.design_figure import design_figure
 from rankgap.spectra.effective_rank import effective_rank, effective_rank_of
 from rankgap.spectra.pair import pair_spectrum
-from rankgap.theory.design import Assessment, Reference, assess, reference_spectrum
+from rankgap.theory.design import Assessment, assess
+from rankgap.theory.reference import Reference, reference_spectrum
 from tests.matrices import with_spectrum
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "cifar10_mini" / "results.json"

@@ -7,7 +7,7 @@ import math
 from rankgap.errors import UserError
 from rankgap.model.methods import design
 from rankgap.run.folder import RunFolder
-from rankgap.theory.design import Reference
+from rankgap.theory.reference import Reference
 
 
 def spectrum_of_run(folder: RunFolder) -> Reference:

@@ -9,11 +9,8 @@ Shapes: R = min(N, D) directions.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +23,7 @@ from rankgap.spectra.gram import rank_tolerance
 from rankgap.spectra.pair import Side, low_pass_score
 from rankgap.theory.flow import Flow, FlowResult, linear_flow
 from rankgap.theory.lemmas import Lemma, filter_lemma
+from rankgap.theory.reference import Reference
 
 UNITS = 5  # of time, for which the flow is followed
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,26 +33,6 @@ _TIMES = torch.cat([torch.tensor([0.0, 0.005]), torch.linspace(0.05, UNITS, 100)
 _NOISE = 0.25  # the energy that augmentation adds to each direction, as a share of the mean energy
 _MOST_ROUNDING = 0.01  # of a filtered batch's energy, above which rounding is warned of
 _TIE = 1e-9  # scores and rank differences below this count as 0
-_DIRECTIONS = 256  # of the default reference spectrum
-MOST_DIRECTIONS = 2**13  # memory grows with their square
-_LEAST = 1e-30  # singular value above 0; squares and their inverses then fit a float64
-_BYTES = 2**22  # of a file of numbers
-
-
-class Reference(NamedTuple):
-    """A spectrum to design on.
-
-    Attributes:
-        name: where it comes from, as tables and figures show it.
-        x: singular values of Z over sqrt(N) (R,), descending, float64.
-        rows: N.
-        columns: D.
-    """
-
-    name: str
-    x: Tensor
-    rows: int
-    columns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,57 +336,3 @@ def _numerics(dtype: torch.dtype, reference: Reference, online: Gain | None, tar
         shares.append(float((noise * g).sum() / (seen.square() * g).sum()))
         largest = max(largest, float((seen * g.sqrt()).max()) * math.sqrt(reference.rows))
     return Numerics(str(dtype).removeprefix("torch."), shares[0], shares[1], largest / torch.finfo(dtype).max)
-
-
-def reference_spectrum(source: str | None = None) -> Reference:
-    """A spectrum to design on, from numbers; a run builds its own `Reference`.
-
-    Args:
-        source: a file of numbers, or numbers such as "4,3,2,1": singular values over sqrt(N). By default, 256
-            batch-normed columns in a batch of 256, whose eigenvalues fall as 1/j, as those of healthy features do
-            (alpha-ReQ: Agrawal et al. 2022).
-
-    Raises:
-        UserError: the source is neither numbers nor a file of numbers, or the numbers are not a spectrum.
-    """
-    if source is None:
-        energy = 1 / torch.arange(1, _DIRECTIONS + 1, dtype=torch.float64)
-        x = (_DIRECTIONS * energy / energy.sum()).sqrt()
-        return Reference(f"{_DIRECTIONS} directions, eigenvalues 1/j", x, _DIRECTIONS, _DIRECTIONS)
-    try:
-        name, numbers = "given", _numbers(source)
-    except ValueError:
-        name, numbers = Path(source).name, _of_file(source)
-    x = torch.tensor(numbers, dtype=torch.float64)
-    if (
-        not 2 <= len(x) <= MOST_DIRECTIONS
-        or not ((x == 0) | ((x >= _LEAST) & (x <= 1 / _LEAST))).all()
-        or not x.any()
-    ):
-        raise UserError(
-            f"--spectrum {source!r:.60}: expected 2 to {MOST_DIRECTIONS:,} finite numbers at or above 0, not all "
-            f"0 (and none beyond {_LEAST:g} or {1 / _LEAST:g}); got {x[:4].tolist()}"
-        )
-    return Reference(name, x.sort(descending=True).values, len(x), len(x))
-
-
-def _numbers(text: str) -> list[float]:
-    """The numbers of a text, separated by commas or spaces; raises `ValueError` for anything else."""
-    return [float(part) for part in re.split(r"[\s,]+", text.strip(" \n\t,[]"))]
-
-
-def _of_file(source: str) -> list[float]:
-    expected = f"--spectrum {source!r:.80}: expected a run folder, a file of numbers, or numbers such as 4,3,2,1"
-    try:
-        path = Path(source)
-        if not path.is_file():
-            raise UserError(f"{expected}; there is no such file")
-        if path.stat().st_size > _BYTES:
-            raise UserError(f"{expected}; the file has more than {_BYTES:,} bytes")
-        return _numbers(path.read_text(encoding="utf-8"))
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{expected}; {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{expected}; {error}") from error
