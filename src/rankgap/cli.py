@@ -64,7 +64,7 @@ def _filled(command: str) -> Callable[..., Any]:
 # Besides `train`, whose configuration keeps it: the commands that take a gain's or a map's name.
 _IMPORTING = ("design", "evaluate", "score", "report")
 _WITHOUT_COMMAND = ("--help", "--version")
-_IMPORT = "a Python module or file (mine.py) to import first, whose gains and maps the command then knows"
+_IMPORT = "a Python module or file (mine.py) to import first, so that its gains and maps can be named"
 
 
 def _check_names(given: Sequence[str]) -> None:

@@ -44,11 +44,12 @@ def story(results: Mapping[str, Mapping[str, Any]]) -> str:
     higher = sum(each > 0 for each in difference)
     own = read(Verdict, control["verdict"], CONTROL)
     return (
-        f"The effective rank is the number of directions that the outputs use: 1 if all images give the same "
-        f"output, {own.outputs.of} at most here. Nothing in {CONTROL} keeps its branches apart: its outputs use "
-        f"{own.outputs}, and its kNN accuracy is {KNN.cell(control)}%. In {higher} of the {len(others)} others "
-        f"the target ends with a higher rank than the online branch; their outputs use {min(ranks):.1f} to "
-        f"{max(ranks):.1f}, and their kNN accuracy is {min(scores):.1f} to {max(scores):.1f}%."
+        f"The effective rank is the number of dimensions that the outputs use: 1 if all images give the same "
+        f"output, at most {own.outputs.of} here. In {CONTROL}, nothing keeps the branches apart: its outputs use "
+        f"{own.outputs}, and its kNN accuracy is {KNN.cell(control)}%. In {higher} of the {len(others)} others, "
+        f"the target ends with a higher rank than the online branch. The outputs of these {len(others)} runs use "
+        f"{min(ranks):.1f} to {max(ranks):.1f} dimensions, and their kNN accuracy is {min(scores):.1f} to "
+        f"{max(scores):.1f}%."
     )
 
 

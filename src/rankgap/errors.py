@@ -32,7 +32,7 @@ class InterruptedRunError(Exception):
 _REMEDIES = (
     ({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}, "free some space there, or choose another place"),
     ({errno.EACCES, errno.EPERM, errno.EROFS}, "change its permissions, or choose another place"),
-    ({errno.ENOTDIR, errno.EEXIST}, "a file is where a folder is expected; choose another place"),
+    ({errno.ENOTDIR, errno.EEXIST}, "expected a folder, found a file; choose another place"),
     ({errno.EISDIR}, "name a file in it"),
     ({errno.ENAMETOOLONG}, "choose a shorter name"),
     ({errno.ENOENT}, "check its name, or choose another place"),
@@ -90,5 +90,5 @@ def unknown(kind: str, name: str, known: Iterable[str], *, listed: str | None = 
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]!r}? " if near else ""
     expected = f"{'Expected' if near else 'expected'} one of {', '.join(names)}"
-    choices = f"{listed} lists them" if listed else expected
+    choices = f"{'See' if near else 'see'} {listed}" if listed else expected
     return UserError(f"unknown {kind} {name!r}: {guess}{choices}")

@@ -82,10 +82,10 @@ def train(
         >>> features = run.encoder(images)  # doctest: +SKIP
     """
     if taken := {"data", "backbone"} & config.keys():
-        raise UserError(f"{taken.pop()} is not a keyword of train: pass images first, and a network as model")
+        raise UserError(f"train takes no keyword {taken.pop()}: pass the images first, and a network as model")
     if isinstance(images, str):
         if (labels, test, test_labels) != (None, None, None):
-            raise UserError(f"{images} brings its own labels and test images: leave labels and test out")
+            raise UserError(f"{images} has its own labels and test images: leave out labels, test and test_labels")
         source, config["data"] = None, images
     else:
         source, config["data"] = given_source(images, labels, test, test_labels), GIVEN
@@ -106,6 +106,6 @@ def train(
         if source is None and module is None:  # the command can resume it too
             raise
         begun, _, _ = str(error).partition(";")
-        again = f"{begun}; finish it by the same call with out={str(settings.path)!r} and resume=True"
+        again = f"{begun}; to finish it, repeat the call with out={str(settings.path)!r} and resume=True"
         raise InterruptedRunError(again, error.signal) from error
     return TrainedRun(settings.path, results, module)

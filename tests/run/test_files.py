@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (errno.EDQUOT, "free some space there"),
         (errno.EACCES, "change its permissions"),
         (errno.EROFS, "choose another place"),
-        (errno.ENOTDIR, "a file is where a folder is expected"),
+        (errno.ENOTDIR, "expected a folder, found a file"),
         (errno.EISDIR, "name a file in it"),
         (errno.ENAMETOOLONG, "choose a shorter name"),
         (errno.EIO, os.strerror(errno.EIO)),

@@ -68,7 +68,7 @@ class Files:
     def entries(self) -> Iterator[tuple[bytes, int]]:
         """The files' paths below the folder, and their sizes."""
         root = os.fsencode(self.root)
-        with Waiting("looking at the sizes of images", len(self)) as waiting:
+        with Waiting("reading file sizes", len(self)) as waiting:
             for path in self.paths:
                 yield path.as_py(), _file_size(os.path.join(root, path.as_py()))
                 waiting.add(1)
@@ -109,7 +109,7 @@ class Rows:
         if content is None and isinstance(path, str) and path:
             return open(self._file(path), "rb")
         if content is not None and not isinstance(content, bytes):
-            raise ImageError(f"expected bytes or the path of a file, got {type(content).__name__}")
+            raise ImageError(f"expected bytes or a file path, got {type(content).__name__}")
         return io.BytesIO(content or b"")
 
     def _file(self, path: str) -> str:

@@ -49,7 +49,7 @@ class Fingerprint:
         if self.images != now.images:
             return f"{self.images:,} images then, {now.images:,} now"
         if self.names != now.names:
-            return f"{self.images:,} images as before, but under other names"
+            return f"{self.images:,} images as before, but with other names"
         if self.sizes != now.sizes:
             return f"the same names, but other sizes ({self.nbytes:,} bytes then, {now.nbytes:,} now)"
         return None

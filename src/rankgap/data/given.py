@@ -77,7 +77,7 @@ def _channels_first(shape: Sequence[int], channels: int | None, *, is_tensor: bo
     if (first <= _FEW) != (last <= _FEW):
         return first <= _FEW
     if not is_tensor and first <= _FEW:
-        raise UserError(f"which axis of {tuple(shape)} holds the channels? Pass a tensor of (C, H, W)")
+        raise UserError(f"cannot tell which axis of {tuple(shape)} holds the channels: pass a tensor (C, H, W)")
     if not is_tensor:
         try:
             check_axes(tuple(shape))
@@ -202,5 +202,5 @@ def _images(label: str, images: Any) -> Encoded:
 def _values(name: str, labels: Any, count: int) -> list[Hashable]:
     values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
     if len(values) != count:
-        raise UserError(f"expected one label for each of {count} {name} images, got {len(values)}")
+        raise UserError(f"expected {count} labels, one for each {name} image, got {len(values)}")
     return values

@@ -42,7 +42,7 @@ def read_array_header(file: BinaryIO) -> ArrayHeader:
     """
     version = np.lib.format.read_magic(file)
     if version not in _READERS:
-        raise ValueError(f"a .npy file of version {version[0]}.{version[1]}; images are saved as 1.0 or 2.0")
+        raise ValueError(f"expected a .npy file of version 1.0 or 2.0, got {version[0]}.{version[1]}")
     shape, fortran, dtype = _READERS[version](file)
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16) or len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(f"expected an array (H, W) or (H, W, C) of uint8 or uint16, got {shape} of {dtype}")

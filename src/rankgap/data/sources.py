@@ -41,7 +41,7 @@ def open_source(spec: str) -> Source:
     if spec == "digits":
         return _digits()
     if spec == GIVEN:
-        raise MissingDataError("the run's images were given from Python, and are nowhere to be read")
+        raise MissingDataError("the run's images were passed from Python and are not on disk")
     if spec in _CIFAR:
         return _cifar(spec)
     if not colon and Path(spec).is_dir():

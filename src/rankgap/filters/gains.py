@@ -195,7 +195,7 @@ def parse_gain(spec: str, *, beside: Iterable[str] = ()) -> Gain:
         p = math.nan
     if not abs(p) <= _STEEPEST:
         raise UserError(
-            f"gain {spec!r}: expected power:p with a finite number p of at most {_STEEPEST:g} either way, such as "
+            f"gain {spec!r}: expected power:p with a finite p from -{_STEEPEST:g} to {_STEEPEST:g}, such as "
             "power:0.5 or power:-0.5"
         )
     return Gain(

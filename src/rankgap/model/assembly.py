@@ -42,8 +42,8 @@ def assemble(row: Method, encoder: nn.Module, heads: Heads, *, features: int, vi
         count = sys.maxsize
     if count > LARGEST_HEADS:
         raise UserError(
-            f"the projector, prototypes and maps would hold {count:.2g} numbers; {LARGEST_HEADS:.2g} are the "
-            "most: lower projector.widths, prototypes.count or the maps' widths"
+            f"the projector, prototypes and maps would hold {count:.2g} numbers, but the "
+            f"limit is {LARGEST_HEADS:.2g}: lower projector.widths, prototypes.count or the maps' widths"
         )
     return _assembled(row, encoder, heads, features, views)
 

@@ -75,13 +75,13 @@ def check_backbone(name: str) -> None:
     """Raise `UserError`, with the nearest names, unless `build_encoder` knows the name."""
     if name.startswith(_OWN):
         raise UserError(
-            f"this run's encoder is a model of your own, {name.removeprefix(_OWN)}, which only Python can build "
-            "again: rankgap.load_encoder(RUN, model=...), or rankgap.train(..., model=..., resume=True)"
+            f"this run's encoder is a model of your own, {name.removeprefix(_OWN)}, which only Python can "
+            "rebuild: use rankgap.load_encoder(RUN, model=...), or rankgap.train(..., model=..., resume=True)"
         )
     architecture, _, tag = name.partition(".")
     if tag and timm.is_model(architecture):
         raise UserError(
-            f"backbone {name}: {tag} stands for pretrained weights, from which a run cannot start yet; "
+            f"backbone {name}: a run cannot start from pretrained weights ({tag}) yet; "
             f"{architecture} trains the same network from random weights"
         )
     if name != "resnet_tiny" and not timm.is_model(name):
@@ -120,7 +120,7 @@ def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 3
             f"backbone {name} does not take {channels}-channel images of {size} px: {error}"
         ) from error
     if len(shape) != 2:
-        raise UserError(f"backbone {name} returns {shape} for an image, not one vector")
+        raise UserError(f"backbone {name}: expected one vector for each image, got shape {shape}")
     return Encoder(network.train(), shape[1])
 
 

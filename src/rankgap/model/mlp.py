@@ -48,7 +48,7 @@ class ProjectorOptions:
 def check_widths(options: object, widths: tuple[int, ...]) -> None:
     """Raise `UserError` for the `widths` of options that no machine can hold."""
     if len(widths) > DEEPEST:
-        raise UserError(f"widths: expected {DEEPEST} layers at most, got {len(widths)}")
+        raise UserError(f"widths: expected at most {DEEPEST} layers, got {len(widths)}")
     check_within(options, widths=(1, WIDEST))
 
 

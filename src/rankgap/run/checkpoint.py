@@ -61,7 +61,7 @@ class Checkpoint:
             raise UserError(f"{path} is not a rankgap checkpoint: it should hold {', '.join(_KINDS)}")
         for name, kind in _KINDS.items():
             if not isinstance(values[name], kind) or isinstance(values[name], bool):
-                raise UserError(f"{path}: its {name} should be a {kind.__name__}, got {values[name]!r:.80}")
+                raise UserError(f"{path}: its {name} should be of type {kind.__name__}, got {values[name]!r:.80}")
         found = cls(**values, path=path)
         try:
             check_within(found, step=(0, 2**53), seconds=(1e-9, 1e12), best=(0, 1e12))
@@ -76,7 +76,7 @@ class Checkpoint:
         try:
             torch.Generator().set_state(cpu if whole and cpu is not None else torch.empty(0))
         except (RuntimeError, TypeError):
-            raise UserError(f"{self.path}: its random is not the state of random generators") from None
+            raise UserError(f"{self.path}: its random does not hold the states of random generators") from None
 
     def load_model(self, model: nn.Module) -> None:
         """Load a model's weights.
@@ -87,9 +87,9 @@ class Checkpoint:
         expected = model.state_dict()
         for name in [*expected, *self.model]:
             reason = (
-                "there is none in the file"
+                "missing from the file"
                 if name not in self.model
-                else "there is none in the model"
+                else "not in the model"
                 if name not in expected
                 else _difference(self.model[name], expected[name])
             )
@@ -115,12 +115,12 @@ class Checkpoint:
                 expected[index] = {name: torch.zeros(()) if name == "step" else parameter for name in names}
         for index, kept in state.items():
             if index not in expected or kept.keys() not in (set(), expected[index].keys()):
-                raise UserError(f"{self.path} holds the state of another optimizer than the recipe's")
+                raise UserError(f"{self.path} holds the state of a different optimizer from the recipe's")
             for name, value in kept.items():
                 if reason := _difference(value, expected[index][name]):
                     raise UserError(f"{self.path}: {name} of the optimizer's parameter {index}: {reason}")
         if self.step and any(expected.values()) and not any(state.values()):
-            raise UserError(f"{self.path} holds no state of the optimizer")
+            raise UserError(f"{self.path} holds no optimizer state")
         for group in groups:  # fused SGD takes no group of which only some parameters have begun
             begun = [index for index in group["params"] if state.get(index)]
             if begun and state[begun[0]].keys() == {"momentum_buffer"}:
@@ -178,14 +178,14 @@ def _loaded(path: Path) -> object:
         size = path.stat().st_size
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else size
         if size > memory:
-            raise UserError(f"{path} has {size:,} bytes, but this machine's memory only {memory:,}")
+            raise UserError(f"{path} is {size:,} bytes, more than this machine's memory ({memory:,})")
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
             if not stored or sum(record.file_size for record in records) > size:
                 raise ValueError("its parts are larger than the file")
             if torn := archive.testzip():  # torch itself does not compare the checksums
-                raise ValueError(f"{torn} in it is damaged")
+                raise ValueError(f"its part {torn} is damaged")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of kinds of tensors that are refused anyway
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -56,7 +56,7 @@ class TrainedEncoder(nn.Module):
             batch = len(images)
         features = [self.encoder(view) for view in self._views(images, batch)]
         if not features:
-            raise UserError("expected one image or more, got none")
+            raise UserError("expected at least one image, got none")
         return features[0][0] if single else torch.cat(features)
 
     def _views(self, images: Any, batch: int) -> Iterator[Tensor]:

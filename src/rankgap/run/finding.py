@@ -34,13 +34,13 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
             else:
                 found.append(folder)
         if not found:
-            reason = reasons[0] if reasons else "it has no config.yaml, and there is none below it"
+            reason = reasons[0] if reasons else "it has no config.yaml, nor does any folder below it"
             raise UserError(f"{path} is not a run folder: {reason}")
         parents = {parent for folder in candidates for parent in (folder.path, *folder.path.parents)}
         below = (child for child in path.iterdir() if child.is_dir() and child.name[0] != ".")
         empty = sorted(child for child in below if child not in parents)
         runs += found
-        skipped += [*reasons, *(f"{child} holds no run" for child in empty)]
+        skipped += [*reasons, *(f"{child} contains no run" for child in empty)]
     return runs, skipped
 
 

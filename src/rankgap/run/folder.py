@@ -165,7 +165,7 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON: {error}") from error
         if not isinstance(values, dict):
-            raise UserError(f"{file} should hold the results of a run by name, and holds {type(values).__name__}")
+            raise UserError(f"{file} should hold the results of a run by name, got {type(values).__name__}")
         return dict(read(Results, values, str(file)))
 
     def metrics(self) -> dict[str, list[float]]:
@@ -187,13 +187,11 @@ class RunFolder:
         if missing := [name for name in READ_COLUMNS if rows and name not in names]:
             raise UserError(f"{self.metrics_file} lacks the columns {', '.join(missing)}")
         if ragged := next((i for i, row in enumerate(rows, start=2) if len(row) != len(names)), None):
-            raise UserError(f"{self.metrics_file} has a row of another length in line {ragged}: delete it")
+            raise UserError(f"{self.metrics_file} has the wrong number of values in line {ragged}: delete it")
         columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         steps = columns.get("step", [])
         if len(columns) < len(names) or not _are_steps(steps):
-            raise UserError(
-                f"{self.metrics_file} should have columns with names of their own, and steps that rise from 0"
-            )
+            raise UserError(f"{self.metrics_file} should have unique column names, and steps that increase from 0")
         return columns
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
@@ -225,7 +223,7 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.spectra_file} is not a list of spectra: {error}") from error
         if not _are_steps([math.nan if pair.step is None else pair.step for pair in found]):
-            raise UserError(f"{self.spectra_file} should hold spectra at steps that rise from 0")
+            raise UserError(f"{self.spectra_file} should hold spectra at steps that increase from 0")
         return found
 
     def history(self, step: int) -> History:

@@ -62,7 +62,7 @@ class Beat:
             return None
         if self.host == socket.gethostname() and not _is_alive(self.pid):
             return f"its process {self.pid} is gone"
-        return f"its process {self.pid} on {self.host} gives no sign of life" if age > PATIENCE else None
+        return f"no heartbeat from its process {self.pid} on {self.host}" if age > PATIENCE else None
 
     def is_stuck(self, now: float) -> bool:
         """Whether a run that trains has taken no step for much longer than it usually needs."""

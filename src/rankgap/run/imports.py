@@ -47,7 +47,7 @@ def saying_what_to_import(names: Iterable[str]) -> Iterator[None]:
         yield
     except UserError as error:
         if lacking := [name for name in names if located(name) not in _IMPORTED]:
-            said = f"the run was trained with --import {' --import '.join(lacking)}: give it again"
+            said = f"the run was trained with --import {' --import '.join(lacking)}: pass it again"
             raise UserError(f"{error}; {said}") from error
         raise
 
@@ -65,7 +65,7 @@ def _import(name: str) -> None:
     except (ImportError, SyntaxError, OSError, ValueError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         known = name.endswith(".py") or not Path(f"{name}.py").is_file()
-        remedy = "" if known else f"; for the file here, give --import {name}.py"
+        remedy = "" if known else f"; for the file in this folder, pass --import {name}.py"
         raise UserError(f"--import {name} failed: {reason}{remedy}") from error
     _IMPORTED.add(name)
 

@@ -327,7 +327,7 @@ def _remedy(flags: str, saved: SavedRun | None) -> Iterator[None]:
     except MissingDataError as error:
         if saved is None:
             raise
-        raise UserError(f"{error}; if the run's data have moved, say where they are with {flags}") from error
+        raise UserError(f"{error}; if the run's data have moved, pass their new location with {flags}") from error
 
 
 def _saved_data(train: ImageSet, tests: Mapping[str, ImageSet]) -> SavedData | None:
@@ -343,12 +343,12 @@ def _differences(
     if then is None or now is None:
         return
     if told := then.train.difference(now.train):
-        yield f"{config.data} holds other training images than the run was started with: {told}"
+        yield f"{config.data} does not hold the training images that the run was started with: {told}"
     for name in then.tests.keys() & now.tests.keys():
         place = config.eval.get(name)
         told = then.tests[name].difference(now.tests[name])
         if told and place == saved.run.eval.get(name):
-            yield f"{place or config.data} holds other test images than the run was started with: {told}"
+            yield f"{place or config.data} does not hold the test images that the run was started with: {told}"
 
 
 def _workers(config: TrainConfig, train: ImageSet) -> int:

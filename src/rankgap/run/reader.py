@@ -114,7 +114,7 @@ def parse_yaml(text: str, where: str) -> Any:
         UserError: the text is not YAML.
     """
     if len(text) > _CHARACTERS:
-        raise UserError(f"{where} is not YAML of ours: it has more than {_CHARACTERS:,} characters")
+        raise UserError(f"{where} is too long: expected at most {_CHARACTERS:,} characters of YAML")
     if text.count("[") + text.count("{") > _BRACKETS:
         raise UserError(f"{where} is not YAML of ours: it has more than {_BRACKETS:,} brackets")
     try:
@@ -132,7 +132,7 @@ def read_text(path: Path) -> str:
     """
     try:
         if path.stat().st_size > _BYTES:
-            raise UserError(f"{path} is larger than {_BYTES / 2**30:g} GiB, so it is no file of a run")
+            raise UserError(f"{path} is larger than {_BYTES / 2**30:g} GiB, so it is not a file of a run")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise unusable(error, path) from error

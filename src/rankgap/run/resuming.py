@@ -101,7 +101,7 @@ class BegunRun:
         then, now = self.saved.data, plan.train.fingerprint
         if then is not None and now is not None and not then.train.same_order(now):
             raise UserError(
-                f"{plan.differences[0]}; put them back, or resume with what is there by --data {plan.config.data}"
+                f"{plan.differences[0]}; put them back, or resume with the new images by --data {plan.config.data}"
             )
 
     def change_of_length(self, plan: Plan) -> str | None:
@@ -115,14 +115,14 @@ class BegunRun:
             if new.epochs == old.epochs:
                 raise UserError(f"{self.state.path}: its step {step:,} is beyond the run's {new.steps:,} steps")
             done = f"{new.clock(step).epoch:.4g}"
-            raise UserError(f"--epochs {new.epochs}: {self.folder.path} has trained for {done} epochs already")
+            raise UserError(f"--epochs {new.epochs}: {self.folder.path} has already trained for {done} epochs")
         if new.epochs == old.epochs:
             return None
         before, after = (plan.recipe.optimizer.rate(work.clock(step), work.batch_size) for work in (old, new))
         return (
-            f"{new.epochs} epochs in place of {old.epochs}: learning rate and momentum go on along the schedules "
-            f"of {new.epochs} epochs, the rate from {after:.2g} in place of {before:.2g} at epoch "
-            f"{new.clock(step).epoch:.4g}; the recipe stays the one for {old.epochs}"
+            f"{new.epochs} epochs instead of {old.epochs}: learning rate and momentum continue on the schedules "
+            f"for {new.epochs} epochs, so the rate at epoch {new.clock(step).epoch:.4g} is {after:.2g} instead of "
+            f"{before:.2g}; the recipe is still the one for {old.epochs}"
         )
 
     def restore(self, module: SelfSupervised) -> None:

@@ -216,7 +216,7 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
         except BrokenImageError as error:
             checkpoints.save(trainer, module)
             raise BrokenImageError(
-                f"{error}; mend it (or remove it, and add --data {config.data}), then go on with: "
+                f"{error}; repair it (or remove it, and add --data {config.data}), then continue with: "
                 f"rankgap train --out {folder.path} --resume"
             ) from error
         except OSError as error:  # a logger's, which need not name its file

@@ -102,7 +102,7 @@ def _end(folder: RunFolder, beat: Beat | None) -> tuple[str, str] | None:
     return {
         "finished": ("finished", "green"),
         "interrupted": (f"interrupted at step {beat.step:,}{again}", "yellow"),
-        "failed": (f"ended by an error at step {beat.step:,}{again}", "red"),
+        "failed": (f"stopped by an error at step {beat.step:,}{again}", "red"),
     }.get(beat.state)
 
 
@@ -111,8 +111,10 @@ def _ending(folder: RunFolder, beat: Beat | None) -> list[Text]:
     if (end := _end(folder, beat)) is not None:
         return [Text(end[0], style=end[1])]
     if beat is not None and beat.is_stuck(now := time.time()):
-        return [Text(f"its process lives, but has ended no step for {duration(now - beat.moved)}", style="yellow")]
-    return [Text("trained; its features are being evaluated")] if beat and beat.state == "evaluating" else []
+        return [
+            Text(f"its process is alive, but finished no step for {duration(now - beat.moved)}", style="yellow")
+        ]
+    return [Text("trained; now evaluating its features")] if beat and beat.state == "evaluating" else []
 
 
 def follow(folder: RunFolder, every: float) -> None:

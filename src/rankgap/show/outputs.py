@@ -30,5 +30,5 @@ def output_file(out: str | Path, suffixes: tuple[str, ...]) -> Path:
     if path.suffix.lower() not in suffixes:
         ending = f"ends in {path.suffix}" if path.suffix else "has no suffix"
         known = ", ".join(suffixes[:-1]) + " or " * (len(suffixes) > 1) + suffixes[-1]
-        raise UserError(f"{out} {ending}: the name of the file must end in {known}")
+        raise UserError(f"{out} {ending}: the file name must end in {known}")
     return path

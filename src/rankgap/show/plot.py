@@ -33,5 +33,5 @@ def plot(source: RankMonitor | Sequence[Reading] | str | Path, path: str | Path 
         name, source = folder.saved().title, readings(folder.metrics())
     history = source.history if isinstance(source, RankMonitor) else source
     if not history:
-        raise UserError("there is no reading to draw yet: train for a step first")
+        raise UserError("there are no readings to plot yet: train for at least one step")
     return ranks_figure([RankTrace.of(name, history)], path, x_label="step")

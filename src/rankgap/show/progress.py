@@ -115,12 +115,12 @@ class Progress(L.Callback):
         epochs = work.epochs - work.clock(self.first).epoch
         if left > _SILENCE:  # a run that is nearly over needs no estimate
             rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-            took = f"{epochs:.4g} epochs take about {duration(whole)}"
+            took = f"{epochs:.4g} epochs will take about {duration(whole)}"
             say("  ", ("estimate:", "dim"), f" about {rate} images/s: {took}")
         if plan.device.type != "cpu":
             return
         if whole > HOUR and (options := cheaper(plan, whole, HOUR)):
-            shorter = ", ".join(f"with {flags} about {duration(each)}" for flags, each in options.items())
+            shorter = ", ".join(f"about {duration(each)} with {flags}" for flags, each in options.items())
             say("  ", ("estimate:", "yellow"), f" that is long for a CPU; {shorter}")
         threads, share = plan.config.threads or 1, self._cpu / self._wall if self._wall else 1.0
         if threads > 1 and share < _STARVED:
@@ -128,7 +128,7 @@ class Progress(L.Callback):
                 "  ",
                 ("threads:", "yellow"),
                 f" the {threads} threads wait for cores that other processes use (a step computes for {share:.0%} "
-                "of its time): --threads 1 is probably faster, now by Ctrl-C and --resume --threads 1",
+                "of its time). --threads 1 is probably faster: press Ctrl-C, then add --resume --threads 1",
             )
 
     def view(self) -> Group:

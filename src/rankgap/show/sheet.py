@@ -59,7 +59,7 @@ def contact_sheet(images: Tensor, views: Tensor, names: Sequence[str], path: str
     header(
         figure,
         "Images and their views",
-        "The image as stored, and beside it the views of it that the model sees.",
+        "Each image as stored, beside the views of it that the model sees.",
     )
     with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

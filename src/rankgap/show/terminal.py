@@ -142,7 +142,7 @@ def _threads(results: Mapping[str, Mapping[str, Any]]) -> str:
     shown = (
         ", ".join(f"{title} {n}" for title, n in counts.items()) if different else next(iter(counts.values()), "")
     )
-    return f"threads: {shown} (on a CPU, numbers depend on --threads as they do on --seed)" if counts else ""
+    return f"threads: {shown} (on a CPU, results depend on --threads as they do on --seed)" if counts else ""
 
 
 def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything: bool = False) -> None:
@@ -175,7 +175,7 @@ def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything:
         console.print(table)
     compares = len(set(found.steps.values())) > 1
     if not compares:
-        say("One checkpoint cannot be compared: train with --keep-every N to keep more of a run.")
+        say("A single checkpoint cannot be compared: train with --keep-every N to keep more.")
     for name in names:
         said = f"{_preferred(found, name, everything)}. " if compares else ""
         say((name, "bold"), f": {said}", (f"It {SCORES[name].valid}.", "dim"))
@@ -263,7 +263,7 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
         say(("broken:", "red"), f" {len(found.broken) - BROKEN:,} more; --broken FILE writes the whole list")
         say(("reasons:", "red"), f" {_counts(dict(reasons.most_common()), most=8)}")
     if found.broken:
-        say(("broken:", "red"), " mend or remove them, or train with --on-bad-image skip")
+        say(("broken:", "red"), " repair or remove them, or train with --on-bad-image skip")
     for problem in found.problems:
         say(("training would stop:", "yellow"), f" {problem}")
     say(f"images and their views: {picture}", wrap=False)
@@ -300,11 +300,11 @@ def show_methods() -> None:
             row.alignment,
         )
     console.print(table)
-    say("* with its gradient kept; the other targets carry none")
+    say("* this target carries a gradient; the others carry none")
     for name, row in METHODS.items():
         say((name, "bold"), f": {row.source}")
     say(
-        "Every row takes any gain: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, or a "
+        "Every method takes any gain: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, or a "
         f"formula in s). --online also takes {', '.join(maps)} or {last}."
     )
 

@@ -163,16 +163,16 @@ class Doctor:
                 "dimensional",
                 step,
                 f"the target's effective rank is {now.erank_target:.2f} after an early peak of {self.peak:.1f}",
-                "no rank difference between the branches, so that dimensions die",
+                "no rank difference between the branches, so dimensions die out",
                 "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
             )
         if all(r.rank_difference < -limits.margin * r.erank_online for r in recent):
             return Diagnosis(
                 "negative rank difference",
                 step,
-                f"the target's effective rank has been below the online one's for {len(recent)} readings "
+                f"the target's effective rank has been below the online branch's for {len(recent)} readings "
                 f"({now.erank_target:.2f} < {now.erank_online:.2f})",
-                "a filter on the wrong branch, so that dimensions will die",
+                "a filter on the wrong branch, so dimensions will die out",
                 "swap the filter's sign or its branch",
             )
         return Diagnosis("healthy", step)

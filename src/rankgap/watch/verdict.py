@@ -101,7 +101,7 @@ def judge(
             history[-1].step,
             "the encoder gives all images the same features",
             "images that are all alike, or a collapse before the projector",
-            "look at the images with `rankgap inspect`, and raise the rank difference (target power:-0.5)",
+            "check the images with `rankgap inspect`, and raise the rank difference (target power:-0.5)",
         )
     kind: Outcome = "healthy"
     if diagnosis:
@@ -133,7 +133,7 @@ def _fading(history: Sequence[Reading], limits: Thresholds) -> Diagnosis | None:
         "dimensional",
         history[-1].step,
         f"the target's effective rank fell from {before:.1f} to {now:.1f} in the second half of the run, and is "
-        f"not above the online one's ({median(r.erank_online for r in newest):.1f})",
-        "no rank difference between the branches, so that dimensions die",
+        f"not clearly above the online branch's ({median(r.erank_online for r in newest):.1f})",
+        "no rank difference between the branches, so dimensions die out",
         "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
     )

@@ -43,13 +43,13 @@ RANKS = (
     "dimensions grow; where it is below (purple, hatched), they collapse. All panels share the vertical axis."
 )
 LOSS = (
-    "The loss says little about collapse: a collapsed run may have the best one. Compare it only within a run. "
-    "The learning rate is drawn below it."
+    "The loss says little about collapse: a collapsed run may have the lowest loss. Compare losses only within "
+    "a run. The learning rate is drawn below."
 )
 SPECTRA = (
     "Singular values of one batch: online view 1 and target view 2, whose ranks are drawn above. A curve that "
     "falls steeply keeps few dimensions; the branch whose curve lies higher has the higher rank. A curve ends "
-    "where the null space begins. Move the slider to follow training: all sliders of the page move together."
+    "where the null space begins. Move the slider to follow training; all sliders on the page move together."
 )
 FILTERS = (
     "Each point is an eigen-direction of the target. The transfer is what the online branch passes on along that "
@@ -120,8 +120,8 @@ def _verdict(run: Run) -> tuple[str, str, str]:
     """The kind of a run's verdict, the verdict in words, and why and what to do."""
     found = run.verdict
     if found is None:
-        missing = "its results are from before there were verdicts" if run.done else "the run has not finished"
-        newest = "no reading yet" if run.diagnosis is None else f"the newest diagnosis is {run.diagnosis}"
+        missing = "its results were written before verdicts existed" if run.done else "the run has not finished"
+        newest = "no reading yet" if run.diagnosis is None else f"the latest diagnosis is {run.diagnosis}"
         return "none", f"no verdict: {missing}", _sentence(newest)
     return found.kind, f"{found.kind}: {found.uses}", found.why
 
