@@ -37,7 +37,7 @@ def trace(folder: RunFolder, name: str) -> RankTrace:
 
 
 def story(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the runs show, in words. It states what was measured and nothing else, so it agrees with the table."""
+    """What the runs show, in words, computed from the results so that it agrees with the table."""
     control, others = results[CONTROL], [found for title, found in results.items() if title != CONTROL]
     ranks = [found["verdict"]["outputs"]["rank"] or 0.0 for found in others]
     scores, difference = [KNN.scaled(found) for found in others], [found["rank_difference"] for found in others]

@@ -40,11 +40,11 @@ _REMEDIES = (
 
 
 def unusable(error: OSError, place: str | os.PathLike[str] | None = None) -> UserError:
-    """The `UserError` for a file or folder that the system refuses: its name, the reason and a remedy.
+    """A `UserError` for a file or folder that cannot be read or written: its name, the reason and a remedy.
 
     Args:
-        error: the system's refusal.
-        place: what was to be read or written; by default the file that the error names, if it names one.
+        error: the operating system's error.
+        place: the file or folder; by default the one that the error names, if any.
 
     Example:
         >>> print(unusable(OSError(errno.ENOSPC, "No space left on device"), "runs/a"))
@@ -57,7 +57,7 @@ def unusable(error: OSError, place: str | os.PathLike[str] | None = None) -> Use
 
 
 def check_within(options: object, **bounds: tuple[float, float]) -> None:
-    """Check fields of a dataclass that hold a number, or several.
+    """Check the bounds of dataclass fields that hold a number, or a tuple of numbers.
 
     Args:
         options: the dataclass.
@@ -80,7 +80,7 @@ def unknown(kind: str, name: str, known: Iterable[str], *, listed: str | None = 
         kind: what the name stands for: "method", "gain", "data set", "backbone".
         name: the unknown name.
         known: the known names.
-        listed: what shows the known names, where they are too many for a message.
+        listed: the command that lists the known names, if there are too many for a message.
 
     Example:
         >>> print(unknown("method", "simsam", ["byol", "simsiam"]))

@@ -1,4 +1,4 @@
-"""Why Pillow cannot read a file: its metadata are broken, or it is no image at all."""
+"""Why Pillow cannot read a file: its metadata are broken, or it is not an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIFF_KEPT = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 3
 _TIFF_KEPT |= {338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532}
 _PNG_KEPT = (b"tRNS", b"eXIf")  # beside the chunks in capitals, which decide the pixels
 _TIFF_BANDS = "a TIFF with bands or bits that are not read; save it as 8-bit RGB, or all bands as .npy (H, W, C)"
-# How a file begins, and what it then is.
+# The beginning of a file, and its format.
 _BEGINNINGS = (
     (b"version https://git-lfs", "a Git LFS pointer in place of the image; fetch it with git lfs pull"),
     (b"<!doctype html", "a web page in place of an image"),

@@ -1,4 +1,4 @@
-"""Labels of any kind, numbered by us, so that no array is ever as large as a label's value."""
+"""Labels of any kind, renumbered from 0, so that no array is ever as large as a label's value."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Pixels = npt.NDArray[np.uint8]
 
 MAGIC = b"\x93NUMPY"
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_FEW = 4  # channels; as many as this are never a width
+_FEW = 4  # channels; an axis this short is never a width
 
 
 class ArrayHeader(NamedTuple):
@@ -38,7 +38,7 @@ def read_array_header(file: BinaryIO) -> ArrayHeader:
     """The header of a .npy file. It takes no memory, and leaves the file where the pixels begin.
 
     Raises:
-        ValueError: it is no image, seems to have its channels first, or the file is shorter than it says.
+        ValueError: it is not an image, its channels seem to come first, or the file is shorter than it says.
     """
     version = np.lib.format.read_magic(file)
     if version not in _READERS:

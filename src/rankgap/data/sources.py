@@ -14,7 +14,7 @@ from rankgap.data.hub import open_hub
 from rankgap.data.splits import MissingDataError, Source, Split, Statistics
 from rankgap.errors import UserError, unknown
 
-GIVEN = "given"  # what a run folder calls images that came from Python
+GIVEN = "given"  # a run folder's name for images that came from Python
 KNOWN = ("digits", "cifar10", "cifar100", "folder:DIR", "hf:NAME_OR_DIR")
 
 # Per-channel mean and standard deviation of the training images, as the published recipes use them.

@@ -17,7 +17,7 @@ from rankgap.model.mlp import mlp
 from rankgap.model.prototypes import Prototypes
 from rankgap.spectra.pair import Side
 
-LARGEST_HEADS = 2**31  # numbers, of both branches: 8 GiB in float32
+LARGEST_HEADS = 2**31  # numbers in both branches: 8 GiB in float32
 
 
 def assemble(row: Method, encoder: nn.Module, heads: Heads, *, features: int, views: int = 2) -> DualBranch:

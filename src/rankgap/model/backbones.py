@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
 
-_OWN = "module:"  # begins the name of an encoder that is the user's own module
+_OWN = "module:"  # prefix of the name of an encoder that is the user's own module
 SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
 
 
@@ -67,7 +67,7 @@ def resnet_tiny(channels: int) -> ResNet:
 
 
 def own_name(module: nn.Module) -> str:
-    """What a run calls an encoder that is the user's own module."""
+    """A run's name for an encoder that is the user's own module."""
     return f"{_OWN}{type(module).__name__}"
 
 
@@ -90,7 +90,7 @@ def check_backbone(name: str) -> None:
 
 
 def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 32) -> Encoder:
-    """An encoder by name, with random weights; or around a module, whose weights stay as they are.
+    """Build an encoder by name, with random weights, or around a module, which keeps its weights.
 
     Args:
         backbone: `resnet_tiny`, any timm model, or a module (B, C, H, W) -> (B, F).
@@ -98,8 +98,8 @@ def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 3
         size: side of a view in pixels; ResNets get the small-image stem below 64.
 
     Raises:
-        UserError: timm has no such model, the name asks for pretrained weights, or the model does not take images
-            of this size or does not return one vector for each.
+        UserError: timm has no such model, the name asks for pretrained weights, or the model does not accept
+            images of this size or does not return one vector per image.
     """
     if isinstance(backbone, Encoder):
         return backbone

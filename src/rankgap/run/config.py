@@ -24,7 +24,7 @@ Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 _LONGEST = 120  # bytes of a folder's name that we make; file systems take 255, some of them 143
-LARGEST_VIEW = 8192  # pixels; beyond that no batch of two fits into memory
+LARGEST_VIEW = 8192  # pixels; beyond this, not even a batch of two fits into memory
 _LEAST = {
     "epochs": 1,
     "batch_size": 2,
@@ -180,7 +180,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     """The configuration fields that a YAML file sets; a list may be text, as on the command line.
 
     Raises:
-        UserError: the file cannot be read, or an unknown field, or a value of the wrong type.
+        UserError: the file cannot be read, or holds an unknown field or a value of the wrong type.
     """
     values = parse_yaml(read_text(Path(path)), path)
     if not isinstance(values, dict):
@@ -193,8 +193,8 @@ def config_fields(values: Mapping[str, Any], where: str = "", *, kind: str = "ke
 
     Args:
         values: plain values by field name.
-        where: what an error names before the field.
-        kind: what a field is called in an error about an unknown one.
+        where: prefix of the field's name in errors.
+        kind: the word for a field in an error about an unknown one.
 
     Raises:
         UserError: an unknown field, or a value of the wrong type.

@@ -11,10 +11,10 @@ from rankgap.run.folder import RunFolder
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
-    """The runs at some paths: a run folder itself, or all runs below a folder of runs, by name.
+    """The runs at some paths. A path is a run folder, or a folder with runs below it, which are sorted by name.
 
     Returns:
-        The runs, and the folders skipped beside them, each with the reason.
+        The runs, and the skipped folders, each with the reason.
 
     Raises:
         UserError: there is no run at or below one of the paths.
@@ -29,7 +29,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
         for folder in candidates:
             try:
                 folder.saved()
-            except UserError as error:  # another program's config.yaml, or a damaged one
+            except UserError as error:  # another program's config.yaml, or a damaged one of ours
                 reasons.append(str(error))
             else:
                 found.append(folder)
@@ -45,7 +45,7 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
 
 
 def _folders_with_config(path: Path) -> Iterator[RunFolder]:
-    """Folders below a path that have a `config.yaml`, by name; what lies within one belongs to it."""
+    """Folders below a path that have a `config.yaml`, sorted by name; they are not searched further."""
     for folder, below, files in os.walk(path):
         if "config.yaml" in files:
             yield RunFolder(Path(folder))

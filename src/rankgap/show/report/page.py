@@ -1,7 +1,7 @@
 """The report: one HTML page about one run, or many side by side, that opens from disk without a network.
 
-The verdicts come first. Plotly draws in the browser, and its script is part of the page. Each figure comes with a
-sentence that says how to read it, can be saved as CSV and SVG and, where it changes during training, has a slider.
+The verdicts come first. Plotly draws in the browser, and its script is part of the page. Each figure has a
+sentence on how to read it and can be saved as CSV and SVG. Figures that change during training have a slider.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ MARKS = {"collapsed": "✕", "shrinking": "▼", "healthy": "✓", "none": "…"
 
 
 def _text(text: str) -> str:
-    """Text as HTML: one line, in which nothing is markup."""
+    """Text as one line of HTML, without markup."""
     return html.escape(shown(text))
 
 
@@ -112,12 +112,12 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _sentence(text: str) -> str:
-    """A clause as a sentence of its own; nothing for an empty one."""
+    """A clause as a sentence; empty if the clause is empty."""
     return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def _verdict(run: Run) -> tuple[str, str, str]:
-    """The kind of a run's verdict, the verdict in words, and why and what to do."""
+    """The kind of a run's verdict, the verdict in words, and the reason and remedy."""
     found = run.verdict
     if found is None:
         missing = "its results were written before verdicts existed" if run.done else "the run has not finished"
@@ -260,7 +260,7 @@ def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
     """Write `report_page` to a file; its folder is created if there is none.
 
     Raises:
-        UserError: as in `report_page`, or the file cannot be written or is no .html.
+        UserError: as in `report_page`, or the file cannot be written or is not an .html file.
     """
     path = output_file(out, PAGE)
     page = report_page(folders)
