@@ -104,7 +104,7 @@ def score(
     data: str | None = None,
     all: bool = False,
 ) -> None:
-    """Rate every checkpoint of a run without labels, and say which comparisons each score supports.
+    """Score every checkpoint of a run without labels, and show which comparisons each score supports.
 
     Args:
         run: the run folder; `train` keeps more than the last checkpoint with --keep-every and --save-best.

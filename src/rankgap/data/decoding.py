@@ -62,7 +62,7 @@ class Header(NamedTuple):
 
 
 def _attempt(work: Callable[[], _T]) -> _T:
-    """Run decoders. Whatever they raise on a damaged file means a broken image.
+    """Run decoders. Any exception that they raise means a broken image.
 
     This is the only place that catches every exception. On hostile bytes, Pillow, libtiff, zlib and NumPy's parser
     raise nearly anything, MemoryError and RecursionError included; no list of types has been complete.
@@ -141,7 +141,7 @@ def _completed(header: Header, image: Image.Image, orientation: int) -> Header:
 
 
 def _look(image: Image.Image) -> Header:
-    """The header of an image that is not decoded. The orientation of a PNG may lie behind its pixels."""
+    """The header of an image, without decoding it. A PNG may store its orientation after the pixels."""
     behind = image.format == "PNG" and "exif" not in image.info
     return _completed(_header(image), image, 1 if behind else _orientation(image))
 

@@ -173,7 +173,7 @@ def layout(
 
 
 def readable_headers(images: Encoded, rows: Index) -> tuple[list[int], list[Header]]:
-    """The headers of up to 1,000 images, evenly spread, and their rows; broken ones are passed over.
+    """The headers of up to 1,000 images, evenly spaced, and their rows; broken ones are skipped.
 
     If all of these are broken, it is the first image of the whole set that can be read.
     """

@@ -35,7 +35,7 @@ class ArrayHeader(NamedTuple):
 
 
 def read_array_header(file: BinaryIO) -> ArrayHeader:
-    """The header of a .npy file. It takes no memory, and leaves the file where the pixels begin.
+    """Read the header of a .npy file without loading pixels, and leave the file at the first pixel.
 
     Raises:
         ValueError: it is not an image, its channels seem to come first, or the file is shorter than it says.

@@ -1,4 +1,4 @@
-"""Finding the image files below a folder, apart from what operating systems and rankgap itself leave there."""
+"""Finding the image files below a folder, except those that operating systems and rankgap itself create."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _read_folder(root: Path, relative: str, entries: list[os.DirEntry[str]], fou
             found.others[suffix] += 1
         elif _is_readable(entry):
             images.append(entry)
-    # Our pictures are written beside runs, and where a command runs, which may be the folder of the data.
+    # Our pictures are written next to runs and into the working directory, which may be the data's folder.
     if not relative or holds_runs:
         ours = {e.name for e in images[:_FEW] if e.name.lower().endswith(".png") and _is_ours(e.path)}
         found.own += len(ours)
@@ -109,7 +109,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_readable(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a file, or a link that leads nowhere (a broken image); not a pipe, which never ends."""
+    """Whether it is a file or a dangling link (a broken image), and not a pipe, which never ends."""
     return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
