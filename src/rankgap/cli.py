@@ -64,7 +64,7 @@ def _filled(command: str) -> Callable[..., Any]:
 # The commands that need the user's gains and maps, besides `train`, whose configuration has the flag.
 _IMPORTING = ("design", "evaluate", "score", "report")
 _WITHOUT_COMMAND = ("--help", "--version")
-_IMPORT = "a Python module or file (mine.py) to import first, so that its gains and maps can be named"
+_IMPORT = "a Python module or file (mine.py) to import first, so that its gains and maps can be named."
 
 
 def _check_names(given: Sequence[str]) -> None:

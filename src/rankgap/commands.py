@@ -110,7 +110,7 @@ def score(
         run: the run folder; `train` keeps more than the last checkpoint with --keep-every and --save-best.
         images: size of the fixed sample of training images.
         repeats: number of half-samples for each score's interval.
-        branch: the branch whose encoder is rated.
+        branch: the branch whose encoder is scored.
         data: the new location of the run's images, as in `train --data`; by default the recorded one.
         all: show all scores of all checkpoints, not only the main ones.
     """

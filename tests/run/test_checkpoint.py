@@ -185,7 +185,7 @@ def overwritten(content: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("tail", ["", "9,0.9,0.5", "2,0.5,0.4,0.1,,", "9,9\n"])
 def test_a_resumed_run_drops_what_was_read_after_its_checkpoint_first(tail: str, run: Path, whole: Path) -> None:
-    """As a kill leaves it: readings beyond the checkpoint, and a row or a line that is half written."""
+    """After a kill: readings beyond the checkpoint, and a half-written row or line."""
     for name, torn in (("metrics.csv", tail), ("spectra.jsonl", '{"spectrum_onl' if tail else "")):
         with (run / name).open("a") as file:
             file.write(torn)
@@ -208,7 +208,7 @@ def test_a_run_with_a_spoilt_file_is_not_resumed_and_stays_as_it_was(name: str, 
 
 
 def test_an_optimizer_that_begins_afresh_in_a_part_of_a_group_still_trains(run: Path) -> None:
-    """Fused SGD takes no group of which some parameters have begun and others not."""
+    """Fused SGD rejects a group in which only some parameters have a buffer."""
     file = run / "checkpoints" / "last.ckpt"
     state = copy.deepcopy(torch.load(file, weights_only=True))
     del state["optimizer"]["state"][0]

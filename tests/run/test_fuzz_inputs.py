@@ -1,4 +1,4 @@
-"""Whatever a user writes as YAML, a setting, a gain, a data set or a spectrum: it works, or is an error of ours.
+"""Any text for YAML, a setting, a gain, a data set or a spectrum either works or raises a `UserError`.
 
 `RANKGAP_FUZZ=1000` tries a thousand inputs of each kind in place of a few dozen.
 """

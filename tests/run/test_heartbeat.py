@@ -1,4 +1,4 @@
-"""The sign of life of a run, and what is concluded from it."""
+"""The heartbeat of a run, and the conclusions from it."""
 
 from __future__ import annotations
 

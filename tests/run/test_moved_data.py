@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(made: Path, tmp_path: Path) -> Path:
-    """A copy, whose run names data that are not where it says."""
+    """A copy, whose run names data that are not there."""
     shutil.copytree(made, tmp_path / "home")
     config = tmp_path / "home" / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(made), str(tmp_path / "gone")))

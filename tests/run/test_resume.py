@@ -1,4 +1,4 @@
-"""A run that is resumed with another length or other threads, and what it needs to be imported."""
+"""A run resumed with another length or other threads, and the modules that it must import."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_an_imported_gain_reaches_every_command(
     imports._IMPORTED.clear()
     run, file, resume = str(tmp_path / "run"), str(tmp_path / "my_gain.py"), ["train", "--out", "run", "--resume"]
     hint = f"the run was trained with --import {file}: pass it again"
-    # The folder may be a stranger's, so reading it runs no code that it names.
+    # The folder may come from someone else, so reading it runs no code that it names.
     assert hint in fails(capsys, "evaluate", run)
     assert hint in fails(capsys, *resume)
     with pytest.raises(UserError, match="pass it again"):

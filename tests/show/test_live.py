@@ -1,4 +1,4 @@
-"""The live view says what a run does, how it ended, and that it is dead."""
+"""The live view shows what a run is doing, how it ended, or that it is dead."""
 
 from __future__ import annotations
 

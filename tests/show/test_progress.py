@@ -1,4 +1,4 @@
-"""Progress: what fits the terminal, what a pipe gets, and what is said after the first steps."""
+"""Progress: lines that fit the terminal, lines in a pipe, and the estimate after the first steps."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def score_run(
         folder: the run folder.
         images: number of images in the sample.
         repeats: number of half-samples for each interval.
-        branch: the branch whose encoder is rated.
+        branch: the branch whose encoder is scored.
         data: the new location of the run's images; by default the recorded one.
 
     Raises:
