@@ -138,7 +138,7 @@ def test_a_data_set_by_name_and_a_list_of_pictures_train_too(digits: dict[str, A
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"epoch": 3}, "unknown key 'epoch': did you mean 'epochs'"),
+        ({"epoch": 3}, "unknown keyword 'epoch': did you mean 'epochs'"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"epochs": "three"}, "epochs takes a whole number, got 'three'"),
         ({"data": "digits"}, "train takes no keyword data"),
