@@ -1,4 +1,4 @@
-"""Any text for YAML, a setting, a gain, a data set or a spectrum either works or raises an error of `rankgap.errors`.
+"""Any text for YAML, a setting, a gain, data or a spectrum works, or raises an error of `rankgap.errors`.
 
 `RANKGAP_FUZZ=1000` tries a thousand inputs of each kind in place of a few dozen.
 """
