@@ -1,6 +1,6 @@
-"""An Apple GPU as Python sees one: a device "mps" without float64, whose tensors mix with none of the CPU's.
+"""A stand-in for an Apple GPU: a device "mps" without float64, whose tensors do not mix with the CPU's.
 
-The tensors lie in ordinary memory, so their numbers are those of the CPU, to the digit.
+The tensors are in ordinary memory, so their numbers equal the CPU's exactly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class AppleTensor(torch.Tensor):
 
 
 class AppleGPU(TorchFunctionMode):
-    """While it is entered, `.to("mps")`, factories with that device and work on its tensors are as described."""
+    """Inside this context, `.to("mps")`, factories and operations on that device behave as described."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")

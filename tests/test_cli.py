@@ -161,13 +161,15 @@ def test_a_collapse_is_named_while_it_trains_and_in_the_results(
     out = tmp_path / "run"
     flags = ["--epochs", "15", "--rank-every", "1", "--protocol", "none", "--lr", "1"]
     assert train(out, "--method", "siamese", *flags) == 0
-    (alarm,) = results(out)["alarms"]
+    *_, alarm = results(out)["alarms"]  # dying dimensions first, and then
     assert alarm["kind"] == "complete"
     assert alarm["step"] < 60
     said = " ".join(capsys.readouterr().out.split())
     assert said.count(f"{alarm['kind']} at step {alarm['step']}") == 2
     assert train(tmp_path / "healthy", "--target", "power:-0.5", *flags) == 0
     assert results(tmp_path / "healthy")["alarms"] == []
+    verdicts = [results(path)["verdict"]["kind"] for path in (out, tmp_path / "healthy")]
+    assert verdicts == ["collapsed", "healthy"]
 
 
 def test_checkpoints_are_kept_as_asked_and_a_resumed_run_keeps_the_same(tmp_path: Path) -> None:
@@ -288,7 +290,7 @@ def test_train_help_gives_each_flag_its_meaning(capsys: pytest.CaptureFixture[st
         main(["train", "--help"])
     out = " ".join(capsys.readouterr().out.split())
     assert "--rank-every" in out
-    assert "steps between two readings of the ranks" in out
+    assert "steps between readings of the ranks" in out
     assert "default: 10" in out
 
 
@@ -406,7 +408,7 @@ def test_a_saved_run_is_read_strictly(
         ("metrics.csv", "step,loss\n0,x\n", "metrics.csv is not a table of numbers"),
         ("metrics.csv", "step,loss\n0,1\n", "metrics.csv lacks the columns epoch, erank_online"),
         ("metrics.csv", b"\xff\xfe\x00", "metrics.csv is not UTF-8 text"),
-        ("results.json", "[]", "should hold the results of a run by name, and holds list"),
+        ("results.json", "[]", "should hold the results of a run by name, got list"),
         ("results.json", "[" * 100_000, "results.json is not JSON"),
         ("spectra.jsonl", "[" * 100_000 + "\n", "spectra.jsonl is not a list of spectra"),
         ("spectra.jsonl", "{}\n", "spectra.jsonl is not a list of spectra"),
@@ -583,7 +585,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--lr", ".nan"], "--lr must be a finite number above 0"),
         (["--workers=-1"], "--workers must be at least 0"),
         (["--epochs", "many"], "many"),
-        (["--epoch", "3"], "unknown flag '--epoch': did you mean '--epochs'? rankgap train --help lists them"),
+        (["--epoch", "3"], "unknown flag '--epoch': did you mean '--epochs'? See rankgap train --help"),
         (["--metod=byol"], "unknown flag '--metod': did you mean '--method'?"),
         (["--threads", "0"], "--threads must be at least 1"),
         (["--import", "/nowhere.py"], "--import /nowhere.py failed: there is no such file"),
@@ -599,7 +601,7 @@ def test_bad_flags_get_one_line(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("metod: byol", "unknown key of c.yaml 'metod': did you mean 'method'? rankgap train --help lists them"),
+        ("metod: byol", "unknown key of c.yaml 'metod': did you mean 'method'? See rankgap train --help"),
         ("protocol: [ridge]", "unknown c.yaml: protocol 'ridge': expected one of knn, linear, linear_sgd, none"),
         ("protocol: 3", "c.yaml: protocol takes a list, got 3"),
         ("epochs: '3'", "c.yaml: epochs takes a whole number, got '3'"),
@@ -762,8 +764,8 @@ def test_the_demo_s_sentence_follows_the_numbers_wherever_they_fall(control: flo
 
     said = story({"siamese": run(control, 0.0, 0.99), "byol": run(8.0, 2.0, 0.5), "dino": run(3.0, -1.0, 0.6)})
     assert f"its outputs use {Use(rank=control, of=64)}, and its kNN accuracy is 99.0%" in said
-    assert "In 1 of the 2 others the target ends with a higher rank" in said
-    assert "use 3.0 to 8.0, and their kNN accuracy is 50.0 to 60.0%" in said
+    assert "In 1 of the 2 others, the target ends with a higher rank" in said
+    assert "use 3.0 to 8.0 dimensions, and their kNN accuracy is 50.0 to 60.0%" in said
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:

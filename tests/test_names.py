@@ -1,4 +1,4 @@
-"""Names are text: every command shows those of files, classes, sets and runs letter for letter."""
+"""Names are text: every command shows names of files, classes, sets and runs unchanged."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_the_commands_say_what_they_cannot_build_or_read_again(
     assert "model of your own, Network" in capsys.readouterr().err
     assert main(["evaluate", str(tmp_path / "given")]) == 2
     said = capsys.readouterr().err
-    assert "given from Python" in said
+    assert "passed from Python" in said
     assert "--data" in said
     assert main(["evaluate", str(tmp_path / "given"), "--data", "digits"]) == 0
 
@@ -124,7 +124,7 @@ def test_a_run_is_stopped_and_finished_off_the_main_thread(
         thread.start()
         thread.join()
     assert len(stopped) == 1
-    assert "interrupted at step 5 of 22; finish it by the same call with out=" in str(stopped[0])
+    assert "interrupted at step 5 of 22; to finish it, repeat the call with out=" in str(stopped[0])
     done = rg.train(digits["images"], resume=True, out=tmp_path / "part")
     assert done.results["erank_target"] == whole.results["erank_target"]
 
@@ -143,13 +143,13 @@ def test_a_data_set_by_name_and_a_list_of_pictures_train_too(digits: dict[str, A
         ({"epoch": 3}, "unknown keyword 'epoch': did you mean 'epochs'"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"epochs": "three"}, "epochs takes a whole number, got 'three'"),
-        ({"data": "digits"}, "data is not a keyword of train"),
+        ({"data": "digits"}, "train takes no keyword data"),
         ({"model": "resnet_tinny"}, "did you mean 'resnet_tiny'"),
-        ({"model": "vit_small_patch16_224.dino"}, "dino stands for pretrained weights"),
-        ({"model": nn.Conv2d(1, 4, 3)}, r"Conv2d returns \(1, 4, 6, 6\) for an image, not one vector"),
+        ({"model": "vit_small_patch16_224.dino"}, r"cannot start from pretrained weights \(dino\)"),
+        ({"model": nn.Conv2d(1, 4, 3)}, r"one vector for each image, got shape \(1, 4, 6, 6\)"),
         ({"model": nn.Conv2d(3, 4, 3)}, "Conv2d does not take 1-channel images of 8 px"),
-        ({"labels": [1]}, "one label for each of 1442 train images, got 1"),
-        ({"images": "digits", "labels": [1]}, "brings its own labels"),
+        ({"labels": [1]}, "1442 labels, one for each train image, got 1"),
+        ({"images": "digits", "labels": [1]}, "has its own labels"),
         ({"images": "digit"}, "unknown data set 'digit'"),
         ({"images": torch.zeros(200, 1, 8, 8)}, "expected images of uint8"),
     ],

@@ -1,1 +1,1 @@
-"""Does the verdict know a collapsed encoder from a healthy one? Every row, and faults put in on purpose."""
+"""Tests the verdict on every row and on deliberate faults: missed collapses and false alarms."""

@@ -1,8 +1,8 @@
-"""Train every row and every fault, and write what the verdict said of each beside what is true.
+"""Train every row and every fault, and compare each verdict with measurements of the encoder.
 
     python -m benchmarks.verdicts --data hf:DIR_OR_NAME [--out runs/verdicts] [--seeds 0,1]
 
-A run that is finished is not repeated, and one that was interrupted is resumed. The table is written at the end.
+A finished run is not repeated, and an interrupted run is resumed. The table is written at the end.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ GONE, FEW = 1.5, 1 / 3
 
 
 class Standard:
-    """What counts as true on one bench and seed.
+    """The standard by which verdicts are judged, for one bench and seed.
 
     Args:
         start: the untrained encoder.
-        rows: the runs of the published rows.
+        rows: the runs, from which the published rows are taken.
     """
 
     def __init__(self, start: Truth, rows: Sequence[Judged]) -> None:
@@ -39,11 +39,11 @@ class Standard:
         self.outputs = FEW * median(each.outputs for each in sound)
 
     def collapsed(self, run: Judged) -> bool:
-        """Whether training has made the encoder worse, and left it almost no dimensions."""
+        """Whether training made the encoder worse and left it almost no dimensions."""
         return run.truth.knn < self.start.knn and run.truth.features < 3
 
     def right(self, run: Judged) -> bool:
-        """Whether what was said is true."""
+        """Whether the verdict is right."""
         sound = run.truth.knn >= self.knn
         match run.verdict.kind if run.verdict else "collapsed":
             case "healthy":
@@ -55,7 +55,7 @@ class Standard:
 
 
 def row(run: Judged, standard: Standard) -> str:
-    """A line of the table."""
+    """A row of the table."""
     said = run.verdict.kind if run.verdict else "stopped: not finite"
     alarms = ", ".join(f"{alarm.kind} ({alarm.step / run.steps:.0%})" for alarm in run.alarms[:2]) or "none"
     cells = [
@@ -73,7 +73,7 @@ def row(run: Judged, standard: Standard) -> str:
 
 
 def section(bench: Bench, runs: list[Judged], standards: dict[int, Standard]) -> str:
-    """The table of one bench, and its counts."""
+    """The counts and the table of one bench."""
     head = (
         "| run | seed | kNN % | rank of features | rank of outputs | collapsed? | verdict | "
         "first alarms (at) | right |\n|---|--:|--:|--:|--:|---|---|---|---|\n"
@@ -95,9 +95,9 @@ def section(bench: Bench, runs: list[Judged], standards: dict[int, Standard]) ->
     return (
         f"## {bench.name}\n\n"
         f"{len(runs)} runs of {runs[0].steps} steps. Untrained, {starts}.\n\n"
-        f"- collapsed encoders: {collapsed}; of them called healthy: {named(missed)}\n"
+        f"- collapsed encoders: {collapsed}, of which called healthy: {named(missed)}\n"
         f"- false alarms: {named(accused)}\n"
-        f"- called healthy though hardly better than no training: {named(unsound)}\n\n"
+        f"- called healthy, but hardly better than untrained: {named(unsound)}\n\n"
         f"{head}{''.join(row(run, standards[run.seed]) for run in runs)}\n"
     )
 
@@ -105,8 +105,12 @@ def section(bench: Bench, runs: list[Judged], standards: dict[int, Standard]) ->
 def main() -> None:
     """Run all cases and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="cifar10", help="CIFAR-10, as in rankgap train (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("runs/verdicts"), help="run folders")
+    parser.add_argument(
+        "--data", default="cifar10", help="CIFAR-10, as in `rankgap train --data` (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/verdicts"), help="folder for the runs (default: %(default)s)"
+    )
     parser.add_argument("--seeds", default="0,1", help="seeds, joined by commas (default: %(default)s)")
     given = parser.parse_args()
     benches = (

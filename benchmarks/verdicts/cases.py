@@ -1,4 +1,4 @@
-"""The runs whose verdicts are tested: every row of the zoo, and twelve faults put in on purpose."""
+"""The runs whose verdicts are tested: every row of the zoo, and twelve deliberate faults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_AUGMENTATION: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """The images of a table, and how long its runs are.
+    """The images and the length of the runs in one table.
 
     Args:
         name: its name in tables.
@@ -65,9 +65,9 @@ class Case:
 
     Args:
         title: its name in the table.
-        fault: whether something was put in on purpose.
-        changes: fields of the configuration that differ from the bench's.
-        images: draws the training images from all of the bench's, where they differ: indices of (N,).
+        fault: whether the run has a deliberate fault.
+        changes: configuration fields that differ from the bench's.
+        images: chooses training images from the bench's, as indices (N,); None for all of them.
     """
 
     title: str
@@ -84,7 +84,7 @@ class Case:
         return bench.config(folder, seed=seed, **changes)
 
     def prepare(self, config: TrainConfig, images: ImageSet) -> None:
-        """Write the images that the run is trained on, where they are not the bench's."""
+        """Write the run's training images, if they are not the bench's."""
         if self.images is None:
             return
         folder = Path(config.data.removeprefix("folder:"))
@@ -112,7 +112,7 @@ def _views(changes: Mapping[str, Any]) -> dict[str, Any]:
     return {"settings": {f"views.{i}.{key}": value for i in (0, 1) for key, value in changes.items()}}
 
 
-# Rows that lack one thing, which no flag removes.
+# Rows that lack one part that no flag removes.
 METHODS["simsiam without stop-gradient"] = replace(METHODS["simsiam"], stop_gradient=False)
 METHODS["byol with its own output as target"] = replace(METHODS["byol"], ema=False)
 _MADE = {"simsiam without stop-gradient", "byol with its own output as target"}

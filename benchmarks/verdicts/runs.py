@@ -1,4 +1,4 @@
-"""The runs of the table of verdicts, and the truth about each encoder."""
+"""The runs in the table of verdicts, and the measurements of each encoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HELD_OUT = 1024  # test images whose outputs are ranked
 
 @dataclass(frozen=True)
 class Truth:
-    """What an encoder is worth on the bench's images, measured with labels and on images it has not seen.
+    """The quality of an encoder on the bench's images, measured with labels and on test images.
 
     Args:
         knn: accuracy of weighted kNN on the test images, in [0, 1].
@@ -44,16 +44,16 @@ class Truth:
 
 @dataclass(frozen=True)
 class Judged:
-    """A run: what is true of it, and what was said.
+    """A run, with its measurements, its verdict and its alarms.
 
     Args:
         title: the case.
-        fault: whether a fault was put in.
+        fault: whether the run has a deliberate fault.
         seed: its seed.
         steps: optimiser steps.
-        truth: what is true.
-        verdict: the verdict in `results.json`; None where training stopped at numbers that are not finite.
-        alarms: what was said while it trained.
+        truth: the measurements of its encoder.
+        verdict: the verdict in `results.json`; None if training stopped at non-finite numbers.
+        alarms: the alarms raised during training.
     """
 
     title: str
@@ -66,10 +66,10 @@ class Judged:
 
 
 def truth_of(plan: Plan, bench: Bench) -> Truth:
-    """Measure a plan's encoder on the bench's images, whatever it was trained on."""
+    """Measure a plan's encoder on the bench's images, even if it was trained on others."""
     images, test = load_data(bench.data, limit=bench.limit, seed=plan.config.seed)
     assert test is not None
-    for each in (images, test):  # normalised as the encoder has learned it
+    for each in (images, test):  # normalised as during training
         each.mean, each.std = plan.train.mean, plan.train.std
     found = evaluate(plan.model.encoder("online"), images, {"test": test}, size=plan.size, protocol=("knn",))
     scores = cast(dict[str, float | None], found)
@@ -88,7 +88,7 @@ def _outputs(plan: Plan, test: ImageSet) -> float:
 
 
 def run_one(case: Case, bench: Bench, seed: int, out: Path, images: ImageSet) -> Judged:
-    """Train a case and measure its encoder, or read what an earlier call has found."""
+    """Train a case and measure its encoder, or read the results of an earlier call."""
     config = case.config(bench, out, seed=seed)
     folder = RunFolder(config.path)
     kept = Path(f"{config.path}-truth.json")
@@ -112,7 +112,7 @@ def run_one(case: Case, bench: Bench, seed: int, out: Path, images: ImageSet) ->
 
 
 def untrained(bench: Bench, seed: int, out: Path) -> Truth:
-    """What the encoder is worth as it was drawn from the seed."""
+    """The measurements of the untrained encoder of a seed."""
     kept = out / bench.name / f"untrained-seed{seed}.json"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The command line: its parser, and the exit code of every ending."""
+"""The command line: its parser and its exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rankgap.errors import InterruptedRunError, NonFiniteError, UserError, unkno
 
 EXIT_USER, EXIT_NON_FINITE = 2, 3  # EXIT_PROBLEMS is 1
 EXIT_INTERRUPTED = 130  # a run that another signal ends: 128 + its number
-EXIT_PIPE = 141  # 128 + SIGPIPE: the reader of our output has closed it, as `head` does
+EXIT_PIPE = 141  # 128 + SIGPIPE: the reader of our output closed it, as `head` does
 
 
 # Headings of `rankgap train --help`, by the first configuration field under each.
@@ -53,7 +53,7 @@ def _typed(command: str, flags: dict[str, Any]) -> dict[str, Any]:
 
 
 def _filled(command: str) -> Callable[..., Any]:
-    """What a command's flags fill."""
+    """The function or class whose parameters are a command's flags."""
     if command == "train":
         from rankgap.run.config import TrainConfig
 
@@ -61,14 +61,14 @@ def _filled(command: str) -> Callable[..., Any]:
     return COMMANDS[command]
 
 
-# Besides `train`, whose configuration keeps it: the commands that take a gain's or a map's name.
+# The commands that need the user's gains and maps, besides `train`, whose configuration has the flag.
 _IMPORTING = ("design", "evaluate", "score", "report")
 _WITHOUT_COMMAND = ("--help", "--version")
-_IMPORT = "a Python module or file (mine.py) to import first, whose gains and maps the command then knows"
+_IMPORT = "a Python module or file (mine.py) to import first, so that its gains and maps can be named."
 
 
 def _check_names(given: Sequence[str]) -> None:
-    """Refuse an unknown command or flag with the nearest name; the parser would only call it unrecognised."""
+    """Reject an unknown command or flag and suggest the nearest name, which the parser does not do."""
     command = next((word for word in given if not word.startswith("-")), None)
     if command is None:
         for word in given:
@@ -130,9 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; `sys.argv` by default.
 
     Returns:
-        The exit code: 0, 1 if `inspect` finds that training would stop, 2 for an error the user can fix (the
-        system refuses a file, for one), 3 for non-finite numbers, 128 + the signal for an interrupted run (130
-        for Ctrl-C, 143 for SIGTERM, 141 where the reader of the output has closed it).
+        The exit code: 0 for success, 1 if `inspect` finds that training would stop, 2 for an error that the user
+        can fix (such as a file that cannot be written), 3 for non-finite numbers, and 128 + the signal for an
+        interrupted run (130 for Ctrl-C, 143 for SIGTERM, 141 if the reader of the output closed it).
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):  # rich ends the program itself
+        if isinstance(error.__context__, BrokenPipeError):  # rich exits the program itself
             return EXIT_PIPE
         raise
     except (UserError, NonFiniteError, InterruptedRunError, OSError) as error:
@@ -171,8 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refused(error: OSError) -> int:
-    """The exit code where the system refuses a file. What we write says its name, except for the output itself."""
-    if error.filename is None:  # what is left of the output goes nowhere: Python would fail on it once more
+    """Report an error of the system on a file, and return the exit code. Our own output has no file name."""
+    if error.filename is None:  # discard the remaining output: Python would fail on it again at exit
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):

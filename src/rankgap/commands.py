@@ -64,8 +64,8 @@ def evaluate(
         run: the run folder.
         protocol: knn, linear, linear_sgd, joined by commas; none for label-free ranks only.
         branch: the branch whose encoder is evaluated; the target's is the EMA teacher if the method has one.
-        data: where the run's images are now, as in --data of `train`; by default where they were.
-        eval: evaluation sets in addition to the data's own, as NAME=DATA; by default those of the run.
+        data: the new location of the run's images, as in `train --data`; by default the recorded one.
+        eval: evaluation sets in addition to the data's own, as NAME=DATA; by default the run's.
     """
     from rankgap.run.files import check_writable
     from rankgap.run.folder import RunFolder
@@ -104,15 +104,15 @@ def score(
     data: str | None = None,
     all: bool = False,
 ) -> None:
-    """Rate every checkpoint of a run without labels, and say which comparisons each score supports.
+    """Score every checkpoint of a run without labels, and show which comparisons each score supports.
 
     Args:
         run: the run folder; `train` keeps more than the last checkpoint with --keep-every and --save-best.
         images: size of the fixed sample of training images.
         repeats: number of half-samples for each score's interval.
-        branch: the branch whose encoder is rated.
-        data: where the run's images are now, as in --data of `train`; by default where they were.
-        all: show all scores of all checkpoints, in place of the few to look at first.
+        branch: the branch whose encoder is scored.
+        data: the new location of the run's images, as in `train --data`; by default the recorded one.
+        all: show all scores of all checkpoints, not only the main ones.
     """
     from rankgap.run.folder import RunFolder
     from rankgap.run.scoring import score_run
@@ -124,11 +124,11 @@ def score(
 
 
 def report(runs: list[str], out: str = "report.html") -> None:
-    """Write a page about one or more runs, side by side: verdicts, results, ranks, loss, spectra and filters.
+    """Write a page that compares one or more runs: verdicts, results, ranks, loss, spectra and filters.
 
     Args:
         runs: run folders, finished or not, or folders of runs.
-        out: the page's file (.html); an existing file is replaced.
+        out: the output file (.html); an existing file is replaced.
     """
     from rankgap.data.names import shown
     from rankgap.run.finding import find_runs
@@ -150,13 +150,13 @@ def watch(run: str, every: float = 1.0) -> None:
 
     Args:
         run: the run folder.
-        every: seconds between two updates.
+        every: seconds between updates.
     """
     from rankgap.run.folder import RunFolder
     from rankgap.show.live import follow
 
     if every <= 0:
-        raise UserError(f"--every takes a number of seconds above 0, got {every:g}")
+        raise UserError(f"--every must be above 0 seconds, got {every:g}")
     follow(RunFolder(Path(run)), every)
 
 
@@ -177,7 +177,7 @@ def design(
         target: the gain of the target filter (power:-0.5).
         spectrum: the spectrum to assess it on: a run folder, or singular values over sqrt(batch size) in a file or
             as numbers (4,3,2,1); by default 256 directions whose eigenvalues fall as 1/j.
-        out: the picture's file, whose suffix chooses the format: .png, .pdf or .svg.
+        out: the picture's file; its suffix chooses the format: .png, .pdf or .svg.
     """
     from rankgap.model.maps import MAPS
     from rankgap.run.files import writing
@@ -190,7 +190,7 @@ def design(
     picture = output_file(out, PICTURE)
     for gain in (online, target):
         if gain is not None and gain.partition(":")[0] in MAPS:
-            raise UserError(f"{gain} is set or trained during a run: a design takes a gain, such as power:0.5")
+            raise UserError(f"expected a gain such as power:0.5, got {gain}, which a run sets or learns")
     if spectrum is not None and os.path.isdir(spectrum):
         from rankgap.run.folder import RunFolder
         from rankgap.run.reference import spectrum_of_run
@@ -216,12 +216,12 @@ def inspect_data(
     """Inspect images: sizes, channels, broken files, statistics, views (exit code 1 if training would stop).
 
     Args:
-        data: the images, as in --data of `train`.
+        data: the images, as in `train --data`.
         method: the method whose views are drawn.
         size: side of a view in pixels; by default the images' own up to 96 px, otherwise at most 224.
         channels: convert all images to this many channels (1 or 3).
-        out: the contact sheet's file.
-        broken: a text file to which the unreadable images are written, one per line with the reason.
+        out: the contact sheet's file: .png, .pdf or .svg.
+        broken: a text file for the list of unreadable images, one per line with the reason.
         seed: seed of the sample and its views.
     """
     from rankgap.run.config import TrainConfig

@@ -37,18 +37,19 @@ def trace(folder: RunFolder, name: str) -> RankTrace:
 
 
 def story(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the runs show, in words. It states what was measured and nothing else, so it agrees with the table."""
+    """What the runs show, in words, computed from the results so that it agrees with the table."""
     control, others = results[CONTROL], [found for title, found in results.items() if title != CONTROL]
     ranks = [found["verdict"]["outputs"]["rank"] or 0.0 for found in others]
     scores, difference = [KNN.scaled(found) for found in others], [found["rank_difference"] for found in others]
     higher = sum(each > 0 for each in difference)
     own = read(Verdict, control["verdict"], CONTROL)
     return (
-        f"The effective rank is the number of directions that the outputs use: 1 if all images give the same "
-        f"output, {own.outputs.of} at most here. Nothing in {CONTROL} keeps its branches apart: its outputs use "
-        f"{own.outputs}, and its kNN accuracy is {KNN.cell(control)}%. In {higher} of the {len(others)} others "
-        f"the target ends with a higher rank than the online branch; their outputs use {min(ranks):.1f} to "
-        f"{max(ranks):.1f}, and their kNN accuracy is {min(scores):.1f} to {max(scores):.1f}%."
+        f"The effective rank is the number of dimensions that the outputs use: 1 if all images give the same "
+        f"output, at most {own.outputs.of} here. In {CONTROL}, nothing keeps the branches apart: its outputs use "
+        f"{own.outputs}, and its kNN accuracy is {KNN.cell(control)}%. In {higher} of the {len(others)} others, "
+        f"the target ends with a higher rank than the online branch. The outputs of these {len(others)} runs use "
+        f"{min(ranks):.1f} to {max(ranks):.1f} dimensions, and their kNN accuracy is {min(scores):.1f} to "
+        f"{max(scores):.1f}%."
     )
 
 

@@ -32,7 +32,7 @@ class InterruptedRunError(Exception):
 _REMEDIES = (
     ({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}, "free some space there, or choose another place"),
     ({errno.EACCES, errno.EPERM, errno.EROFS}, "change its permissions, or choose another place"),
-    ({errno.ENOTDIR, errno.EEXIST}, "a file is where a folder is expected; choose another place"),
+    ({errno.ENOTDIR, errno.EEXIST}, "expected a folder, found a file; choose another place"),
     ({errno.EISDIR}, "name a file in it"),
     ({errno.ENAMETOOLONG}, "choose a shorter name"),
     ({errno.ENOENT}, "check its name, or choose another place"),
@@ -40,11 +40,11 @@ _REMEDIES = (
 
 
 def unusable(error: OSError, place: str | os.PathLike[str] | None = None) -> UserError:
-    """The `UserError` for a file or folder that the system refuses: its name, the reason and a remedy.
+    """A `UserError` for a file or folder that cannot be read or written: its name, the reason and a remedy.
 
     Args:
-        error: the system's refusal.
-        place: what was to be read or written; by default the file that the error names, if it names one.
+        error: the operating system's error.
+        place: the file or folder; by default the one that the error names, if any.
 
     Example:
         >>> print(unusable(OSError(errno.ENOSPC, "No space left on device"), "runs/a"))
@@ -57,7 +57,7 @@ def unusable(error: OSError, place: str | os.PathLike[str] | None = None) -> Use
 
 
 def check_within(options: object, **bounds: tuple[float, float]) -> None:
-    """Check fields of a dataclass that hold a number, or several.
+    """Check the bounds of dataclass fields that hold a number, or a tuple of numbers.
 
     Args:
         options: the dataclass.
@@ -80,7 +80,7 @@ def unknown(kind: str, name: str, known: Iterable[str], *, listed: str | None = 
         kind: what the name stands for: "method", "gain", "data set", "backbone".
         name: the unknown name.
         known: the known names.
-        listed: what shows the known names, where they are too many for a message.
+        listed: the command that lists the known names, if there are too many for a message.
 
     Example:
         >>> print(unknown("method", "simsam", ["byol", "simsiam"]))
@@ -90,5 +90,5 @@ def unknown(kind: str, name: str, known: Iterable[str], *, listed: str | None = 
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f"did you mean {near[0]!r}? " if near else ""
     expected = f"{'Expected' if near else 'expected'} one of {', '.join(names)}"
-    choices = f"{listed} lists them" if listed else expected
+    choices = f"{'See' if near else 'see'} {listed}" if listed else expected
     return UserError(f"unknown {kind} {name!r}: {guess}{choices}")

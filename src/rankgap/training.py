@@ -1,4 +1,4 @@
-"""Training from Python or a notebook: `rankgap train` with images and a model of one's own."""
+"""Training from Python or a notebook: `rankgap train` with your own images and model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TrainedRun:
     Args:
         folder: its run folder, which every command takes: `rankgap report FOLDER`.
         results: the contents of its `results.json`: accuracies, ranks, alarms.
-        model: the module that was trained, if it was the user's own.
+        model: the user's own module, if one was trained.
     """
 
     folder: Path
@@ -52,9 +52,9 @@ def train(
 ) -> TrainedRun:
     """Train an encoder on images, without labels, and fill a run folder.
 
-    It does what `rankgap train` does, with the same presets. Labels are used for nothing but the kNN and linear
-    accuracy at the end, which also need test images. A run can be stopped (Ctrl-C, or a notebook's stop button)
-    and finished by the same call with `resume=True`; images and a model of your own must be passed again.
+    This does what `rankgap train` does, with the same presets. Labels are used only for the kNN and linear
+    accuracy at the end, which also need test images. To finish a run that was stopped (by Ctrl-C, or a notebook's
+    stop button), repeat the call with `resume=True`, and pass the images and your own model again.
 
     Args:
         images: a data set as `--data` names it ("folder:photos"); a stack (N, H, W, C), (N, C, H, W) or (N, H, W)
@@ -65,14 +65,14 @@ def train(
         test_labels: their labels.
         model: a timm name; or a module (B, C, H, W) -> (B, F), which is trained in place, from the weights it has.
             By default `resnet_tiny` on a CPU, and `resnet18` elsewhere.
-        config: fields of `TrainConfig`, which are the flags of `rankgap train`: method="byol",
+        config: fields of `TrainConfig`, that is, the flags of `rankgap train`: method="byol",
             target="power:-0.5", epochs=20, out="runs/mine", settings={"optimizer.lr": 0.1}.
 
     Returns:
         The run: its folder, results and encoder.
 
     Raises:
-        UserError: an unknown field, or one that cannot be carried out.
+        UserError: a field is unknown, or the configuration cannot be carried out.
         NonFiniteError: training met non-finite numbers.
         InterruptedRunError: training was stopped; the run can be resumed.
 
@@ -82,10 +82,10 @@ def train(
         >>> features = run.encoder(images)  # doctest: +SKIP
     """
     if taken := {"data", "backbone"} & config.keys():
-        raise UserError(f"{taken.pop()} is not a keyword of train: pass images first, and a network as model")
+        raise UserError(f"train takes no keyword {taken.pop()}: pass the images first, and a network as model")
     if isinstance(images, str):
         if (labels, test, test_labels) != (None, None, None):
-            raise UserError(f"{images} brings its own labels and test images: leave labels and test out")
+            raise UserError(f"{images} has its own labels and test images: leave out labels, test and test_labels")
         source, config["data"] = None, images
     else:
         source, config["data"] = given_source(images, labels, test, test_labels), GIVEN
@@ -106,6 +106,6 @@ def train(
         if source is None and module is None:  # the command can resume it too
             raise
         begun, _, _ = str(error).partition(";")
-        again = f"{begun}; finish it by the same call with out={str(settings.path)!r} and resume=True"
+        again = f"{begun}; to finish it, repeat the call with out={str(settings.path)!r} and resume=True"
         raise InterruptedRunError(again, error.signal) from error
     return TrainedRun(settings.path, results, module)

@@ -42,7 +42,7 @@ def test_a_moved_folder_is_the_same_and_a_changed_one_says_how(folder: Path, tmp
     assert other == f"the same names, but other sizes ({then.nbytes:,} bytes then, {now.nbytes:,} now)"
     assert then.same_order(now)
     (folder / "b" / "1.png").rename(folder / "b" / "one.png")
-    assert then.difference(mark(f"folder:{folder}")) == "5 images as before, but under other names"
+    assert then.difference(mark(f"folder:{folder}")) == "5 images as before, but with other names"
     (folder / "b" / "one.png").unlink()
     assert then.difference(now := mark(f"folder:{folder}")) == "5 images then, 4 now"
     assert not then.same_order(now)

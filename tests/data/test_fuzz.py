@@ -1,4 +1,4 @@
-"""Whatever is in a file, it is an image or a named broken image.
+"""A file with any contents is an image or a named broken image.
 
 RANKGAP_FUZZ sets the number of examples of each test; thousands take minutes.
 """
@@ -119,12 +119,12 @@ def damaged(draw: st.DrawFn, contents: list[bytes]) -> bytes:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images that claim to be large are refused, which takes no time."""
+    """Images that claim to be large are rejected at once."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200_000)
 
 
 def or_said(look: Callable[[], T], kind: type[Exception]) -> tuple[T | None, str]:
-    """What is found, or what an error of this kind says, which is one line; any other error passes."""
+    """The result, or the one-line message of an error of this kind; any other error propagates."""
     try:
         return look(), ""
     except kind as error:

@@ -178,7 +178,7 @@ def test_stacks_and_their_labels_become_both_splits() -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "says"),
     [
-        (noise(8, 20, 20), [1, 2], "one label for each of 8 train images, got 2"),
+        (noise(8, 20, 20), [1, 2], "8 labels, one for each train image, got 2"),
         (noise(20, 20), None, r"expected a stack of images \(N, H, W, C\), got \(20, 20\)"),
         (7, None, "or a sequence of images, got int"),
         (b"photos", None, "got bytes"),

@@ -310,11 +310,11 @@ def test_the_measured_filter_is_the_gain() -> None:
         ("powr:0.5", "did you mean 'power:p'"),
         ("", "unknown gain '': expected one of auto, log, log1p, log1p2, power:p"),
         ("log:2", "unknown gain 'log:2'"),
-        ("power", "'power': expected power:p with a finite number"),
+        ("power", "'power': expected power:p with a finite p"),
         ("power:", "expected power:p"),
         ("power:abc", "'power:abc': expected"),
-        ("power:nan", "expected power:p with a finite number"),
-        ("power:inf", "expected power:p with a finite number"),
+        ("power:nan", "expected power:p with a finite p"),
+        ("power:inf", "expected power:p with a finite p"),
     ],
 )
 def test_an_unknown_gain_is_refused(spec: str, says: str) -> None:

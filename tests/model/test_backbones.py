@@ -43,7 +43,7 @@ def test_a_backbone_that_does_not_exist_or_does_not_fit_is_named() -> None:
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
         check_backbone("resnet81")
     with pytest.raises(
-        UserError, match=r"dino stands for pretrained weights.* vit_small_patch16_224 trains the same"
+        UserError, match=r"cannot start from pretrained weights \(dino\).* vit_small_patch16_224 trains the same"
     ):
         check_backbone("vit_small_patch16_224.dino")
     with pytest.raises(UserError, match=r"unknown backbone 'vit_smal_patch16_224.dino': did you mean"):
@@ -57,7 +57,7 @@ def test_a_module_becomes_an_encoder_with_its_weights_and_measured_width() -> No
     encoder = build_encoder(module, size=8)
     assert (encoder.network, encoder.features) == (module, 5)
     assert build_encoder(encoder) is encoder
-    with pytest.raises(UserError, match=r"Conv2d returns \(1, 4, 6, 6\) for an image"):
+    with pytest.raises(UserError, match=r"Conv2d: expected one vector for each image, got shape \(1, 4, 6, 6\)"):
         build_encoder(nn.Conv2d(3, 4, 3), size=8)
     with pytest.raises(UserError, match="Sequential does not take 1-channel images of 8 px"):
         build_encoder(module, channels=1, size=8)

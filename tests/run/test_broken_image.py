@@ -48,7 +48,7 @@ def test_training_that_meets_a_broken_image_names_it_and_goes_on_once_it_is_mend
     monkeypatch.setattr("rankgap.data.loading._STATISTICS", 3)
     run = tmp_path / "run"
     with pytest.raises(
-        BrokenImageError, match=r"07\.jpg cannot be read: .*; mend it .*, then .* --resume$"
+        BrokenImageError, match=r"07\.jpg cannot be read: .*; repair it .*, then .* --resume$"
     ) as caught:
         train(config(folder, run, workers=workers))
     assert len(str(caught.value)) < 600

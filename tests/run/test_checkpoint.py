@@ -74,29 +74,29 @@ KEPT = ("optimizer", "state", 0, "momentum_buffer")
     ("place", "value", "says"),
     [
         (("step",), -1, "step must be from 0"),
-        (("step",), "2", "step should be a int"),
+        (("step",), "2", "step should be of type int"),
         (("step",), 10**9, "beyond the run's 4 steps"),
-        (("step",), True, "step should be a int"),
+        (("step",), True, "step should be of type int"),
         (("seconds",), float("nan"), "seconds must be from"),
         (("seconds",), 0.0, "seconds must be from"),
-        (("best",), None, "best should be a float"),
-        (("model",), [], "model should be a dict"),
+        (("best",), None, "best should be of type float"),
+        (("model",), [], "model should be of type dict"),
         (("model", WEIGHT), torch.zeros(3), "expected float32"),
         (("model", WEIGHT), "weights", "not a plain tensor"),
         (("model", WEIGHT), torch.zeros(1).expand(10**7, 10**6), "expected float32"),
         (("model", WEIGHT), torch.full((256, 128), float("nan")), "not finite"),
         (("model", WEIGHT), torch.zeros(256, 128, dtype=torch.float64), "float64 (256, 128), expected float32"),
         (("model", WEIGHT), torch.zeros(256, 128).to_sparse(), "not a plain tensor"),
-        (("model", "more"), torch.zeros(1), "none in the model"),
+        (("model", "more"), torch.zeros(1), "more: not in the model"),
         (("optimizer",), {}, "should hold a state for each parameter"),
-        (("optimizer", "state"), {}, "no state of the optimizer"),
-        (("optimizer", "state", 999), {"momentum_buffer": torch.zeros(1)}, "another optimizer"),
-        (("optimizer", "state", 0), {"exp_avg": torch.zeros(1)}, "another optimizer"),
+        (("optimizer", "state"), {}, "no optimizer state"),
+        (("optimizer", "state", 999), {"momentum_buffer": torch.zeros(1)}, "different optimizer"),
+        (("optimizer", "state", 0), {"exp_avg": torch.zeros(1)}, "different optimizer"),
         (KEPT, torch.zeros(7), "momentum_buffer of the optimizer's parameter 0"),
         (KEPT, None, "not a plain tensor"),
-        (("random", "cpu"), torch.zeros(8, dtype=torch.uint8), "random is not the state"),
-        (("random", "cuda"), [torch.zeros(2)], "random is not the state"),
-        (("random",), {}, "random is not the state"),
+        (("random", "cpu"), torch.zeros(8, dtype=torch.uint8), "random does not hold the states"),
+        (("random", "cuda"), [torch.zeros(2)], "random does not hold the states"),
+        (("random",), {}, "random does not hold the states"),
     ],
 )
 def test_a_spoilt_checkpoint_is_named_before_a_file_has_changed(
@@ -130,7 +130,7 @@ def test_a_bit_that_flipped_in_the_weights_is_found(run: Path) -> None:
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(UserError, match="in it is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         rankgap.load_encoder(run)
 
 
@@ -185,12 +185,12 @@ def overwritten(content: bytes, rng: random.Random) -> bytes:
 
 @pytest.mark.parametrize("tail", ["", "9,0.9,0.5", "2,0.5,0.4,0.1,,", "9,9\n"])
 def test_a_resumed_run_drops_what_was_read_after_its_checkpoint_first(tail: str, run: Path, whole: Path) -> None:
-    """As a kill leaves it: readings beyond the checkpoint, and a row or a line that is half written."""
+    """After a kill: readings beyond the checkpoint, and a half-written row or line."""
     for name, torn in (("metrics.csv", tail), ("spectra.jsonl", '{"spectrum_onl' if tail else "")):
         with (run / name).open("a") as file:
             file.write(torn)
     if tail == "9,9\n":
-        with pytest.raises(UserError, match="has a row of another length in line"):
+        with pytest.raises(UserError, match="has the wrong number of values in line"):
             train(resumed(run, {}))
         return
     train(resumed(run, {}))
@@ -208,7 +208,7 @@ def test_a_run_with_a_spoilt_file_is_not_resumed_and_stays_as_it_was(name: str, 
 
 
 def test_an_optimizer_that_begins_afresh_in_a_part_of_a_group_still_trains(run: Path) -> None:
-    """Fused SGD takes no group of which some parameters have begun and others not."""
+    """Fused SGD rejects a group in which only some parameters have a buffer."""
     file = run / "checkpoints" / "last.ckpt"
     state = copy.deepcopy(torch.load(file, weights_only=True))
     del state["optimizer"]["state"][0]

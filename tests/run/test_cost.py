@@ -1,4 +1,4 @@
-"""What another size or backbone would make of a run's time."""
+"""The estimated time of a run with another size or backbone."""
 
 from __future__ import annotations
 

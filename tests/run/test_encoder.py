@@ -109,8 +109,8 @@ def test_many_images_pass_in_batches(encoder: TrainedEncoder) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ([], "one image or more, got none"),
-        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "one image or more, got none"),
+        ([], "at least one image, got none"),
+        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), "at least one image, got none"),
         (torch.zeros(2, 3, 8, 8), "expected images of uint8"),
         ([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8, 3))], "image 1: expected images of uint8"),
         (["nowhere.png"], "nowhere.png cannot be read: No such file"),

@@ -1,4 +1,4 @@
-"""What the system refuses is one line with the place and a remedy, said early where it can be known."""
+"""A file that cannot be written is reported in one line with a remedy, and early if possible."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRAIN += ["--backbone", "resnet_tiny", "--protocol", "none", "--loggers", "none"
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """No file may be larger than 200 kB: the system's refusal is that of a full disk in all but its number."""
+    """No file may be larger than 200 kB: the error is that of a full disk, except for its number."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
@@ -58,7 +58,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (errno.EDQUOT, "free some space there"),
         (errno.EACCES, "change its permissions"),
         (errno.EROFS, "choose another place"),
-        (errno.ENOTDIR, "a file is where a folder is expected"),
+        (errno.ENOTDIR, "expected a folder, found a file"),
         (errno.EISDIR, "name a file in it"),
         (errno.ENAMETOOLONG, "choose a shorter name"),
         (errno.EIO, os.strerror(errno.EIO)),
@@ -123,7 +123,7 @@ def test_no_room_for_a_checkpoint_ends_training_in_one_line(
 
 
 class FullDisk(Callback):
-    """A logger of another library, whose refusal names no file."""
+    """A logger of another library, whose error names no file."""
 
     def on_train_batch_end(self, *_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -214,7 +214,7 @@ def piped(*arguments: str, into: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(("arguments", "code"), [(("methods",), EXIT_PIPE), (("train", "--help"), 0)])
 def test_output_that_nobody_reads_any_more_ends_quietly(arguments: tuple[str, ...], code: int) -> None:
-    """The reader closes at once, so that whatever is written meets a closed pipe."""
+    """The reader closes at once, so that every write meets a closed pipe."""
     done = piped(*arguments, into="| (exec <&-; sleep 0)")
     assert done.stderr == ""
     assert done.returncode == code

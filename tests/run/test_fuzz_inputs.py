@@ -1,4 +1,4 @@
-"""Whatever a user writes as YAML, a setting, a gain, a data set or a spectrum: it works, or is an error of ours.
+"""Any text for YAML, a setting, a gain, data or a spectrum works, or raises an error of `rankgap.errors`.
 
 `RANKGAP_FUZZ=1000` tries a thousand inputs of each kind in place of a few dozen.
 """
@@ -215,7 +215,7 @@ MERGES = "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)
         ("a: &a [*a]", "contains itself"),
         pytest.param("- " * 10_000 + "1", "is not YAML", id="deep list"),
         pytest.param("".join(" " * i + "a:\n" for i in range(1_000)), "is not YAML", id="deep mapping"),
-        pytest.param("a" * 2**21, "more than 1,048,576 characters", id="long"),
+        pytest.param("a" * 2**21, "at most 1,048,576 characters", id="long"),
         ("!!timestamp 2001-99-99", "is not YAML"),
         ("!!float 1:1:1", "is not YAML"),
         ("!!bool maybe", "is not YAML"),

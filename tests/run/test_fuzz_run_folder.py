@@ -1,4 +1,4 @@
-"""Whatever a run folder's files hold, what reads them ends in an error of ours, and changes nothing.
+"""Reading a run folder with damaged files works or raises an error of `rankgap.errors`, and changes nothing.
 
 `RANKGAP_FUZZ=1000` tries a thousand inputs of each kind in place of a dozen.
 """
@@ -136,7 +136,7 @@ def spoil_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def survives(*calls: Callable[[], object]) -> None:
-    """Each call works, or ends in an error of ours that is one line."""
+    """Each call works or raises an error of `rankgap.errors`, of one line."""
     for call in calls:
         with contextlib.suppress(UserError, NonFiniteError):
             call()

@@ -1,4 +1,4 @@
-"""The sign of life of a run, and what is concluded from it."""
+"""The heartbeat of a run, and the conclusions from it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_run_whose_process_is_gone_is_dead_after_two_missed_beats() -> None:
 def test_a_run_is_dead_wherever_it_runs_once_it_gives_no_sign_of_life() -> None:
     for beat in (HERE, dataclasses.replace(HERE, host="elsewhere", pid=gone())):
         assert beat.death(NOW + PATIENCE - 2) is None
-        assert "gives no sign of life" in (beat.death(NOW + PATIENCE) or "")
+        assert "no heartbeat from its process" in (beat.death(NOW + PATIENCE) or "")
 
 
 @pytest.mark.parametrize("state", ["finished", "interrupted", "failed"])

@@ -44,7 +44,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(made: Path, tmp_path: Path) -> Path:
-    """A copy, whose run names data that are not where it says."""
+    """A copy, whose run names data that are not there."""
     shutil.copytree(made, tmp_path / "home")
     config = tmp_path / "home" / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(made), str(tmp_path / "gone")))
@@ -64,11 +64,11 @@ def test_data_that_have_moved_are_one_line_with_the_remedy(
     assert main([*command, str(home / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "there is no folder" in line
-    assert line.endswith("say where they are with --data NEW")
+    assert line.endswith("pass their new location with --data NEW")
     assert before == {path: path.read_bytes() for path in before}
     assert main([*command, str(home / "run"), "--data", f"folder:{home / 'd'}"]) == 0
     said = capsys.readouterr().out
-    assert "than the run was started with" not in said
+    assert "that the run was started with" not in said
 
 
 def test_nothing_else_needs_the_data(home: Path) -> None:
@@ -103,8 +103,8 @@ def test_evaluate_and_score_say_how_the_data_differ(home: Path, capsys: pytest.C
     (home / "d" / "test" / "a" / "16.png").rename(home / "d" / "test" / "a" / "other.png")
     assert main(["evaluate", str(run), "--data", place]) == 0
     notes = json.loads((run / "results.json").read_text())["notes"]
-    assert any("other training images" in note and "16 images then, 15 now" in note for note in notes)
-    assert any("other test images" in note and "under other names" in note for note in notes)
+    assert any("does not hold the training images" in note and "16 images then, 15 now" in note for note in notes)
+    assert any("does not hold the test images" in note and "with other names" in note for note in notes)
     assert "16 images then, 15 now" in " ".join(capsys.readouterr().out.split())
     assert main(["score", str(run), "--images", "8", "--data", place]) == 0
     assert "16 images then, 15 now" in " ".join(capsys.readouterr().out.split())
@@ -152,7 +152,7 @@ def test_further_evaluation_sets_have_a_remedy_of_their_own(
     assert main([*resume, "--eval", f"more=folder:{home / 'more'}"]) == 0
     shutil.move(home / "more", home / "moved")
     assert main(["evaluate", str(run)]) == 2
-    assert capsys.readouterr().err.strip().endswith("say where they are with --eval more=NEW")
+    assert capsys.readouterr().err.strip().endswith("pass their new location with --eval more=NEW")
     assert main(["evaluate", str(run), "--eval", f"more=folder:{home / 'moved'}"]) == 0
 
 

@@ -1,4 +1,4 @@
-"""A run that is resumed with another length or other threads, and what it needs to be imported."""
+"""A run resumed with another length or other threads, and the modules that it must import."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def test_a_larger_number_of_epochs_extends_a_run(tmp_path: Path, capsys: pytest.
     assert "byol" in capsys_out
     assert main([*resume, "--epochs", "4"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "4 epochs in place of 2: learning rate and momentum go on along the schedules of 4 epochs" in said
+    assert "4 epochs instead of 2: learning rate and momentum continue on the schedules for 4 epochs" in said
     after, saved = folder.metrics(), folder.saved()
     assert after["step"] == [0, 2, 4, 6, 7, 8, 10, 12, 14, 15]
     assert {name: values[:5] for name, values in after.items()} == before
     assert (saved.run.epochs, saved.work.steps, saved.run.method) == (4, 16, "byol")
-    assert saved.notes[-1].startswith("4 epochs in place of 2")
+    assert saved.notes[-1].startswith("4 epochs instead of 2")
     rates = [saved.recipe.optimizer.rate(saved.work.clock(step), 64) for step in (8, 15)]
     assert [after["lr"][5], after["lr"][-1]] == pytest.approx(rates)
     assert after["lr"][5] > before["lr"][-1]
     assert folder.load_checkpoint().step == 16
     # The table of the resumed run bears the run's own title, not that of the default method.
     assert "simsiam" not in said
-    assert "4 epochs already" in fails(capsys, *resume, "--epochs", "3")
+    assert "already trained for 4 epochs" in fails(capsys, *resume, "--epochs", "3")
     assert folder.saved() == saved
 
 
@@ -106,11 +106,11 @@ def test_an_imported_gain_reaches_every_command(
     imports._import.cache_clear()  # as in a new process
     imports._IMPORTED.clear()
     run, file, resume = str(tmp_path / "run"), str(tmp_path / "my_gain.py"), ["train", "--out", "run", "--resume"]
-    hint = f"the run was trained with --import {file}: give it again"
-    # The folder may be a stranger's, so reading it runs no code that it names.
+    hint = f"the run was trained with --import {file}: pass it again"
+    # The folder may come from someone else, so reading it runs no code that it names.
     assert hint in fails(capsys, "evaluate", run)
     assert hint in fails(capsys, *resume)
-    with pytest.raises(UserError, match="give it again"):
+    with pytest.raises(UserError, match="pass it again"):
         rankgap.load_encoder(run)
     assert "bent" not in GAINS
     assert main(["evaluate", run, "--protocol", "none", "--import", file]) == 0
@@ -125,7 +125,7 @@ def test_an_imported_gain_reaches_every_command(
         ("gone.py", "failed: there is no such file"),
         ("no_such_module", "failed: No module named 'no_such_module'"),
         ("torn.py", "failed: "),
-        ("here_only", "for the file here, give --import here_only.py"),
+        ("here_only", "for the file in this folder, pass --import here_only.py"),
         ("", "failed: "),
     ],
 )

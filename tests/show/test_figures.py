@@ -54,7 +54,7 @@ def test_the_suffix_chooses_the_format(name: str, begins: bytes, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("a.jpg", "ends in .jpg: the name of the file must end in .png, .pdf or .svg"),
+        ("a.jpg", "ends in .jpg: the file name must end in .png, .pdf or .svg"),
         ("picture", "has no suffix"),
         (".png", "has no suffix"),
         ("", "is a directory: name a file in it"),

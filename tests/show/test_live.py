@@ -1,4 +1,4 @@
-"""The live view says what a run does, how it ended, and that it is dead."""
+"""The live view shows what a run is doing, how it ended, or that it is dead."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("state", "change", "says"),
     [
         ("training", {}, "no alarm"),
-        ("training", {"moved": -500.0}, "its process lives, but has ended no step for 8 min 20 s"),
-        ("training", {"time": -PATIENCE - 30}, "gives no sign of life, last seen 1 min 30 s ago; resume with"),
+        ("training", {"moved": -500.0}, "its process is alive, but finished no step for 8 min 20 s"),
+        ("training", {"time": -PATIENCE - 30}, ", last seen 1 min 30 s ago; resume with"),
         ("training", {"time": -20.0, "pid": 10**9}, "dead: its process 1000000000 is gone, last seen 20 s ago"),
-        ("evaluating", {}, "its features are being evaluated"),
+        ("evaluating", {}, "now evaluating its features"),
         ("interrupted", {"time": -1e6}, "interrupted at step 3; resume with: rankgap train --out"),
-        ("failed", {"time": -1e6}, "ended by an error at step 3; resume with: rankgap train --out"),
+        ("failed", {"time": -1e6}, "stopped by an error at step 3; resume with: rankgap train --out"),
         ("finished", {"time": -1e6}, "finished"),
     ],
 )

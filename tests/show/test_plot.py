@@ -32,7 +32,7 @@ def test_a_monitor_and_its_history_are_drawn(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no reading to draw yet"):
+    with pytest.raises(UserError, match="no readings to plot yet"):
         rg.plot(rg.RankMonitor())
     with pytest.raises(UserError, match="not a run folder"):
         rg.plot(tmp_path)

@@ -1,4 +1,4 @@
-"""Progress: what fits the terminal, what a pipe gets, and what is said after the first steps."""
+"""Progress: lines that fit the terminal, lines in a pipe, and the estimate after the first steps."""
 
 from __future__ import annotations
 
@@ -103,15 +103,15 @@ def training(epochs: int) -> SelfSupervised:
 @pytest.mark.parametrize(
     ("step_takes", "computes", "threads", "says"),
     [
-        (20.0, 19.0, 2, ["100 epochs take about 33 min"]),
-        (20.0, 8.0, 1, ["100 epochs take about 33 min"]),
+        (20.0, 19.0, 2, ["100 epochs will take about 33 min"]),
+        (20.0, 8.0, 1, ["100 epochs will take about 33 min"]),
         (
             20.0,
             8.0,
             2,
             ["take about 33 min", "the 2 threads wait", "40% of its time", "--threads 1 is"],
         ),
-        (200.0, 199.0, 1, ["epochs take about 5 h 33 min", "with --size 64 about 27 min"]),
+        (200.0, 199.0, 1, ["epochs will take about 5 h 33 min", "about 27 min with --size 64"]),
     ],
 )
 def test_the_first_steps_say_once_how_long_the_run_takes_and_what_would_shorten_it(

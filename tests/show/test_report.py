@@ -422,13 +422,13 @@ def test_the_verdict_comes_first_in_words_and_colour(
         "✕ collapsed: the outputs use 1.9 of 256 dimensions",
         "▼ shrinking: the outputs use 1.9 of 256 dimensions, the features 1.9 of 256",
         "✓ healthy: the outputs use 41 of 2048 dimensions",
-        "… no verdict: its results are from before there were verdicts",
+        "… no verdict: its results were written before verdicts existed",
         "… no verdict: the run has not finished",
     ]
     why = [line.locator("small").inner_text() for line in lines]
     assert why[0] == "The rank is <low>. Likely cause: x. First, do y."
     assert why[2] == ""
-    assert why[4].startswith("The newest diagnosis is healthy at step 7")
+    assert why[4].startswith("The latest diagnosis is healthy at step 7")
     assert lines[1].locator("i").inner_text() == "simsiam (shrinking)"
     colours = [line.locator("b").evaluate("(b) => getComputedStyle(b).color") for line in lines]
     assert len(set(colours[:4])) == 4
@@ -478,7 +478,7 @@ def test_a_folder_of_runs_stands_for_all_runs_below_it(
     assert main(["report", str(home), str(runs[1].path), "--out", str(out)]) == 0
     said = capsys.readouterr().out.replace("\n", "")
     assert said.count("skipped:") == 1
-    for name in ("notes holds no run", "foreign/config.yaml", "damaged/config.yaml"):
+    for name in ("notes contains no run", "foreign/config.yaml", "damaged/config.yaml"):
         assert said.replace(" ", "").count(name.replace(" ", "")) == 1
     assert ".cache" not in said
     assert "ranks.png" not in said

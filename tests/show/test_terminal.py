@@ -62,7 +62,7 @@ def test_the_scores_that_compare_checkpoints_fit_a_screen(
     assert all(f"{name}:" in out for name in ("RankMe", "alpha-ReQ", "LiDAR"))
     assert "uniformity:" not in out
     assert ("prefers" in out) == (checkpoints > 1)
-    assert ("One checkpoint cannot be compared" in out) == (checkpoints == 1)
+    assert ("A single checkpoint cannot be compared" in out) == (checkpoints == 1)
     assert f"epoch-{checkpoints:04d}" in out
 
 

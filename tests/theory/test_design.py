@@ -319,9 +319,9 @@ def test_design_prints_the_pair_and_draws_it(tmp_path: Path, capsys: pytest.Capt
         (["--online", "log", "--spectrum", "0.9,0.5"], "'log' is 0 at every s from 0.5 to 0.9"),
         (["--target", "power:-300", "--spectrum", "1,0.1"], "overflows float32 at s = 0.1"),
         (["--online", "power:0.5", "--spectrum", "missing"], "expected a run folder"),
-        (["--online", "directpred"], "directpred is set or trained during a run"),
-        (["--target", "learned"], "learned is set or trained during a run"),
-        (["--online", "directset"], "a design takes a gain, such as power:0.5"),
+        (["--online", "directpred"], "got directpred, which a run sets or learns"),
+        (["--target", "learned"], "got learned, which a run sets or learns"),
+        (["--online", "directset"], "expected a gain such as power:0.5"),
         (["--online", "directed"], "unknown gain 'directed'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Encoded images, wherever they are kept: in files, in rows of a table, or decoded in an array."""
+"""Containers of images: files, rows of a table, or an array of decoded images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rankgap.data.waiting import Waiting
 
 
 class Encoded(Protocol):
-    """N encoded images, wherever they are kept, read one at a time; implementations can be pickled."""
+    """N encoded images, read one at a time. Implementations can be pickled."""
 
     def __len__(self) -> int:
         """N, the number of images."""
@@ -34,7 +34,7 @@ class Encoded(Protocol):
         """An image's full name, for messages."""
 
     def entries(self) -> Iterator[tuple[bytes, int]]:
-        """Each image's name within the set and its size in bytes: what a `Fingerprint` is taken of."""
+        """Each image's name within the set and its size in bytes, from which a `Fingerprint` is computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Files:
 
     Args:
         root: the folder.
-        paths: relative paths, as bytes, in one Arrow array, because Python strings would cost several times the
-            memory, and worker processes would copy them page by page.
+        paths: relative paths, as bytes, in one Arrow array: Python strings would take several times the memory,
+            and worker processes would copy them page by page.
     """
 
     root: str
@@ -68,7 +68,7 @@ class Files:
     def entries(self) -> Iterator[tuple[bytes, int]]:
         """The files' paths below the folder, and their sizes."""
         root = os.fsencode(self.root)
-        with Waiting("looking at the sizes of images", len(self)) as waiting:
+        with Waiting("reading file sizes", len(self)) as waiting:
             for path in self.paths:
                 yield path.as_py(), _file_size(os.path.join(root, path.as_py()))
                 waiting.add(1)
@@ -85,7 +85,7 @@ class Rows:
         label: the table's name, for messages.
         table: a `pyarrow.Table`, or a memory-mapped table of `datasets`.
         column: the name of the images' column.
-        folders: where the files that rows name may lie.
+        folders: the folders in which to look for files that rows name.
     """
 
     label: str
@@ -109,11 +109,11 @@ class Rows:
         if content is None and isinstance(path, str) and path:
             return open(self._file(path), "rb")
         if content is not None and not isinstance(content, bytes):
-            raise ImageError(f"expected bytes or the path of a file, got {type(content).__name__}")
+            raise ImageError(f"expected bytes or a file path, got {type(content).__name__}")
         return io.BytesIO(content or b"")
 
     def _file(self, path: str) -> str:
-        """Where a file that a row names lies."""
+        """The path of a file that a row names."""
         places = [os.path.join(folder, path) for folder in self.folders]
         return next(filter(os.path.exists, places), path)
 
@@ -127,7 +127,7 @@ class Rows:
         return f"{self.label}, {self.short(index)}"
 
     def entries(self) -> Iterator[tuple[bytes, int]]:
-        """The paths that rows name, and the sizes of their bytes, or of the files."""
+        """The paths that rows name, and the sizes of their bytes or files."""
         for chunk in self.table.column(self.column).chunks:
             contents, paths = chunk, chunk
             if pa.types.is_struct(chunk.type):
@@ -140,7 +140,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Arrays:
-    """Images that are decoded already.
+    """Images that are already decoded.
 
     Args:
         label: the array's name, for messages.
@@ -176,12 +176,12 @@ class Arrays:
 def _file_size(path: str | bytes) -> int:
     try:
         return os.stat(path).st_size
-    except (OSError, ValueError):  # it is broken, which is said when it is read
+    except (OSError, ValueError):  # a broken image, which is reported when it is read
         return 0
 
 
 def _field(rows: pa.StructArray, name: str) -> pa.Array:
-    """A field of all rows; nulls if there is none of that name."""
+    """A field of all rows; nulls if there is no such field."""
     found = rows.type.get_field_index(name)
     return pa.nulls(len(rows)) if found < 0 else pc.struct_field(rows, found)
 

@@ -1,4 +1,4 @@
-"""Why Pillow cannot read a file: its metadata are broken, or it is no image at all."""
+"""Why Pillow cannot read a file: its metadata are broken, or it is not an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIFF_KEPT = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 3
 _TIFF_KEPT |= {338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532}
 _PNG_KEPT = (b"tRNS", b"eXIf")  # beside the chunks in capitals, which decide the pixels
 _TIFF_BANDS = "a TIFF with bands or bits that are not read; save it as 8-bit RGB, or all bands as .npy (H, W, C)"
-# How a file begins, and what it then is.
+# The beginning of a file, and its format.
 _BEGINNINGS = (
     (b"version https://git-lfs", "a Git LFS pointer in place of the image; fetch it with git lfs pull"),
     (b"<!doctype html", "a web page in place of an image"),
@@ -34,7 +34,7 @@ _HEIF = (b"hei", b"hev", b"mif1", b"msf1")
 
 
 def identity(start: bytes) -> str:
-    """What a file is, if no decoder knows it.
+    """The kind of a file that no decoder can read.
 
     Args:
         start: its first 64 bytes or more.
@@ -50,7 +50,7 @@ def identity(start: bytes) -> str:
 
 
 def without_metadata(content: bytes) -> bytes | None:
-    """A PNG, JPEG or TIFF without texts, profiles and previews, so that its pixels can be read without them.
+    """A PNG, JPEG or TIFF without texts, profiles and previews, so that its pixels can still be read.
 
     The orientation is kept if it can be read. None for another format, or if the file's parts cannot be found.
     """
@@ -93,7 +93,7 @@ def _jpeg_without(content: bytes) -> bytes | None:
 
 
 def _tiff_without(content: bytes, order: str) -> bytes:
-    """The file with its first page alone, whose table keeps only the tags that the pixels need."""
+    """The file with its first page only, whose table keeps only the tags that the pixels need."""
     (at,) = struct.unpack_from(order + "I", content, 4)
     (count,) = struct.unpack_from(order + "H", content, at)
     entries = [content[place : place + 12] for place in range(at + 2, at + 2 + 12 * count, 12)]

@@ -62,7 +62,7 @@ class Header(NamedTuple):
 
 
 def _attempt(work: Callable[[], _T]) -> _T:
-    """Run decoders. Whatever they raise on a damaged file means a broken image.
+    """Run decoders. Any exception that they raise means a broken image.
 
     This is the only place that catches every exception. On hostile bytes, Pillow, libtiff, zlib and NumPy's parser
     raise nearly anything, MemoryError and RecursionError included; no list of types has been complete.
@@ -89,7 +89,7 @@ def _reason(error: Exception) -> str:
 
 
 def _of_metadata(look: Callable[[], _T], otherwise: _T) -> _T:
-    """What the metadata say, or another value if they are damaged: they never stop the pixels."""
+    """Read metadata, with a default if they are damaged, so that they never keep the pixels from being read."""
     try:
         return _attempt(look)
     except ImageError:
@@ -120,7 +120,7 @@ def _extra_bands(image: Image.Image) -> tuple[bool, bool]:
 
 
 def _header(image: Image.Image) -> Header:
-    """The header of an open image, before its orientation and its frames are looked at."""
+    """The header of an open image, before its orientation and frames are considered."""
     width, height = image.size
     more_bands, not_alpha = _extra_bands(image)
     found = {BANDS: more_bands, ALPHA: image.has_transparency_data and not not_alpha}
@@ -129,7 +129,7 @@ def _header(image: Image.Image) -> Header:
 
 
 def _completed(header: Header, image: Image.Image, orientation: int) -> Header:
-    """The header with the sides after turning, and with the remark on frames.
+    """The header with the sides after rotation, and with the remark on frames.
 
     Frames are looked for last, because that may move Pillow's place in the file. Those of an MPO are previews and
     gain maps.
@@ -141,7 +141,7 @@ def _completed(header: Header, image: Image.Image, orientation: int) -> Header:
 
 
 def _look(image: Image.Image) -> Header:
-    """The header of an image that is not decoded. The orientation of a PNG may lie behind its pixels."""
+    """The header of an image, without decoding it. A PNG may store its orientation after the pixels."""
     behind = image.format == "PNG" and "exif" not in image.info
     return _completed(_header(image), image, 1 if behind else _orientation(image))
 
@@ -299,7 +299,7 @@ def _unconvertible(found: int, channels: int | None) -> ImageError:
 
 
 def encode(image: Image.Image) -> BinaryIO:
-    """An image of Pillow's as a file would hold it, so that `decode` decides everything about it.
+    """A PIL image encoded as a file, so that it is read by the same rules, in `decode`.
 
     Raises:
         ImageError: its pixels cannot be read.

@@ -28,8 +28,8 @@ _PART = 32  # images that a thread takes at once
 def in_parts(function: Callable[[range], _T], count: int, *, threads: bool = True) -> Iterator[_T]:
     """The function's results on consecutive parts of range(count), in order, computed by one thread per core.
 
-    Threads pay because Pillow decodes without Python's lock. Worker processes of a `DataLoader` use none, because
-    their siblings use the other cores.
+    Threads help because Pillow releases the GIL while it decodes. Worker processes of a `DataLoader` use no
+    threads, because the other workers use the other cores.
 
     Args:
         function: what to compute on a part.
@@ -73,7 +73,7 @@ def read_image(source: Encoded, index: int, look: Callable[[BinaryIO], _T]) -> _
     try:
         with source.open(index) as file:
             return look(file)
-    except (OSError, ValueError) as error:  # ValueError: a path that no system takes
+    except (OSError, ValueError) as error:  # ValueError: a path that is invalid on every system
         raise ImageError(getattr(error, "strerror", None) or said(error)) from error
 
 

@@ -1,4 +1,4 @@
-"""A small mark by which a run knows its images again."""
+"""A small record with which a run recognises its images."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fingerprint:
-    """The number, names and sizes of a split's images. Their pixels are not looked at, nor where they lie.
+    """The number, names and sizes of a split's images, regardless of their pixels and location.
 
     Attributes:
         images: the number of images.
-        nbytes: their size in all, encoded.
+        nbytes: their total encoded size.
         names: digest of their names, in order.
         sizes: digest of their sizes, in order.
     """
@@ -25,7 +25,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, entries: Iterable[tuple[bytes, int]]) -> Fingerprint:
-        """The fingerprint of images by name and size in bytes.
+        """The fingerprint of images, given as (name, size in bytes).
 
         Example:
             >>> then = Fingerprint.of([(b"a.png", 10), (b"b.png", 20)])
@@ -41,15 +41,15 @@ class Fingerprint:
         return cls(images=count, nbytes=total, names=names.hexdigest(), sizes=sizes.hexdigest())
 
     def same_order(self, now: Fingerprint) -> bool:
-        """Whether other images have the same names, so that their shuffles are the same."""
+        """Whether other images have the same names in the same order, and so are shuffled alike."""
         return (self.images, self.names) == (now.images, now.names)
 
     def difference(self, now: Fingerprint) -> str | None:
-        """How other images differ from these; None if nothing tells them apart."""
+        """How other images differ from these; None if their fingerprints are equal."""
         if self.images != now.images:
             return f"{self.images:,} images then, {now.images:,} now"
         if self.names != now.names:
-            return f"{self.images:,} images as before, but under other names"
+            return f"{self.images:,} images as before, but with other names"
         if self.sizes != now.sizes:
             return f"the same names, but other sizes ({self.nbytes:,} bytes then, {now.nbytes:,} now)"
         return None

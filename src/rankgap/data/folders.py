@@ -112,7 +112,7 @@ def _left_out(found: Scan) -> list[str]:
 
 
 def _role(name: str) -> str | None:
-    """Train or test, if a word in a folder's name says so."""
+    """The split that a word in a folder's name indicates: train, test or None."""
     words = re.split(r"[^a-z]+", name.lower())
     for role, known in (("train", TRAIN_FOLDERS), ("test", TEST_FOLDERS)):
         if any(word in known for word in words):
@@ -175,7 +175,7 @@ def _class_of(path: str) -> str:
 
 
 def _classes(paths: Sequence[str], *, least: int = 2, depth: int | None = None) -> tuple[list[str] | None, str]:
-    """The first folders of all paths if they can be classes, else None; and why not, if they nearly can.
+    """The first folders of all paths if they can be classes, otherwise None; and the reason, in doubtful cases.
 
     Args:
         paths: relative to where the classes would be.

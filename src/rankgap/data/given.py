@@ -1,4 +1,4 @@
-"""Images given from Python: arrays, tensors, PIL images and paths, read by the rules for files.
+"""Images passed from Python: arrays, tensors, PIL images and paths, read by the same rules as files.
 
 Shapes: N images, C channels, (H, W) size of an image, S stored side.
 """
@@ -28,7 +28,7 @@ from rankgap.data.sources import GIVEN
 from rankgap.data.splits import Source, Split
 from rankgap.errors import UserError
 
-_FEW = 4  # channels that no one takes for a side
+_FEW = 4  # channels; an axis this short is never a side of an image
 
 Stack = Tensor | npt.NDArray[Any]
 
@@ -36,12 +36,12 @@ Stack = Tensor | npt.NDArray[Any]
 def pixels(images: Stack, channels: int | None = None) -> Tensor:
     """Decoded images as uint8, channels first.
 
-    Channels are the axis that is at most 4 long, or as long as `channels`. Where that fits neither axis, they come
-    first in a tensor and last in an array; where it fits both, an array is refused.
+    The channel axis is the one whose length is `channels`, or at most 4. If this fits neither axis, channels come
+    first in a tensor and last in an array. If it fits both, they come first in a tensor, and an array is rejected.
 
     Args:
         images: uint8 or uint16, one image (H, W), (H, W, C) or (C, H, W), or N of them with four axes.
-        channels: the number of channels to convert to; None keeps them.
+        channels: the number of channels to convert to; None keeps the images' own.
 
     Returns:
         (C, H, W), or (N, C, H, W).
@@ -77,7 +77,7 @@ def _channels_first(shape: Sequence[int], channels: int | None, *, is_tensor: bo
     if (first <= _FEW) != (last <= _FEW):
         return first <= _FEW
     if not is_tensor and first <= _FEW:
-        raise UserError(f"which axis of {tuple(shape)} holds the channels? Pass a tensor of (C, H, W)")
+        raise UserError(f"cannot tell which axis of {tuple(shape)} holds the channels: pass a tensor (C, H, W)")
     if not is_tensor:
         try:
             check_axes(tuple(shape))
@@ -88,7 +88,7 @@ def _channels_first(shape: Sequence[int], channels: int | None, *, is_tensor: bo
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """A sequence of images, each as a file would hold it, so that the decoder for files decides everything.
+    """A sequence of images, each encoded as a file, so that the decoder for files applies to all of them.
 
     Args:
         images: PIL images, paths, arrays or tensors; or pairs whose first entry is one of these, as torchvision's
@@ -120,12 +120,12 @@ class Items:
         return f"image {index}"
 
     def name(self, index: int) -> str:
-        """The image's path if it is one, else its number."""
+        """The image's path if it has one, else its number."""
         image = self.images[index]
         return shown(os.fsdecode(image)) if isinstance(image, str | os.PathLike) else self.short(index)
 
     def entries(self) -> Iterator[tuple[bytes, int]]:
-        """Numbers alone: to know the sizes, every image would have to be encoded."""
+        """Only numbers: finding the sizes would mean encoding every image."""
         return ((b"%d" % index, 0) for index in range(len(self)))
 
 
@@ -137,11 +137,11 @@ def _as_npy(array: Pixels) -> BinaryIO:
 
 
 def decode_item(items: Items, index: int, *, size: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Decode one image as a run decodes its own.
+    """Decode one image the way a run does.
 
     Args:
         items: the images.
-        index: which one.
+        index: the index of the image.
         size: side of the view in pixels; it decides S (`stored_size`).
         channels: C, to which the image is converted.
 
@@ -173,7 +173,7 @@ def given_source(images: Any, labels: Any = None, test: Any = None, test_labels:
         test_labels: their labels, or None.
 
     Raises:
-        UserError: something else than images, or not one label for each.
+        UserError: these are not images, or the number of labels differs.
     """
     given = {"train": (images, labels)} | ({} if test is None else {"test": (test, test_labels)})
     sets = {name: _images(f"{GIVEN} {name}", each) for name, (each, _) in given.items()}
@@ -202,5 +202,5 @@ def _images(label: str, images: Any) -> Encoded:
 def _values(name: str, labels: Any, count: int) -> list[Hashable]:
     values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
     if len(values) != count:
-        raise UserError(f"expected one label for each of {count} {name} images, got {len(values)}")
+        raise UserError(f"expected {count} labels, one for each {name} image, got {len(values)}")
     return values

@@ -144,7 +144,7 @@ def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
 
 
 def _image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, Any]]) -> str:
-    """The column of images: of those that may hold any, preferably the one that the metadata name."""
+    """The column of images, preferably one that the metadata declare as such."""
 
     def is_struct(kind: pa.DataType) -> bool:
         return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
@@ -170,7 +170,7 @@ def _image_column(label: str, schema: pa.Schema, features: dict[str, dict[str, A
 
 
 def _splits(name: str, tables: dict[str, _Table], first: str, notes: list[str]) -> dict[str, Split]:
-    """The splits of a set; labels are numbered alike, unless each table names its own."""
+    """The splits of a set; their labels share one numbering, unless each table names its own."""
     images: dict[str, Rows] = {}
     values: dict[str, list[Hashable]] = {}
     classes: dict[str, list[str]] = {}

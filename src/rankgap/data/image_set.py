@@ -39,7 +39,7 @@ class ImageSet:
         classes: the names of the labels.
         skipped: images that were left out because they cannot be read.
         notes: how the set was read, one sentence each, for the user.
-        fingerprint: of all images of the split, before any were left out.
+        fingerprint: the fingerprint of all images of the split, before any were left out.
 
     Example:
         >>> from rankgap.data import load_data

@@ -38,7 +38,7 @@ class Inspection:
     Attributes:
         name: the spec.
         notes: how the set was read, one sentence each.
-        problems: what training would stop at, each with the remedy, beside broken images, which it can skip.
+        problems: what would stop training, each with the remedy, except broken images, which it can skip.
         train: the number of training images, broken ones included.
         test: the number of test images, broken ones included; None without a test set.
         broken: the images of both splits that cannot be read.

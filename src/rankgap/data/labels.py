@@ -1,4 +1,4 @@
-"""Labels of any kind, numbered by us, so that no array is ever as large as a label's value."""
+"""Labels of any kind, renumbered from 0, so that no array is ever as large as a label's value."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rankgap.data.names import shown
 
-_ROWS = 50  # with more rows, values that are all different name rows, not classes
+_ROWS = 50  # with more rows than this, values that are all different are row names, not classes
 _UNLABELLED = -1  # on the Hub
 
 
@@ -56,7 +56,7 @@ def named(values: list[Hashable], names: object) -> Tensor | None:
 
 
 def number(splits: Mapping[str, list[Hashable]], first: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Number the labels of several splits alike: those of the first split in order, then those that others add.
+    """Give the labels of several splits one numbering: the first split's in order, then those that others add.
 
     Returns:
         (N,) int64 labels of each split, and the classes' names.

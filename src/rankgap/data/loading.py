@@ -30,7 +30,7 @@ Index = npt.NDArray[np.int64]
 IN_MEMORY = 2 * 2**30  # bytes that a split may take decoded
 HEADERS = 1_000  # to read before the stored size is chosen
 _STATISTICS = 10_000  # images from which mean and standard deviation are taken
-_DARK = 64  # of 255: values up to here are dark, as those of 14 bits in 16 are
+_DARK = 64  # of 255: values up to here are dark, such as 14-bit values in 16 bits
 _SMALL = 96  # side in pixels up to which images are stored as they are, and decoded without threads
 _VIEW = 224  # side of a view in pixels, if none is given
 _PART = 256  # images to read at once for the statistics
@@ -52,7 +52,7 @@ def load_data(
     Images are stored squashed to a square of side S (`stored_size`), which is the same for both splits.
 
     Args:
-        spec: digits, cifar10, cifar100, folder:DIR or hf:NAME_OR_DIR; or a data set that is open already.
+        spec: digits, cifar10, cifar100, folder:DIR or hf:NAME_OR_DIR; or a data set that is already open.
         size: side of the views to be drawn, in pixels; it decides S.
         channels: the number of channels (1 or 3) to convert all images to; None requires that they agree.
         limit: train on the first `limit` images of a seeded shuffle; None for all images, in the set's order.
@@ -145,7 +145,7 @@ def spread(count: int, most: int) -> Index:
 def layout(
     images: Encoded, rows: Index, size: int | None, channels: int | None, *, skips: bool = False
 ) -> tuple[EncodedImages, list[str]]:
-    """How images are stored, decided from the headers of up to 1,000 of them; and what in these is worth a note.
+    """Decide how images are stored from the headers of up to 1,000 of them, and note anything unusual in these.
 
     Raises:
         UserError: a header cannot be read (unless broken images are skipped), or the channel counts are mixed.
@@ -173,7 +173,7 @@ def layout(
 
 
 def readable_headers(images: Encoded, rows: Index) -> tuple[list[int], list[Header]]:
-    """The headers of up to 1,000 images, evenly spread, and their rows; broken ones are passed over.
+    """The headers of up to 1,000 images, evenly spaced, and their rows; broken ones are skipped.
 
     If all of these are broken, it is the first image of the whole set that can be read.
     """
@@ -192,7 +192,7 @@ def readable_headers(images: Encoded, rows: Index) -> tuple[list[int], list[Head
 
 
 def remarks_on(counts: Mapping[str, int], seen: int) -> list[str]:
-    """What images have that is not read as it is, one sentence each.
+    """Properties of images that are not read as they are, one sentence each.
 
     Args:
         counts: a header's remark -> images with it.
@@ -270,7 +270,7 @@ def _image_set(name: str, split: Split, stored: _Stored, moments: Statistics) ->
 
 
 def _statistics(source: Source, images: Tensor | EncodedImages) -> tuple[Statistics, list[str]]:
-    """Mean and standard deviation of each channel to normalise with, and what is worth a note in the values."""
+    """Mean and standard deviation of each channel for normalisation, and notes on unusual values."""
     channels = images.shape[1] if isinstance(images, Tensor) else images.channels
     if (source.statistics and channels == 3) or not len(images):
         return source.statistics or ((0.0,) * channels, (1.0,) * channels), []
@@ -317,7 +317,7 @@ def moments_of(counts: Tensor) -> Statistics:
 
 
 def dark_note(counts: Tensor) -> list[str]:
-    """A note if nearly all values lie in the lowest quarter, as those of 12 bits do in a file of 16."""
+    """A note if nearly all values lie in the lowest quarter, as 12-bit values do in a 16-bit file."""
     whole = counts.sum(0)
     highest = int((whole.cumsum(0) >= 0.999 * whole.sum()).nonzero()[0])
     if highest > _DARK:

@@ -1,4 +1,4 @@
-"""Names of files are bytes, kept as they are; these, and what libraries say, are shown as one line of text."""
+"""File names are bytes, kept as they are. They, and the messages of libraries, are shown as one line of text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def shown(name: str) -> str:
 
 
 def said(error: Exception) -> str:
-    """What an exception says, as one such line; its type where it says nothing."""
+    """An exception's message as one such line; its type if it has no message."""
     return shown(" ".join(str(error).split())) or type(error).__name__
 
 

@@ -12,7 +12,7 @@ Pixels = npt.NDArray[np.uint8]
 
 MAGIC = b"\x93NUMPY"
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_FEW = 4  # channels; as many as this are never a width
+_FEW = 4  # channels; an axis this short is never a width
 
 
 class ArrayHeader(NamedTuple):
@@ -35,14 +35,14 @@ class ArrayHeader(NamedTuple):
 
 
 def read_array_header(file: BinaryIO) -> ArrayHeader:
-    """The header of a .npy file. It takes no memory, and leaves the file where the pixels begin.
+    """Read the header of a .npy file without loading pixels, and leave the file at the first pixel.
 
     Raises:
-        ValueError: it is no image, seems to have its channels first, or the file is shorter than it says.
+        ValueError: it is not an image, its channels seem to come first, or the file is shorter than it says.
     """
     version = np.lib.format.read_magic(file)
     if version not in _READERS:
-        raise ValueError(f"a .npy file of version {version[0]}.{version[1]}; images are saved as 1.0 or 2.0")
+        raise ValueError(f"expected a .npy file of version 1.0 or 2.0, got {version[0]}.{version[1]}")
     shape, fortran, dtype = _READERS[version](file)
     if dtype.newbyteorder("=") not in (np.uint8, np.uint16) or len(shape) not in (2, 3) or min(shape) < 1:
         raise ValueError(f"expected an array (H, W) or (H, W, C) of uint8 or uint16, got {shape} of {dtype}")

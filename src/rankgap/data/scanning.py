@@ -1,4 +1,4 @@
-"""Finding the image files below a folder, apart from what operating systems and rankgap itself leave there."""
+"""Finding the image files below a folder, except those that operating systems and rankgap itself create."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rankgap.data.waiting import Waiting
 
 _FORMATS = "jpg jpeg jpe jfif png bmp gif webp avif jp2 tif tiff tga ppm pgm pbm pnm npy"
 SUFFIXES = frozenset(f".{name}" for name in _FORMATS.split())
-SOFTWARE = "rankgap"  # named in our own pictures as what they were made with
+SOFTWARE = "rankgap"  # the software that our own pictures name in their metadata
 
-# What operating systems leave, in lower case: thumbnails, bins, settings. So is what begins with a dot.
+# Files that operating systems create, in lower case: thumbnails, bins, settings. Dot files count too.
 _SYSTEMS = (
     "__macosx/@eadir/@tmp/#recycle/#snapshot/@recycle/@recently-snapshot/$recycle.bin/recycler/recycled/lost+found/"
     "system volume information/thumbs.db/ehthumbs.db/ehthumbs_vista.db/desktop.ini/icon\r/zbthumbnail.info/"
@@ -65,7 +65,7 @@ def scan(root: Path) -> Scan:
             if relative and _is_run({entry.name for entry in kept}):
                 found.own += 1
                 continue
-            # By name, so that it is always the same one of two links to a folder that counts.
+            # By name, so that of two links to a folder the same one always counts.
             folders += sorted(_read_folder(root, relative, kept, found), reverse=True)
             waiting.add(len(kept))
     found.paths.sort()
@@ -84,7 +84,7 @@ def _read_folder(root: Path, relative: str, entries: list[os.DirEntry[str]], fou
             found.others[suffix] += 1
         elif _is_readable(entry):
             images.append(entry)
-    # Our pictures are written beside runs, and where a command runs, which may be the folder of the data.
+    # Our pictures are written next to runs and into the working directory, which may be the data's folder.
     if not relative or holds_runs:
         ours = {e.name for e in images[:_FEW] if e.name.lower().endswith(".png") and _is_ours(e.path)}
         found.own += len(ours)
@@ -93,7 +93,7 @@ def _read_folder(root: Path, relative: str, entries: list[os.DirEntry[str]], fou
 
 
 def is_debris(name: str) -> bool:
-    """Whether operating systems leave files or folders of this name, which are nobody's data."""
+    """Whether operating systems create files or folders of this name, which are not data."""
     return name.startswith(".") or name.lower() in _DEBRIS
 
 
@@ -109,7 +109,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_readable(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a file, or a link that leads nowhere (a broken image); not a pipe, which never ends."""
+    """Whether it is a file or a dangling link (a broken image), and not a pipe, which never ends."""
     return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 

@@ -14,7 +14,7 @@ from rankgap.data.hub import open_hub
 from rankgap.data.splits import MissingDataError, Source, Split, Statistics
 from rankgap.errors import UserError, unknown
 
-GIVEN = "given"  # what a run folder calls images that came from Python
+GIVEN = "given"  # a run folder's name for images that came from Python
 KNOWN = ("digits", "cifar10", "cifar100", "folder:DIR", "hf:NAME_OR_DIR")
 
 # Per-channel mean and standard deviation of the training images, as the published recipes use them.
@@ -41,7 +41,7 @@ def open_source(spec: str) -> Source:
     if spec == "digits":
         return _digits()
     if spec == GIVEN:
-        raise MissingDataError("the run's images were given from Python, and are nowhere to be read")
+        raise MissingDataError("the run's images were passed from Python and are not on disk")
     if spec in _CIFAR:
         return _cifar(spec)
     if not colon and Path(spec).is_dir():

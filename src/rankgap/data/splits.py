@@ -13,7 +13,7 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard de
 
 
 class MissingDataError(UserError):
-    """There are no images at the place that a spec names."""
+    """There are no images where a spec says."""
 
 
 @dataclass(frozen=True, slots=True)

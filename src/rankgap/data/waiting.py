@@ -1,4 +1,4 @@
-"""A line on standard error about work that takes a while."""
+"""A line on standard error about slow work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PATIENCE, _EVERY = 2.0, 30.0  # seconds until the first line, and between lines
 
 
 class Waiting:
-    """Says how far some work is once it has taken two seconds: a moving line in a terminal, else one per 30 s.
+    """Reports progress once some work has taken two seconds: a moving line in a terminal, else a line every 30 s.
 
     Args:
         what: the work, such as "reading headers".
@@ -41,7 +41,7 @@ class Waiting:
             print("\r" + " " * self._width, end="\r", file=sys.stderr, flush=True)
 
     def add(self, count: int) -> None:
-        """Note that more is done; `count` may exceed what was left."""
+        """Record that `count` more is done; it may exceed the rest."""
         self.done = self.done + count if self.total is None else min(self.done + count, self.total)
         if self._silent or time.monotonic() < self._next:
             return

@@ -38,8 +38,8 @@ class Score:
         best: the direction that goes with accuracy.
         valid: what the score may compare, as far as its authors showed, or what to read it together with. It
             completes a sentence that starts with the score's name.
-        first: whether it is among the few to look at first when a run's checkpoints are compared: it is valid for
-            that by itself, and its authors showed so.
+        first: whether it is one of the main scores for comparing a run's checkpoints: its authors showed that it
+            is valid for that by itself.
     """
 
     function: Callable[[Tensor], Tensor]
@@ -119,7 +119,7 @@ class RunScores:
         images: the number of images in the sample.
         steps: checkpoint -> step of training.
         rated: checkpoint -> score -> value.
-        notes: what to know about the images, one sentence each.
+        notes: remarks on the images, one sentence each.
     """
 
     title: str

@@ -76,7 +76,7 @@ def _tree(text: str) -> ast.expr:
         raise UserError(f"a gain's formula has at most {_LONGEST} characters, but this one has {len(text)}")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the parser's advice on Python, such as on 1if
+            warnings.simplefilter("ignore")  # the parser's warnings about Python, such as on 1if
             return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         raise UserError(

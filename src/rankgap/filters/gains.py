@@ -24,7 +24,7 @@ Scale = Literal["rms", "raw"]  # a gain acts on s / sqrt(N), or on s itself
 GRID = torch.logspace(-5, 4, 1801, dtype=torch.float64)  # where `Gain.of` samples a function: 200 points a decade
 
 _SAME = 1e-9  # relative difference up to which two values count as equal, so that rounding is not a reversal
-_STEEPEST = 1000.0  # power; long before it, one direction alone is left in float32
+_STEEPEST = 1000.0  # power; long before it, only one direction is left in float32
 _HALVINGS = 20  # of the exponent's interval [-1, 0]: 2^-20 is finer than any spectrum is known
 
 
@@ -195,7 +195,7 @@ def parse_gain(spec: str, *, beside: Iterable[str] = ()) -> Gain:
         p = math.nan
     if not abs(p) <= _STEEPEST:
         raise UserError(
-            f"gain {spec!r}: expected power:p with a finite number p of at most {_STEEPEST:g} either way, such as "
+            f"gain {spec!r}: expected power:p with a finite p from -{_STEEPEST:g} to {_STEEPEST:g}, such as "
             "power:0.5 or power:-0.5"
         )
     return Gain(

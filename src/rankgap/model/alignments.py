@@ -32,18 +32,18 @@ class Assigned(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """A loss of both branches' outputs, and the form of P that it takes.
+    """A loss of both branches' outputs, and the form in which it takes P.
 
     Args:
         loss: (P, T) -> loss.
-        of_logs: whether it takes `Assigned` from an online map that gives it; otherwise P is the probabilities.
+        of_logs: whether it takes `Assigned`, if the online map returns that; otherwise it takes the probabilities.
     """
 
     loss: Callable[..., Tensor]
     of_logs: bool = False
 
     def __call__(self, online: Tensor | Assigned, target: Tensor) -> Tensor:
-        """The loss of what the online map gave, and T."""
+        """The loss of the online map's output and T."""
         return self.loss(online if self.of_logs else outputs_of(online), target)
 
 

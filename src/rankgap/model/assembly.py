@@ -17,7 +17,7 @@ from rankgap.model.mlp import mlp
 from rankgap.model.prototypes import Prototypes
 from rankgap.spectra.pair import Side
 
-LARGEST_HEADS = 2**31  # numbers, of both branches: 8 GiB in float32
+LARGEST_HEADS = 2**31  # numbers in both branches: 8 GiB in float32
 
 
 def assemble(row: Method, encoder: nn.Module, heads: Heads, *, features: int, views: int = 2) -> DualBranch:
@@ -42,8 +42,8 @@ def assemble(row: Method, encoder: nn.Module, heads: Heads, *, features: int, vi
         count = sys.maxsize
     if count > LARGEST_HEADS:
         raise UserError(
-            f"the projector, prototypes and maps would hold {count:.2g} numbers; {LARGEST_HEADS:.2g} are the "
-            "most: lower projector.widths, prototypes.count or the maps' widths"
+            f"the projector, prototypes and maps would hold {count:.2g} numbers, but the "
+            f"limit is {LARGEST_HEADS:.2g}: lower projector.widths, prototypes.count or the maps' widths"
         )
     return _assembled(row, encoder, heads, features, views)
 

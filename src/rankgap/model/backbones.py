@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
 
-_OWN = "module:"  # begins the name of an encoder that is the user's own module
+_OWN = "module:"  # prefix of the name of an encoder that is the user's own module
 SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
 
 
@@ -67,7 +67,7 @@ def resnet_tiny(channels: int) -> ResNet:
 
 
 def own_name(module: nn.Module) -> str:
-    """What a run calls an encoder that is the user's own module."""
+    """A run's name for an encoder that is the user's own module."""
     return f"{_OWN}{type(module).__name__}"
 
 
@@ -75,13 +75,13 @@ def check_backbone(name: str) -> None:
     """Raise `UserError`, with the nearest names, unless `build_encoder` knows the name."""
     if name.startswith(_OWN):
         raise UserError(
-            f"this run's encoder is a model of your own, {name.removeprefix(_OWN)}, which only Python can build "
-            "again: rankgap.load_encoder(RUN, model=...), or rankgap.train(..., model=..., resume=True)"
+            f"this run's encoder is a model of your own, {name.removeprefix(_OWN)}, which only Python can "
+            "rebuild: use rankgap.load_encoder(RUN, model=...), or rankgap.train(..., model=..., resume=True)"
         )
     architecture, _, tag = name.partition(".")
     if tag and timm.is_model(architecture):
         raise UserError(
-            f"backbone {name}: {tag} stands for pretrained weights, from which a run cannot start yet; "
+            f"backbone {name}: a run cannot start from pretrained weights ({tag}) yet; "
             f"{architecture} trains the same network from random weights"
         )
     if name != "resnet_tiny" and not timm.is_model(name):
@@ -90,7 +90,7 @@ def check_backbone(name: str) -> None:
 
 
 def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 32) -> Encoder:
-    """An encoder by name, with random weights; or around a module, whose weights stay as they are.
+    """Build an encoder by name, with random weights, or around a module, which keeps its weights.
 
     Args:
         backbone: `resnet_tiny`, any timm model, or a module (B, C, H, W) -> (B, F).
@@ -98,8 +98,8 @@ def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 3
         size: side of a view in pixels; ResNets get the small-image stem below 64.
 
     Raises:
-        UserError: timm has no such model, the name asks for pretrained weights, or the model does not take images
-            of this size or does not return one vector for each.
+        UserError: timm has no such model, the name asks for pretrained weights, or the model does not accept
+            images of this size or does not return one vector per image.
     """
     if isinstance(backbone, Encoder):
         return backbone
@@ -120,7 +120,7 @@ def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 3
             f"backbone {name} does not take {channels}-channel images of {size} px: {error}"
         ) from error
     if len(shape) != 2:
-        raise UserError(f"backbone {name} returns {shape} for an image, not one vector")
+        raise UserError(f"backbone {name}: expected one vector for each image, got shape {shape}")
     return Encoder(network.train(), shape[1])
 
 

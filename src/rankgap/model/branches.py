@@ -87,7 +87,7 @@ class DualBranch(nn.Module):
         online_map: embeddings (V, B, D) -> P, or `Assigned` if it knows the logarithm of P as well.
         make_target_map: called with the target branch, returns the target map; it needs the branch because
             prototypes belong to a branch.
-        alignment: (what the online map gave, T) -> loss; an `Alignment` takes both of its forms.
+        alignment: (the online map's output, T) -> loss; an `Alignment` takes both forms of the output.
         momentum: momentum of the EMA teacher at the start; it follows a cosine to 1 (BYOL section 3.3). None: the
             target branch shares the online weights.
         stop_gradient: whether the target is a constant, as in all methods except the symmetric ones.

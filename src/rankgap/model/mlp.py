@@ -20,7 +20,7 @@ from rankgap.errors import UserError, check_within
 OutputNorm = Literal["none", "batch", "batch_affine"]
 
 Activation = Literal["relu", "gelu"]
-WIDEST, DEEPEST = 2**17, 64  # of a layer, and layers: beyond these memory ends before anything is learned
+WIDEST, DEEPEST = 2**17, 64  # width of a layer, and number of layers; more would not fit into memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +46,9 @@ class ProjectorOptions:
 
 
 def check_widths(options: object, widths: tuple[int, ...]) -> None:
-    """Raise `UserError` for the `widths` of options that no machine can hold."""
+    """Raise `UserError` if the `widths` of options are too large for any machine."""
     if len(widths) > DEEPEST:
-        raise UserError(f"widths: expected {DEEPEST} layers at most, got {len(widths)}")
+        raise UserError(f"widths: expected at most {DEEPEST} layers, got {len(widths)}")
     check_within(options, widths=(1, WIDEST))
 
 

@@ -27,7 +27,7 @@ def build(
 
     Args:
         method: a name of the zoo, or a row of your own.
-        backbone: `resnet_tiny`, any timm name, or a module (B, C, H, W) -> (B, F) of your own.
+        backbone: `resnet_tiny`, any timm name, or your own module (B, C, H, W) -> (B, F).
         online: replaces the online map: "identity", a map ("predictor", "directcopy"), or a gain ("power:0.5").
         target: replaces the target map: "identity", a map of the target branch, or a gain ("power:-0.5").
         heads: widths, temperatures and momenta; the method's CIFAR recipe by default.

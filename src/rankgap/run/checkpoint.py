@@ -1,7 +1,7 @@
-"""A checkpoint: the state of a run after a step, as its file holds it, and read back strictly.
+"""A checkpoint: the state of a run after a step, written to a file and read back strictly.
 
-The file is torch's, a zip archive. It is input like any other: a copy may be torn, and a stranger's may hold
-anything.
+The file is a torch file, a zip archive. It is untrusted input: a copy may be incomplete, and someone else's file
+may hold anything.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Checkpoint:
         seconds: seconds of training until then.
         best: the best epoch's RankMe until then; 0 if none was rated.
         model: the model's state by name: tensors, and counts of steps.
-        optimizer: the optimiser's `state_dict`, of which the tensors of each parameter are read back.
-        random: the states of the random generators: of the CPU, and of each GPU.
+        optimizer: the optimiser's `state_dict`; only the tensors of each parameter are read back.
+        random: the states of the random generators of the CPU and of each GPU.
         path: the file that it was read from.
     """
 
@@ -51,7 +51,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file on the CPU; no code in it is run, and it asks for no more memory than its size.
+        """Read a file on the CPU. No code in it is run, and it takes no more memory than its size.
 
         Raises:
             UserError: the file cannot be read, or is not a rankgap checkpoint; the message names what is wrong.
@@ -61,7 +61,7 @@ class Checkpoint:
             raise UserError(f"{path} is not a rankgap checkpoint: it should hold {', '.join(_KINDS)}")
         for name, kind in _KINDS.items():
             if not isinstance(values[name], kind) or isinstance(values[name], bool):
-                raise UserError(f"{path}: its {name} should be a {kind.__name__}, got {values[name]!r:.80}")
+                raise UserError(f"{path}: its {name} should be of type {kind.__name__}, got {values[name]!r:.80}")
         found = cls(**values, path=path)
         try:
             check_within(found, step=(0, 2**53), seconds=(1e-9, 1e12), best=(0, 1e12))
@@ -76,20 +76,20 @@ class Checkpoint:
         try:
             torch.Generator().set_state(cpu if whole and cpu is not None else torch.empty(0))
         except (RuntimeError, TypeError):
-            raise UserError(f"{self.path}: its random is not the state of random generators") from None
+            raise UserError(f"{self.path}: its random does not hold the states of random generators") from None
 
     def load_model(self, model: nn.Module) -> None:
         """Load a model's weights.
 
         Raises:
-            UserError: the weights are another model's, or not finite.
+            UserError: the weights belong to another model, or are not finite.
         """
         expected = model.state_dict()
         for name in [*expected, *self.model]:
             reason = (
-                "there is none in the file"
+                "missing from the file"
                 if name not in self.model
-                else "there is none in the model"
+                else "not in the model"
                 if name not in expected
                 else _difference(self.model[name], expected[name])
             )
@@ -100,10 +100,10 @@ class Checkpoint:
         model.load_state_dict(self.model)
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Load what an optimiser keeps of each parameter. Its options stay: the recipe has them.
+        """Load an optimiser's state of each parameter. Its options are not loaded: they come from the recipe.
 
         Raises:
-            UserError: the state is another optimiser's.
+            UserError: the state belongs to another optimiser.
         """
         state = self.optimizer.get("state")
         if not isinstance(state, dict) or not all(isinstance(kept, dict) for kept in state.values()):
@@ -115,13 +115,13 @@ class Checkpoint:
                 expected[index] = {name: torch.zeros(()) if name == "step" else parameter for name in names}
         for index, kept in state.items():
             if index not in expected or kept.keys() not in (set(), expected[index].keys()):
-                raise UserError(f"{self.path} holds the state of another optimizer than the recipe's")
+                raise UserError(f"{self.path} holds the state of a different optimizer from the recipe's")
             for name, value in kept.items():
                 if reason := _difference(value, expected[index][name]):
                     raise UserError(f"{self.path}: {name} of the optimizer's parameter {index}: {reason}")
         if self.step and any(expected.values()) and not any(state.values()):
-            raise UserError(f"{self.path} holds no state of the optimizer")
-        for group in groups:  # fused SGD takes no group of which only some parameters have begun
+            raise UserError(f"{self.path} holds no optimizer state")
+        for group in groups:  # fused SGD rejects a group in which only some parameters have a buffer
             begun = [index for index in group["params"] if state.get(index)]
             if begun and state[begun[0]].keys() == {"momentum_buffer"}:
                 rest = set(group["params"]) - set(begun)
@@ -129,7 +129,7 @@ class Checkpoint:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def load_random(self) -> None:
-        """Set the random generators of torch."""
+        """Restore torch's random generators."""
         torch.set_rng_state(self.random["cpu"])
         for device, state in zip(range(torch.cuda.device_count()), self.random["cuda"], strict=False):
             torch.cuda.set_rng_state(state, device)
@@ -156,7 +156,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _difference(value: Any, expected: Any) -> str | None:
-    """What keeps a value from taking the place of another, if anything."""
+    """Why a value cannot replace another; None if it can."""
     if not isinstance(expected, Tensor):
         same = type(value) is type(expected) and 0 <= value < 2**53
         return None if same else f"{value!r:.40}, expected a count"
@@ -171,23 +171,23 @@ def _difference(value: Any, expected: Any) -> str | None:
 def _loaded(path: Path) -> object:
     """The contents of a checkpoint's file.
 
-    Whatever zipfile's and torch's decoders raise on a spoilt file is one error of ours, MemoryError and
-    RecursionError included: no list of types would be complete.
+    On a damaged file, the decoders of zipfile and torch raise nearly anything, MemoryError and RecursionError
+    included. No list of types would be complete, so all of them become one `UserError`.
     """
     try:
         size = path.stat().st_size
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else size
         if size > memory:
-            raise UserError(f"{path} has {size:,} bytes, but this machine's memory only {memory:,}")
+            raise UserError(f"{path} is {size:,} bytes, more than this machine's memory ({memory:,})")
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
             stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
             if not stored or sum(record.file_size for record in records) > size:
                 raise ValueError("its parts are larger than the file")
-            if torn := archive.testzip():  # torch itself does not compare the checksums
-                raise ValueError(f"{torn} in it is damaged")
+            if torn := archive.testzip():  # torch does not check the checksums
+                raise ValueError(f"its part {torn} is damaged")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of kinds of tensors that are refused anyway
+            warnings.simplefilter("ignore")  # about kinds of tensors that are rejected anyway
             return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise

@@ -18,7 +18,7 @@ from rankgap.run.saved import library_versions
 from rankgap.spectra.effective_rank import rankme
 
 SNAPSHOTS = 40  # approximate number per run
-SAMPLE = 2048  # images whose features rate an epoch, or a run that is not evaluated
+SAMPLE = 2048  # images whose features score an epoch, or a run without evaluation
 
 
 class Checkpoints(L.Callback):

@@ -24,7 +24,7 @@ Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 _LONGEST = 120  # bytes of a folder's name that we make; file systems take 255, some of them 143
-LARGEST_VIEW = 8192  # pixels; beyond that no batch of two fits into memory
+LARGEST_VIEW = 8192  # pixels; beyond this, not even a batch of two fits into memory
 _LEAST = {
     "epochs": 1,
     "batch_size": 2,
@@ -66,20 +66,19 @@ class TrainConfig:
         recipe: auto (the method's published recipe, adapted if the run is small), cifar or imagenet100 (as
             published), or the path of a YAML file.
         lr: peak learning rate for a batch of 256, in place of the recipe's.
-        settings: other values in place of the recipe's, as KEY=VALUE (prototypes.count=512,
+        settings: values that replace the recipe's, as KEY=VALUE (prototypes.count=512,
             target.sinkhorn.eps=0.03, views.0.flip=0, or views.*.flip=0 for every view).
-        rank_every: steps between two readings of the ranks; auto, the default, reads at least 40 times in a run,
-            and every tenth step of a long one.
+        rank_every: steps between readings of the ranks; auto, the default, takes at least 40 readings, and reads
+            every tenth step of a long run.
         loggers: where readings go besides metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.
         keep_every: also keep the checkpoint of every N-th epoch (checkpoints/epoch-0010.ckpt); by default only the
             last is kept.
         save_best: rank also keeps, as checkpoints/best.ckpt, the epoch in the second half of the run whose
             features have the highest RankMe on 2,048 training images (no labels are used).
         protocol: evaluation at the end: knn, linear, linear_sgd, joined by commas; none for no evaluation.
-        seed: seed of weights, image order and views; on a CPU the same seed and number of threads (--threads) give
-            the same numbers.
-        threads: threads of each operation on a CPU; by default torch's number, which config.yaml then keeps. Where
-            other processes need the cores, 1 is faster than 2.
+        seed: seed of weights, image order and views; on a CPU, the same seed and --threads give the same numbers.
+        threads: threads per operation on a CPU; by default torch's choice, which config.yaml records. If other
+            processes use the cores, 1 is faster than 2.
         precision: auto is bf16-mixed where the device has bf16, else 16-mixed on a GPU and 32-true on a CPU.
         compile: compile the encoder with torch.compile. The first step waits for it (half a minute on a CPU); the
             others are faster. Numbers differ in the last digits.
@@ -87,8 +86,8 @@ class TrainConfig:
         devices: number of devices, which share each batch; spectra, codes, batch norms and readings are of the
             whole batch.
         workers: processes that decode files ahead; by default 0 for sets in memory, else one per core.
-        imports: a Python module or file (mine.py) to import first, whose gains (GAINS["mine"]) and maps
-            (register_map) the command then knows; give the flag once for each, and to later commands too.
+        imports: a Python module or file (mine.py) to import first, so that its gains (GAINS["mine"]) and maps
+            (register_map) can be named; repeat the flag for each module, and pass it to later commands too.
         out: the run folder; by default a folder in runs/ named after method, filters, data and seed.
         resume: resume from the run folder's last checkpoint; a larger --epochs extends the run.
         overwrite: replace an existing run folder.
@@ -181,7 +180,7 @@ def read_config_file(path: str) -> dict[str, Any]:
     """The configuration fields that a YAML file sets; a list may be text, as on the command line.
 
     Raises:
-        UserError: the file cannot be read, or an unknown field, or a value of the wrong type.
+        UserError: the file cannot be read, or holds an unknown field or a value of the wrong type.
     """
     values = parse_yaml(read_text(Path(path)), path)
     if not isinstance(values, dict):
@@ -194,8 +193,8 @@ def config_fields(values: Mapping[str, Any], where: str = "", *, kind: str = "ke
 
     Args:
         values: plain values by field name.
-        where: what an error names before the field.
-        kind: what a field is called in an error about an unknown one.
+        where: prefix of the field's name in errors.
+        kind: the word for a field in an error about an unknown one.
 
     Raises:
         UserError: an unknown field, or a value of the wrong type.

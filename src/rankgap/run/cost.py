@@ -1,4 +1,4 @@
-"""What another view size or backbone would make of a run's time, from the multiplications of each."""
+"""How long a run would take with another view size or backbone, estimated from floating-point operations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rankgap.model.backbones import build_encoder
 from rankgap.run.plan import Plan
 
 SIZES = (160, 128, 96, 64, 48, 32)  # px
-_LEAST = 0.25  # of the side: below it, most of an image's detail is lost
-_WORTH = 0.8  # of the time; less of a gain is not worth the change
+_LEAST = 0.25  # share of the side; below this, most of an image's detail is lost
+_WORTH = 0.8  # share of the time; a smaller saving is not worth the change
 
 
 def flops(backbone: str, *, channels: int, size: int) -> int:
@@ -29,12 +29,12 @@ def flops(backbone: str, *, channels: int, size: int) -> int:
 
 
 def cheaper(plan: Plan, seconds: float, limit: float) -> dict[str, float]:
-    """Flags with which a run would take less time, and about how long it would take then.
+    """Flags that would make a run faster, and about how long it would take with each.
 
     Args:
         plan: the run.
-        seconds: the time that it takes as it is.
-        limit: seconds that would do: the largest size within them is named, or the one that takes least.
+        seconds: the time that it takes now.
+        limit: acceptable time in seconds; the largest size within it is named, or else the fastest.
 
     Returns:
         Flags -> seconds; empty for an encoder that has no name.

@@ -23,9 +23,10 @@ from rankgap.views.random_views import eval_view
 class TrainedEncoder(nn.Module):
     """A run's encoder, which takes images as they are and returns features.
 
-    Images are resized and normalised as in the run's evaluation. Grey becomes RGB, or RGB grey, as the encoder
-    needs it, and transparency is laid on white. Many images pass in batches, so that memory does not grow with
-    their number. No parameter wants a gradient; `encoder.requires_grad_()` trains them further.
+    Images are resized and normalised as in the run's evaluation. Grey images become RGB, or RGB images grey, as
+    the encoder needs, and transparent pixels are blended with white. Images are processed in batches, so that
+    memory does not grow with their number. No parameter requires a gradient; to fine-tune, call
+    `encoder.requires_grad_()`.
 
     Args:
         encoder: normalised images (B, C, S, S) -> features (B, F).
@@ -39,7 +40,7 @@ class TrainedEncoder(nn.Module):
         self.encoder, self.size, self.mean, self.std = encoder, size, tuple(mean), tuple(std)
 
     def forward(self, images: Any) -> Tensor:
-        """Features of images: (B, F), or (F,) of a single image.
+        """Features of images: (B, F), or (F,) for a single image.
 
         Args:
             images: a tensor (B, C, H, W) or array (B, H, W, C); a list of images, which may differ in size; or one
@@ -47,23 +48,23 @@ class TrainedEncoder(nn.Module):
                 Values are uint8 or uint16; `data.given.pixels` says which axis holds the channels.
 
         Raises:
-            UserError: an image cannot be read or converted, or is not of integers; the message names it.
+            UserError: an image cannot be read or converted, or does not hold integers; the message names it.
         """
         if single := not _is_many(images):
             images = [images]
         batch = CPU_BATCH if device_of(self).type == "cpu" else BATCH
-        if self.training:  # a batch norm must see the batch whole
+        if self.training:  # batch norm must see the whole batch
             batch = len(images)
         features = [self.encoder(view) for view in self._views(images, batch)]
         if not features:
-            raise UserError("expected one image or more, got none")
+            raise UserError("expected at least one image, got none")
         return features[0][0] if single else torch.cat(features)
 
     def _views(self, images: Any, batch: int) -> Iterator[Tensor]:
         """Normalised images (B, C, S, S), batch by batch."""
         device, channels = device_of(self), len(self.mean)
         if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape[1] == channels:
-            stack: Tensor | None = images  # perhaps on a GPU already
+            stack: Tensor | None = images  # may already be on a GPU
         else:
             stack = None if isinstance(images, Sequence) else pixels(images, channels)
         for start in range(0, len(images), batch):
@@ -102,10 +103,10 @@ def load_encoder(
         path: the run folder.
         checkpoint: one of the run's checkpoints: last, best, or one like epoch-0010.
         branch: the branch whose encoder is loaded; the target's is the EMA teacher if the method has one.
-        model: for a run that trained a model of your own, another instance of it; it takes over the weights.
+        model: another instance of your own model, if the run trained one; the weights are loaded into it.
 
     Raises:
-        UserError: no run, no such checkpoint, a checkpoint of another model, or `model` is missing.
+        UserError: there is no run or no such checkpoint, it is of another model, or `model` is missing.
     """
     folder = RunFolder(Path(path))
     saved = folder.saved()

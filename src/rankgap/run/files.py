@@ -1,4 +1,4 @@
-"""Writing files: completely or not at all, and with the place in every refusal of the system."""
+"""Writing files: completely or not at all, with the file or folder named in every error."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rankgap.errors import unusable
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Name a place in the system's refusals, which do not always: a write to a full disk does not.
+    """Turn errors of the system into a `UserError` about a file or folder; not all of them name it (a full disk).
 
     Raises:
-        UserError: the system refuses; the message names the place, the reason and a remedy.
+        UserError: writing fails; the message names the file or folder, the reason and a remedy.
     """
     try:
         yield
     except OSError as error:
         raise unusable(error, place) from error
-    except RuntimeError as error:  # torch.save meets the refusal, and then fails to complete its file
+    except RuntimeError as error:  # torch.save hits the error, then fails to complete its file
         if isinstance(error.__context__, OSError):
             raise unusable(error.__context__, place) from error
         raise
@@ -32,12 +32,12 @@ def writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write; it takes the place of the old one once it is complete, and leaves it alone otherwise.
+    """A file to write. It replaces the old one once it is complete; after an error, the old one is unchanged.
 
     Raises:
-        UserError: the system refuses, as `writing` says.
+        UserError: as in `writing`.
     """
-    if path.exists() and not path.is_file():  # a device or a pipe is written to; a folder refuses
+    if path.exists() and not path.is_file():  # a device or a pipe is written in place; a folder is an error
         with writing(path), path.open("wb") as file:
             yield file
         return
@@ -64,7 +64,7 @@ def replace_copy(source: Path, path: Path) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Check, before any work is done, that files can be written to a folder, which need not exist.
+    """Check, before any work is done, that files can be written to a folder, which may not exist yet.
 
     Raises:
         UserError: they cannot be.

@@ -11,10 +11,10 @@ from rankgap.run.folder import RunFolder
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
-    """The runs at some paths: a run folder itself, or all runs below a folder of runs, by name.
+    """The runs at some paths. A path is a run folder, or a folder with runs below it, which are sorted by name.
 
     Returns:
-        The runs, and the folders skipped beside them, each with the reason.
+        The runs, and the skipped folders, each with the reason.
 
     Raises:
         UserError: there is no run at or below one of the paths.
@@ -29,23 +29,23 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
         for folder in candidates:
             try:
                 folder.saved()
-            except UserError as error:  # another program's config.yaml, or a damaged one
+            except UserError as error:  # another program's config.yaml, or a damaged one of ours
                 reasons.append(str(error))
             else:
                 found.append(folder)
         if not found:
-            reason = reasons[0] if reasons else "it has no config.yaml, and there is none below it"
+            reason = reasons[0] if reasons else "it has no config.yaml, nor does any folder below it"
             raise UserError(f"{path} is not a run folder: {reason}")
         parents = {parent for folder in candidates for parent in (folder.path, *folder.path.parents)}
         below = (child for child in path.iterdir() if child.is_dir() and child.name[0] != ".")
         empty = sorted(child for child in below if child not in parents)
         runs += found
-        skipped += [*reasons, *(f"{child} holds no run" for child in empty)]
+        skipped += [*reasons, *(f"{child} contains no run" for child in empty)]
     return runs, skipped
 
 
 def _folders_with_config(path: Path) -> Iterator[RunFolder]:
-    """Folders below a path that have a `config.yaml`, by name; what lies within one belongs to it."""
+    """Folders below a path that have a `config.yaml`, sorted by name; they are not searched further."""
     for folder, below, files in os.walk(path):
         if "config.yaml" in files:
             yield RunFolder(Path(folder))

@@ -67,7 +67,7 @@ def _metavar(kind: Any) -> str:
 
 
 def _is_of_choices(kind: Any) -> bool:
-    """Whether a tuple's items are from a list of known ones."""
+    """Whether a tuple's items are choices from a known list."""
     return typing.get_origin(typing.get_args(kind)[0]) is Literal
 
 
@@ -93,12 +93,12 @@ class _Types(dict[str, Any]):
 
 
 def flag(name: str) -> str:
-    """A parameter's flag on the command line; one that is given once for each item is in the singular."""
+    """A parameter's flag on the command line; a flag that is repeated for each item is in the singular."""
     return "--import" if name == "imports" else "--" + name.replace("_", "-")
 
 
 def check_names(given: Sequence[str], command: str, target: Callable[..., Any], *more: str) -> None:
-    """Refuse flags that a command does not have, with the nearest one that it has.
+    """Reject flags that a command does not have, and suggest the nearest one.
 
     Args:
         given: the command line.
@@ -116,9 +116,9 @@ def check_names(given: Sequence[str], command: str, target: Callable[..., Any], 
 
 
 def plain_list(kind: Any, given: Any) -> Any:
-    """A list as a plain value: "a,b" and ["a", "b"] are the same, and none is an empty one.
+    """A list as a plain value: "a,b" and ["a", "b"] are the same, and none is an empty list.
 
-    Choices are joined by commas; other text, such as a file's name, may hold some. What is no list stays as it is.
+    Choices are joined by commas; other text, such as a file name, may contain commas. Other values are unchanged.
     """
     if typing.get_origin(present(kind)) is not tuple:
         return given
@@ -133,7 +133,7 @@ def plain_list(kind: Any, given: Any) -> Any:
 def plain_value(name: str, kind: Any, given: Any) -> Any:
     """A flag's text as a plain value, as in YAML: 3 is a number, a,b a list, and KEY=VALUE ... keys and values.
 
-    For a number that may be left out, auto leaves it out.
+    auto stands for an optional number that is left out.
     """
     inner = present(kind)
     if inner in (int, float):

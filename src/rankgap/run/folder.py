@@ -31,12 +31,12 @@ from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
 from rankgap.watch.verdict import Verdict
 
-MOST_STEPS = 2**53  # the whole numbers that a column of numbers can hold
+MOST_STEPS = 2**53  # float64 holds whole numbers exactly up to here
 READ_COLUMNS = ("step", "epoch", "loss", "erank_online", "erank_target", "rank_difference")  # by everyone
 
 
 class History(NamedTuple):
-    """The readings of a run until some step.
+    """The readings of a run up to a step.
 
     Attributes:
         metrics: the columns of `metrics.csv`.
@@ -155,7 +155,7 @@ class RunFolder:
         """The contents of `results.json`; empty if the run has none yet.
 
         Raises:
-            UserError: the file is not such a record; the message names the key and what it should hold.
+            UserError: the file holds something else; the message names the key and what it should hold.
         """
         file = self.path / "results.json"
         if not file.is_file():
@@ -165,16 +165,16 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{file} is not JSON: {error}") from error
         if not isinstance(values, dict):
-            raise UserError(f"{file} should hold the results of a run by name, and holds {type(values).__name__}")
+            raise UserError(f"{file} should hold the results of a run by name, got {type(values).__name__}")
         return dict(read(Results, values, str(file)))
 
     def metrics(self) -> dict[str, list[float]]:
         """The columns of `metrics.csv` as numbers, NaN where one is not finite; empty before the first reading.
 
-        A row that is half written, the last one, is left out.
+        A last row that is only half written is left out.
 
         Raises:
-            UserError: the file is not such a table; the message names what is wrong.
+            UserError: the file holds something else; the message names what is wrong.
         """
         if not self.metrics_file.is_file():
             return {}
@@ -187,13 +187,11 @@ class RunFolder:
         if missing := [name for name in READ_COLUMNS if rows and name not in names]:
             raise UserError(f"{self.metrics_file} lacks the columns {', '.join(missing)}")
         if ragged := next((i for i, row in enumerate(rows, start=2) if len(row) != len(names)), None):
-            raise UserError(f"{self.metrics_file} has a row of another length in line {ragged}: delete it")
+            raise UserError(f"{self.metrics_file} has the wrong number of values in line {ragged}: delete it")
         columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
         steps = columns.get("step", [])
         if len(columns) < len(names) or not _are_steps(steps):
-            raise UserError(
-                f"{self.metrics_file} should have columns with names of their own, and steps that rise from 0"
-            )
+            raise UserError(f"{self.metrics_file} should have unique column names, and steps that increase from 0")
         return columns
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
@@ -225,11 +223,11 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self.spectra_file} is not a list of spectra: {error}") from error
         if not _are_steps([math.nan if pair.step is None else pair.step for pair in found]):
-            raise UserError(f"{self.spectra_file} should hold spectra at steps that rise from 0")
+            raise UserError(f"{self.spectra_file} should hold spectra at steps that increase from 0")
         return found
 
     def history(self, step: int) -> History:
-        """What was read before a step."""
+        """The readings and spectra before a step."""
         metrics, spectra = self.metrics(), self.spectra()
         count = bisect.bisect_left(metrics.get("step", []), step)
         return History(
@@ -238,7 +236,7 @@ class RunFolder:
         )
 
     def rewind(self, history: History) -> None:
-        """Make `metrics.csv` and `spectra.jsonl` hold a history alone, from which a resumed run goes on."""
+        """Reduce `metrics.csv` and `spectra.jsonl` to a history, from which a resumed run continues."""
         names = list(history.metrics)
         rows = [dict(zip(names, row, strict=True)) for row in zip(*history.metrics.values(), strict=True)]
         head = [",".join(names) + "\n"] if rows else []
@@ -323,6 +321,6 @@ def _line(pair: PairSpectrum) -> str:
 
 
 def _are_steps(numbers: Sequence[float]) -> bool:
-    """Whether numbers are steps: whole ones from 0 that rise."""
+    """Whether numbers are steps: whole numbers from 0 that increase."""
     whole = all(0 <= number < MOST_STEPS and number == int(number) for number in numbers)
     return whole and all(a < b for a, b in itertools.pairwise(numbers))

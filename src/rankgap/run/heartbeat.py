@@ -1,4 +1,4 @@
-"""A sign of life of a run, `heartbeat.json`, from which `watch` tells a run that trains from a dead one."""
+"""The heartbeat of a run, `heartbeat.json`, with which `watch` tells a live run from a dead one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rankgap.run.processes import is_main_process
 from rankgap.run.reader import plain, read, read_text
 
 EVERY = 5.0  # seconds between two beats
-PATIENCE = 60.0  # seconds without a beat after which a run is dead, wherever it runs
+PATIENCE = 60.0  # seconds without a beat after which a run counts as dead, on any machine
 _STUCK = 20  # usual durations of a step
 
 State = Literal["training", "evaluating", "finished", "interrupted", "failed"]
@@ -31,14 +31,14 @@ State = Literal["training", "evaluating", "finished", "interrupted", "failed"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beat:
-    """The state of a run at a time.
+    """The state of a run at one time.
 
     Args:
-        state: what it does, or how it ended.
+        state: what the run is doing, or how it ended.
         host: the machine that it runs on.
-        pid: its process there.
+        pid: the id of its process there.
         step: optimiser steps done.
-        seconds: time since it was started, without the time between an interruption and a resumption.
+        seconds: running time, without the time between an interruption and a resumption.
         moved: when its last step ended, in seconds since 1970.
         time: when this was written, in seconds since 1970.
     """
@@ -52,7 +52,7 @@ class Beat:
     time: float
 
     def death(self, now: float) -> str | None:
-        """Why a run that has not ended must be dead; None if it lives or has ended.
+        """Why a run that has not ended counts as dead; None if it is alive or has ended.
 
         Args:
             now: seconds since 1970.
@@ -62,10 +62,10 @@ class Beat:
             return None
         if self.host == socket.gethostname() and not _is_alive(self.pid):
             return f"its process {self.pid} is gone"
-        return f"its process {self.pid} on {self.host} gives no sign of life" if age > PATIENCE else None
+        return f"no heartbeat from its process {self.pid} on {self.host}" if age > PATIENCE else None
 
     def is_stuck(self, now: float) -> bool:
-        """Whether a run that trains has taken no step for much longer than it usually needs."""
+        """Whether a training run has finished no step for much longer than usual."""
         usual = self.seconds / max(self.step, 1)
         return self.state == "training" and now - self.moved > max(PATIENCE, _STUCK * usual)
 
@@ -87,10 +87,10 @@ def _file(folder: RunFolder) -> Path:
 
 
 def last_beat(folder: RunFolder) -> Beat | None:
-    """The last sign of life of a run; None if it never gave one.
+    """The last beat of a run; None if it has written none.
 
     Raises:
-        UserError: the file is spoilt.
+        UserError: the file is damaged.
     """
     file = _file(folder)
     if not file.is_file():
@@ -103,17 +103,18 @@ def last_beat(folder: RunFolder) -> Beat | None:
 
 
 class Heartbeat(L.Callback):
-    """Writes a beat every few seconds from a thread of its own, and the run's end.
+    """Writes a beat every few seconds from its own thread, and how the run ended.
 
-    The thread beats through long steps, compilation and evaluation. A full disk does not end a run here.
+    The thread also beats during long steps, compilation and evaluation. A beat that cannot be written (on a full
+    disk, say) does not stop the run.
 
     Args:
         folder: the run folder.
-        step: optimiser steps done before.
-        seconds: their time.
+        step: optimiser steps already done.
+        seconds: seconds already spent on them.
 
     Attributes:
-        state: what the run does; the context's end sets how it ended.
+        state: what the run is doing; leaving the context sets how it ended.
     """
 
     def __init__(self, folder: RunFolder, *, step: int, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """Python modules and files that a run needs: those that define its gains and maps (`--import`).
 
-A run keeps their names. Reading a run never imports them, because its folder may be a stranger's: only a command
-line or a configuration that names them does.
+A run records their names. Reading a run never imports them, because its folder may come from someone else. Only a
+command line or a configuration that names them does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rankgap.errors import UserError
 
 
 def located(name: str) -> str:
-    """A module's name as it is, and a file (mine.py) by its absolute path, so that it is found from anywhere."""
+    """A module's name unchanged, or a file's absolute path (mine.py), so that it is found from any folder."""
     return os.path.abspath(name) if name.endswith(".py") else name
 
 
@@ -38,7 +38,7 @@ def import_all(names: Iterable[str]) -> None:
 
 @contextmanager
 def saying_what_to_import(names: Iterable[str]) -> Iterator[None]:
-    """Add to an error that a run was trained with modules which have not been imported.
+    """Add to an error which of a run's modules have not been imported.
 
     Args:
         names: the modules and files that the run names.
@@ -47,7 +47,7 @@ def saying_what_to_import(names: Iterable[str]) -> Iterator[None]:
         yield
     except UserError as error:
         if lacking := [name for name in names if located(name) not in _IMPORTED]:
-            said = f"the run was trained with --import {' --import '.join(lacking)}: give it again"
+            said = f"the run was trained with --import {' --import '.join(lacking)}: pass it again"
             raise UserError(f"{error}; {said}") from error
         raise
 
@@ -65,7 +65,7 @@ def _import(name: str) -> None:
     except (ImportError, SyntaxError, OSError, ValueError) as error:
         reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         known = name.endswith(".py") or not Path(f"{name}.py").is_file()
-        remedy = "" if known else f"; for the file here, give --import {name}.py"
+        remedy = "" if known else f"; for the file in this folder, pass --import {name}.py"
         raise UserError(f"--import {name} failed: {reason}{remedy}") from error
     _IMPORTED.add(name)
 

@@ -102,7 +102,7 @@ def build_optimizer(model: DualBranch, options: OptimizerOptions) -> torch.optim
 
 
 def state_names(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> set[str]:
-    """What an optimiser keeps of a group's parameters, once it has seen their gradients."""
+    """The names of an optimiser's state of a group's parameters, once it has seen their gradients."""
     if isinstance(optimizer, torch.optim.AdamW):
         return {"step", "exp_avg", "exp_avg_sq"}
     return {"momentum_buffer"} if group["momentum"] else set()

@@ -100,18 +100,18 @@ class Plan:
         )
 
     def resumed(self, saved: SavedRun) -> SavedRun:
-        """What `config.yaml` keeps of a run that is resumed: its flags and its images may be new."""
+        """The new `config.yaml` of a resumed run, whose flags and images may have changed."""
         data = _saved_data(self.train, self.tests)
         return replace(saved, run=self.config.begun(), work=self.work, data=data)
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What Python passes in place of what a configuration names.
+    """Images and an encoder passed from Python, in place of those that a configuration names.
 
     Args:
-        images: a data set that is open already; None for the configuration's.
-        encoder: a module (B, C, H, W) -> (B, F), trained from the weights that it has; None for a named backbone.
+        images: a data set that is already open; None for the configuration's.
+        encoder: a module (B, C, H, W) -> (B, F), trained from its current weights; None for a named backbone.
     """
 
     images: Source | None = None
@@ -123,24 +123,24 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
 
     Args:
         config: the configuration to resolve.
-        saved: an existing run, whose recipe, backbone, view size, channels, mean and standard deviation stand,
-            whatever would be chosen now. Its data may be read from elsewhere.
+        saved: an existing run, whose recipe, backbone, view size, channels, mean and standard deviation are kept,
+            whatever would be chosen now. Its data may have moved.
         given: images and an encoder in place of those that the configuration names.
 
     Raises:
-        UserError: the configuration cannot be carried out, or the data are gone. Checks that do not need the data
-            come before the data are read.
+        UserError: the configuration cannot be carried out, or the data are missing. Checks that do not need the
+            data come before the data are read.
     """
     config = read(TrainConfig, plain(config), "the configuration")  # one made in Python is not checked yet
     if saved is None:
         import_all(config.imports)
-    config = replace(config, imports=tuple(map(located, config.imports)))  # found from any folder later
+    config = replace(config, imports=tuple(map(located, config.imports)))  # absolute: found from any folder later
     given = given or Given()
     with saying_what_to_import(config.imports):
         method = design(config.method, online=config.online, target=config.target)
     device = find_device(config.accelerator)
     _check_processes(config, device)
-    if device.type == "cpu" and config.devices == 1:  # processes of a run share the cores as Lightning says
+    if device.type == "cpu" and config.devices == 1:  # with several processes, Lightning divides the cores
         config = replace(config, threads=config.threads or torch.get_num_threads())
     backbone = config.backbone or ("resnet_tiny" if device.type == "cpu" else "resnet18")
     asked = config
@@ -231,7 +231,7 @@ def recipe_settings(config: TrainConfig, method: Method) -> dict[str, Any]:
 
 
 def _check_used(config: TrainConfig, method: Method) -> None:
-    """Refuse settings of parts that the method does not have, which would change nothing."""
+    """Reject settings of parts that the method does not have, which would have no effect."""
     parts = {"prototypes": ("prototypes", method.assigns), "teacher": ("EMA teacher", method.ema)}
     for key in config.settings:
         name, has = parts.get(key.partition(".")[0], ("", True))
@@ -270,7 +270,7 @@ def find_device(accelerator: str) -> torch.device:
 
 
 def _check_processes(config: TrainConfig, device: torch.device) -> None:
-    """Refuse more processes than the machine has a use for, before they are started."""
+    """Reject more processes than the machine can use, before they are started."""
     have = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, max(os.cpu_count() or 1, 2))
     if config.devices > have:
         raise UserError(f"--devices must be at most {have} with --accelerator {device.type}, got {config.devices}")
@@ -321,13 +321,13 @@ def _image_sets(
 
 @contextmanager
 def _remedy(flags: str, saved: SavedRun | None) -> Iterator[None]:
-    """Add to an error about missing data of an existing run how to say where they are now."""
+    """Add to an error about missing data of an existing run which flag takes their new location."""
     try:
         yield
     except MissingDataError as error:
         if saved is None:
             raise
-        raise UserError(f"{error}; if the run's data have moved, say where they are with {flags}") from error
+        raise UserError(f"{error}; if the run's data have moved, pass their new location with {flags}") from error
 
 
 def _saved_data(train: ImageSet, tests: Mapping[str, ImageSet]) -> SavedData | None:
@@ -338,17 +338,17 @@ def _saved_data(train: ImageSet, tests: Mapping[str, ImageSet]) -> SavedData | N
 def _differences(
     config: TrainConfig, saved: SavedRun, train: ImageSet, tests: Mapping[str, ImageSet]
 ) -> Iterator[str]:
-    """How the images differ from those that the run was started with; other sets in --eval are meant to."""
+    """How the images differ from those that the run was started with, except in sets that --eval replaces."""
     then, now = saved.data, _saved_data(train, tests)
     if then is None or now is None:
         return
     if told := then.train.difference(now.train):
-        yield f"{config.data} holds other training images than the run was started with: {told}"
+        yield f"{config.data} does not hold the training images that the run was started with: {told}"
     for name in then.tests.keys() & now.tests.keys():
         place = config.eval.get(name)
         told = then.tests[name].difference(now.tests[name])
         if told and place == saved.run.eval.get(name):
-            yield f"{place or config.data} holds other test images than the run was started with: {told}"
+            yield f"{place or config.data} does not hold the test images that the run was started with: {told}"
 
 
 def _workers(config: TrainConfig, train: ImageSet) -> int:

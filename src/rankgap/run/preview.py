@@ -15,7 +15,7 @@ from rankgap.views.random_views import Views
 
 
 class Preview(NamedTuple):
-    """What training would read and see.
+    """The data that training would read, and their views.
 
     Attributes:
         found: the inspection of all images.
@@ -31,7 +31,7 @@ class Preview(NamedTuple):
 
 
 def preview(config: TrainConfig, *, images: int = 24) -> Preview:
-    """Inspect every image of a run's data, and draw views of some as its method would.
+    """Inspect every image of a run's data, and draw views of a sample as its method would.
 
     Args:
         config: only data, method, size, channels and seed are used.

@@ -46,7 +46,7 @@ _EXPECTED = {  # by pydantic's error type
 }
 
 
-# Bounds of a YAML text. The time that it takes grows with the square of the depth of its brackets.
+# Bounds of a YAML text. Reading takes time that grows with the square of the depth of its brackets.
 _CHARACTERS, _BRACKETS, _VALUES = 2**20, 1_000, 100_000
 _BYTES = 2**31  # of any file that is read as text
 
@@ -60,7 +60,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}  # node -> values in it
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Count the values, those behind an alias each time: a few lines of aliases can stand for billions."""
+        """Count the values, including those behind each alias: a few lines of aliases can stand for billions."""
         before, alias = self._values, self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         if alias and id(node) not in self._sizes:
@@ -86,14 +86,15 @@ _Loader.add_implicit_resolver(
 
 def _int(loader: _Loader, node: yaml.ScalarNode) -> int | float:
     value = int(loader.construct_scalar(node))
-    return value if abs(value) < 10**100 else math.copysign(math.inf, value)  # no field takes what no float holds
+    # No field takes a number beyond the range of floats.
+    return value if abs(value) < 10**100 else math.copysign(math.inf, value)
 
 
 def _float(loader: _Loader, node: yaml.ScalarNode) -> float:
     return float(re.sub(r"\.(?=inf|nan)", "", loader.construct_scalar(node).lower()))
 
 
-# Plain values only: other tags lead to a dozen kinds of objects and of exceptions.
+# Plain values only: other tags lead to many kinds of objects and exceptions.
 _Loader.yaml_constructors = {
     tag: constructor
     for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
@@ -114,13 +115,13 @@ def parse_yaml(text: str, where: str) -> Any:
         UserError: the text is not YAML.
     """
     if len(text) > _CHARACTERS:
-        raise UserError(f"{where} is not YAML of ours: it has more than {_CHARACTERS:,} characters")
+        raise UserError(f"{where} is too long: expected at most {_CHARACTERS:,} characters of YAML")
     if text.count("[") + text.count("{") > _BRACKETS:
         raise UserError(f"{where} is not YAML of ours: it has more than {_BRACKETS:,} brackets")
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, OverflowError, KeyError, RecursionError) as error:
-        # Beside its own errors: a number or a truth value behind an explicit tag (!!int x) that is none.
+        # Besides YAML errors: an explicit tag on a wrong value, such as !!int x.
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -132,7 +133,7 @@ def read_text(path: Path) -> str:
     """
     try:
         if path.stat().st_size > _BYTES:
-            raise UserError(f"{path} is larger than {_BYTES / 2**30:g} GiB, so it is no file of a run")
+            raise UserError(f"{path} is larger than {_BYTES / 2**30:g} GiB, so it is not a file of a run")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise unusable(error, path) from error
@@ -258,7 +259,7 @@ def _message(kind: Any, errors: Sequence[ErrorDetails], place: Callable[[Sequenc
             return f"{place(path[:-1])} lacks {', '.join(lacking)}"
         case "literal_error":
             choices = [str(choice) for choice in typing.get_args(_at(kind, first["loc"]))]
-            if path and path[-1].isdigit():  # of a list, which a flag or a file may also give as the text "none"
+            if path and path[-1].isdigit():  # an item of a list; a flag or a file may also give the list as "none"
                 here, choices = place(path[:-1]), [*choices, "none"]
             return str(unknown(here, str(first["input"]), choices))
         case "value_error" if isinstance(error := first["ctx"]["error"], UserError):

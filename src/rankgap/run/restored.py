@@ -15,7 +15,7 @@ from rankgap.spectra.pair import Side
 def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) -> Plan:
     """The plan of a run with its trained model, from a run folder.
 
-    Recipe, mean and standard deviation are those that the run was started with, whatever would be chosen now.
+    The recipe, mean and standard deviation are the run's own, whatever would be chosen now.
 
     Args:
         path: the run folder.
@@ -23,7 +23,7 @@ def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) ->
         changes: fields of the configuration to replace.
 
     Raises:
-        UserError: no run, no checkpoint, a checkpoint of another model, or data that are gone.
+        UserError: there is no run, no checkpoint or no data, or the checkpoint is of another model.
     """
     folder = RunFolder(Path(path))
     saved = folder.saved()

@@ -1,4 +1,4 @@
-"""The contents of `results.json`: what a reader of it may rely on. Numbers are null where they are not finite."""
+"""The types of the contents of `results.json`. Numbers that are not finite are null."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Scores(TypedDict, total=False):
 
 @with_config(_STRICT)
 class Evaluation(Scores, total=False):
-    """What `evaluate` returns for a branch: the first set's scores, and all of them."""
+    """The results of `evaluate` for a branch: the first set's scores, and the scores of all sets."""
 
     branch: str
     erank_features: float | None
@@ -50,7 +50,7 @@ class Evaluation(Scores, total=False):
 
 @with_config(_STRICT)
 class Results(Evaluation, total=False):
-    """The results of a run: the last reading, its speed and its alarms, and the evaluation of both branches."""
+    """The results of a run: last reading, speed, alarms, verdict, and the evaluation of both branches."""
 
     loss: float | None
     erank_online: float | None

@@ -1,4 +1,4 @@
-"""Resuming a run: all of it is read and checked before anything in its folder changes."""
+"""Resuming a run, which is read and checked completely before anything in its folder changes."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def resumed(path: Path, given: Mapping[str, Any]) -> TrainConfig:
 
     Args:
         path: the run folder.
-        given: fields that the user sets; only those that do not affect the numbers may differ from the saved run,
-            and `epochs`, which sets another length for the rest of it.
+        given: fields that the user sets. Only fields that do not affect the numbers may differ from the saved run,
+            and `epochs`, which changes the length of the run.
 
     Raises:
-        UserError: no run, or a field that had another value when the run was started.
+        UserError: there is no run, or a field had another value when the run was started.
     """
     saved = RunFolder(path).saved().run
     _check_unchanged(saved, given, path)
@@ -62,7 +62,7 @@ def _check_unchanged(saved: TrainConfig, given: Mapping[str, Any], path: Path) -
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class BegunRun:
-    """A run to resume, as its folder holds it.
+    """A run to resume, as stored in its folder.
 
     Args:
         folder: its folder.
@@ -81,8 +81,8 @@ class BegunRun:
         """Read the run that a configuration resumes.
 
         Raises:
-            UserError: there is none, a file of it is spoilt, a field has another value than it was started with,
-                or its folder cannot be written to.
+            UserError: there is no run, one of its files is damaged, a field has another value than when the run
+                was started, or its folder cannot be written to.
         """
         folder = RunFolder(config.path)
         saved = folder.saved()
@@ -93,7 +93,9 @@ class BegunRun:
         return cls(folder=folder, saved=saved, state=state, history=history)
 
     def check_images(self, plan: Plan) -> None:
-        """Refuse other names, which would be shuffled otherwise; other files of the same names may be mended ones.
+        """Reject images with other names, which would be shuffled differently.
+
+        Other contents under the same names are accepted: a file may have been repaired.
 
         Raises:
             UserError: the names of the images are not those that the run was started with.
@@ -101,46 +103,46 @@ class BegunRun:
         then, now = self.saved.data, plan.train.fingerprint
         if then is not None and now is not None and not then.train.same_order(now):
             raise UserError(
-                f"{plan.differences[0]}; put them back, or resume with what is there by --data {plan.config.data}"
+                f"{plan.differences[0]}; put them back, or resume with the new images by --data {plan.config.data}"
             )
 
     def change_of_length(self, plan: Plan) -> str | None:
-        """What another number of epochs does to the run; None where the number stays.
+        """The effect of a new number of epochs on the run; None if the number is unchanged.
 
         Raises:
-            UserError: the run has trained for longer already.
+            UserError: the run has already trained for longer.
         """
         old, new, step = self.saved.work, plan.work, self.state.step
         if step > new.steps:
             if new.epochs == old.epochs:
                 raise UserError(f"{self.state.path}: its step {step:,} is beyond the run's {new.steps:,} steps")
             done = f"{new.clock(step).epoch:.4g}"
-            raise UserError(f"--epochs {new.epochs}: {self.folder.path} has trained for {done} epochs already")
+            raise UserError(f"--epochs {new.epochs}: {self.folder.path} has already trained for {done} epochs")
         if new.epochs == old.epochs:
             return None
         before, after = (plan.recipe.optimizer.rate(work.clock(step), work.batch_size) for work in (old, new))
         return (
-            f"{new.epochs} epochs in place of {old.epochs}: learning rate and momentum go on along the schedules "
-            f"of {new.epochs} epochs, the rate from {after:.2g} in place of {before:.2g} at epoch "
-            f"{new.clock(step).epoch:.4g}; the recipe stays the one for {old.epochs}"
+            f"{new.epochs} epochs instead of {old.epochs}: learning rate and momentum continue on the schedules "
+            f"for {new.epochs} epochs, so the rate at epoch {new.clock(step).epoch:.4g} is {after:.2g} instead of "
+            f"{before:.2g}; the recipe is still the one for {old.epochs}"
         )
 
     def restore(self, module: SelfSupervised) -> None:
         """Load weights, step and readings.
 
         Raises:
-            UserError: the checkpoint is another model's or another optimiser's.
+            UserError: the checkpoint belongs to another model or optimiser.
         """
         self.state.load_model(module.model)
-        # Training has an optimiser of its own; this one only shows, before a file changes, that the state fits.
+        # Training builds its own optimiser; this one only checks that the state fits, before a file changes.
         self.state.load_optimizer(module.configure_optimizers())
         module.step = self.state.step
         module.monitor.resume(readings(self.history.metrics))
 
     def rewind(self, plan: Plan, change: str | None) -> None:
-        """Write the run's folder as it was at the checkpoint, with the plan to go on by."""
+        """Restore the run's folder to the checkpoint, with the plan for the rest of the run."""
         notes = (*self.saved.notes, *([change] if change else []))
         self.folder.write_config(replace(plan.resumed(self.saved), notes=notes))
         if change:
-            self.folder.write_results({})  # those of the earlier end are not this run's
+            self.folder.write_results({})  # the results so far are those of the old length
         self.folder.rewind(self.history)

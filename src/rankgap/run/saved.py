@@ -47,7 +47,7 @@ class SavedModel:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedData:
-    """The images of a run, as it knows them again.
+    """The fingerprints with which a run recognises its images.
 
     Args:
         train: the training images, before --limit.
@@ -69,7 +69,7 @@ class SavedRun:
         model: its encoder.
         recipe: its recipe, including the options of the method's maps.
         work: its size.
-        data: fingerprints of its images; None where they came from Python.
+        data: fingerprints of its images; None if unknown.
         notes: what was chosen and why, one sentence each.
         warnings: choices known to fail, one sentence each.
         versions: versions of the libraries that it was made with.

@@ -28,11 +28,11 @@ def score_run(
         folder: the run folder.
         images: number of images in the sample.
         repeats: number of half-samples for each interval.
-        branch: the branch whose encoder is rated.
-        data: where the run's images are now; by default where they were.
+        branch: the branch whose encoder is scored.
+        data: the new location of the run's images; by default the recorded one.
 
     Raises:
-        UserError: no run, no checkpoint, too few images, or data that are gone.
+        UserError: there is no run, no checkpoint or no data, or there are too few images.
     """
     if images < 8 or repeats < 2:
         raise UserError(f"a score needs at least 8 images and 2 repeats, got {images} and {repeats}")

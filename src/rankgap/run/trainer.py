@@ -57,7 +57,7 @@ def _known_warnings_silenced() -> Iterator[None]:
 
 @contextmanager
 def _using_threads(count: int | None) -> Iterator[None]:
-    """Compute with a number of threads, and go back to the one from before."""
+    """Compute with a number of threads, and restore the previous number afterwards."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
@@ -81,16 +81,16 @@ def train(
         config: what to train; to resume a run, the configuration that `resumed` returns.
         callbacks: further Lightning callbacks, such as a progress bar.
         announce: called once with the plan, before the first step.
-        other_data: whether a run may be resumed on images other than those it was started with. Its steps per
-            epoch are then those of the new images; mean and standard deviation stay.
+        other_data: whether a run may be resumed on images other than those it was started with. The new images
+            then decide the steps per epoch; mean and standard deviation are kept.
         own: images and an encoder from Python, in place of those that the configuration names.
 
     Returns:
         The contents of `results.json`.
 
     Raises:
-        UserError: the configuration cannot be carried out, a file of the run to resume is spoilt (nothing in its
-            folder has changed then), or the system refuses to write one.
+        UserError: the configuration cannot be carried out, a file of the run to resume is damaged (its folder is
+            then unchanged), or a file cannot be written.
         NonFiniteError: training met non-finite numbers; the message names the step and the last good checkpoint.
         InterruptedRunError: Ctrl-C was pressed; the run can be resumed.
     """
@@ -216,10 +216,10 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
         except BrokenImageError as error:
             checkpoints.save(trainer, module)
             raise BrokenImageError(
-                f"{error}; mend it (or remove it, and add --data {config.data}), then go on with: "
+                f"{error}; repair it (or remove it, and add --data {config.data}), then continue with: "
                 f"rankgap train --out {folder.path} --resume"
             ) from error
-        except OSError as error:  # a logger's, which need not name its file
+        except OSError as error:  # from a logger; it may not name its file
             raise unusable(error, error.filename or folder.path) from error
         except torch._dynamo.exc.TorchDynamoException as error:
             reason = str(error).strip().partition("\n")[0]

@@ -9,7 +9,7 @@ from rankgap.model.schedule import Clock
 
 SMALL_IMAGES = 100_000
 SMALL_BATCH = 256
-READINGS = 40  # of the ranks, at least, in any run of as many steps
+READINGS = 40  # of the ranks, at least, in any run with that many steps
 LONG = 20_000  # optimiser steps; from here on the published schedules fit as they are
 
 
@@ -52,7 +52,7 @@ class Work:
 
     @property
     def rank_every(self) -> int:
-        """Steps between two readings where the user names none: `READINGS` in a short run, more in a long one."""
+        """Default number of steps between readings: `READINGS` readings in a short run, more in a long one."""
         return min(max(self.steps // READINGS, 1), 10)
 
     def clock(self, step: int) -> Clock:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def written(number: float, form: str = ".1f") -> str:
-    """A number as tables, pictures and pages write it: a dash where it is not finite, and 0.0 never has a minus.
+    """A number as tables, pictures and pages show it: a dash if it is not finite, and never -0.0.
 
     Example:
         >>> written(-0.04), written(-0.004, "+.2f"), written(1234.5, ",.0f"), written(math.nan)

@@ -1,8 +1,7 @@
 """Static pictures: effective ranks during training, and a benchmark at a glance.
 
-Each is drawn on its own `Figure` (without pyplot, so nothing is global), returned, and saved in the format that
-its file's suffix names: PNG, PDF or SVG. The colours are Okabe and Ito's, which colour-blind readers can tell
-apart.
+Each is drawn on its own `Figure` (without pyplot, so there is no global state), returned, and saved in the format
+of its file's suffix: PNG, PDF or SVG. The colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DPI = 100
 
 
 class Picture(Figure):
-    """A figure that a notebook shows."""
+    """A figure that notebooks display."""
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
@@ -95,7 +94,7 @@ def plain(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Figure:
-    """Write a picture that says it is ours, so that it is never read as data; its folder is made.
+    """Save a picture, marked as ours so that it is never read as data. Its folder is created if needed.
 
     Raises:
         UserError: the file's suffix is not one of `outputs.PICTURE`.
@@ -134,17 +133,17 @@ def lay_out(
     above: float,
     **gaps: float,
 ) -> None:
-    """Write the header, and leave margins around the panels.
+    """Write the header and set the margins around the panels.
 
     Args:
         figure: the figure, without panels yet.
         title: as in `header`.
         reading: as in `header`.
         left: inches left of the panels.
-        right: inches right of them.
-        bottom: inches below them.
-        above: inches between them and the header.
-        gaps: `wspace` and `hspace`, shares of a panel between two of them.
+        right: inches right of the panels.
+        bottom: inches below the panels.
+        above: inches between the panels and the header.
+        gaps: `wspace` and `hspace`, the gaps between panels as shares of a panel.
     """
     width, height = figure.get_size_inches()
     top = 1 - header(figure, title, reading) - above / height

@@ -29,7 +29,7 @@ _CURVES = (
     (ERANK_ONLINE, ".2f"),
     (RANK_DIFFERENCE, "+.2f"),
 )
-_GAP = 2  # columns between a curve and what stands beside it
+_GAP = 2  # columns between a curve and its neighbours
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
@@ -54,10 +54,10 @@ def live_view(folder: RunFolder, images_per_second: float | None, *, width: int 
     Args:
         folder: the run's folder.
         images_per_second: the speed; None if it is not known yet.
-        width: columns to fill; those of the terminal by default.
+        width: columns to fill; by default the terminal's.
 
     Raises:
-        UserError: the folder holds no run, or a file of it is spoilt.
+        UserError: the folder holds no run, or one of its files is damaged.
     """
     saved, metrics, beat = folder.saved(), folder.metrics(), last_beat(folder)
     width = width or console.width
@@ -86,13 +86,13 @@ def live_view(folder: RunFolder, images_per_second: float | None, *, width: int 
 
 
 def _done(metrics: Mapping[str, Sequence[float]], beat: Beat | None) -> int:
-    """Steps done, by the last reading or by the last sign of life."""
+    """Steps done, according to the last reading or the last heartbeat."""
     read = int(metrics["step"][-1]) + 1 if metrics.get("step") else 0
     return max(read, beat.step if beat else 0)
 
 
 def _end(folder: RunFolder, beat: Beat | None) -> tuple[str, str] | None:
-    """How a run ended, as a sentence and its style; None while it goes on."""
+    """How a run ended, as a sentence and its style; None while it is running."""
     if beat is None:  # a run of an earlier version
         return ("finished", "green") if folder.results() else None
     now = time.time()
@@ -102,30 +102,32 @@ def _end(folder: RunFolder, beat: Beat | None) -> tuple[str, str] | None:
     return {
         "finished": ("finished", "green"),
         "interrupted": (f"interrupted at step {beat.step:,}{again}", "yellow"),
-        "failed": (f"ended by an error at step {beat.step:,}{again}", "red"),
+        "failed": (f"stopped by an error at step {beat.step:,}{again}", "red"),
     }.get(beat.state)
 
 
 def _ending(folder: RunFolder, beat: Beat | None) -> list[Text]:
-    """A line on the end of a run, or on what it does that is not training."""
+    """A line about how a run ended, or about what it does besides training."""
     if (end := _end(folder, beat)) is not None:
         return [Text(end[0], style=end[1])]
     if beat is not None and beat.is_stuck(now := time.time()):
-        return [Text(f"its process lives, but has ended no step for {duration(now - beat.moved)}", style="yellow")]
-    return [Text("trained; its features are being evaluated")] if beat and beat.state == "evaluating" else []
+        return [
+            Text(f"its process is alive, but finished no step for {duration(now - beat.moved)}", style="yellow")
+        ]
+    return [Text("trained; now evaluating its features")] if beat and beat.state == "evaluating" else []
 
 
 def follow(folder: RunFolder, every: float) -> None:
     """Show a run until it ends, or until Ctrl-C.
 
-    A terminal shows its present state. A file or a pipe gets one line for each reading, from the first on.
+    A terminal shows its current state. A file or a pipe gets one line per reading, starting with the first.
 
     Args:
         folder: the run's folder.
         every: seconds between two updates.
 
     Raises:
-        UserError: the folder holds no run, or a file of it is spoilt.
+        UserError: the folder holds no run, or one of its files is damaged.
     """
     show = _Screen(folder) if console.is_terminal else _Lines(folder)
     pace = Pace()
@@ -162,7 +164,7 @@ class _Screen:
 
 
 class _Lines:
-    """Prints a run's readings as they come, and its alarms and end."""
+    """Prints a run's readings as they arrive, its alarms and its end."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder, self.read = folder, 0
@@ -180,7 +182,7 @@ class _Lines:
         count = len(metrics.get("step", []))
         for i in range(min(self.read, count), count):
             row = {name: values[i] for name, values in metrics.items()}
-            speed = images_per_second if i == count - 1 else None  # of now
+            speed = images_per_second if i == count - 1 else None  # the current speed
             say(
                 f"step {int(row['step']) + 1:,}  {status_line(int(row['step']) + 1, row, work, speed)}", wrap=False
             )

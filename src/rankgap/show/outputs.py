@@ -1,4 +1,4 @@
-"""The files that commands write for people to look at: which names they may have."""
+"""The names that a page or a picture may have."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PICTURE = (".png", ".pdf", ".svg")
 
 
 def output_file(out: str | Path, suffixes: tuple[str, ...]) -> Path:
-    """The path of a file that is to be written; its suffix chooses the format. Call it before any work is done.
+    """Check the name of an output file, whose suffix chooses the format. Call it before doing any work.
 
     Args:
-        out: the name as it was given, with a suffix in upper or lower case.
-        suffixes: what can be written.
+        out: the name that the user gave, with a suffix in upper or lower case.
+        suffixes: the suffixes that can be written.
 
     Raises:
-        UserError: the name is a directory's, or ends in another suffix or in none.
+        UserError: the name is a directory, or has another suffix or none.
 
     Example:
         >>> output_file("new/picture.SVG", PICTURE).name
@@ -30,5 +30,5 @@ def output_file(out: str | Path, suffixes: tuple[str, ...]) -> Path:
     if path.suffix.lower() not in suffixes:
         ending = f"ends in {path.suffix}" if path.suffix else "has no suffix"
         known = ", ".join(suffixes[:-1]) + " or " * (len(suffixes) > 1) + suffixes[-1]
-        raise UserError(f"{out} {ending}: the name of the file must end in {known}")
+        raise UserError(f"{out} {ending}: the file name must end in {known}")
     return path

@@ -1,4 +1,4 @@
-"""How fast a run is, how long it will still take, and how both are written."""
+"""The speed of a run, the time left, and how both are shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rankgap.run.work import Work
 from rankgap.show.columns import SPEED
 
 _APART = 1.0  # seconds between two marks
-_MARKS = 31  # the speed is that of the last half minute, or of the last 30 steps if those took longer
+_MARKS = 31  # the speed is over the last half minute, or over the last 30 steps if they took longer
 
 
 class Pace:
@@ -27,7 +27,7 @@ class Pace:
         self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
 
     def mark(self, time: float, step: int) -> None:
-        """Note the number of steps done at a time in seconds."""
+        """Record the number of steps done at a time in seconds."""
         if len(self._marks) > 1 and time - self._marks[-2][0] < _APART:
             self._marks.pop()
         self._marks.append((time, step))
@@ -60,12 +60,12 @@ def duration(seconds: float) -> str:
 
 
 def time_left(work: Work, step: int, images_per_second: float | None) -> float | None:
-    """Seconds until the last step at a speed; None if the speed is not known."""
+    """Seconds until the last step at a given speed; None if the speed is not known."""
     return (work.steps - step) * work.batch_size / images_per_second if images_per_second else None
 
 
 def measured(row: Mapping[str, float], images_per_second: float | None) -> list[str]:
-    """A reading and the speed, as the parts of a line; what is not known is left out."""
+    """The parts of a line with a reading and the speed, as far as they are known."""
     parts = []
     if row:
         online, target = (f"{rank:.{int(rank < 100)}f}" for rank in (row["erank_online"], row["erank_target"]))

@@ -1,4 +1,4 @@
-"""Static pictures of how the branches of some runs relate: eigenspaces, eigenvalues and measured filters."""
+"""Static pictures of how a run's branches relate: eigenspaces, eigenvalues and measured filters."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def alignment_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figu
 
 
 def largest_passed(pair: PairSpectrum) -> float:
-    """The value that filters are drawn as shares of: the largest transfer, or the largest gain if none is above 0.
+    """The unit in which filters are drawn: the largest transfer, or the largest gain if no transfer is above 0.
 
-    Only the directions that hold 99% of the target's energy count: along the others, energy that leaked in is
-    divided by next to nothing.
+    Only the directions that hold 99% of the target's energy count. Along the others, leaked energy is divided by
+    almost zero.
     """
     energy = pair.spectrum_target[: len(pair.transfer)].square()
     strong = int((energy.cumsum(0) < 0.99 * energy.sum()).sum()) + 1
@@ -83,7 +83,8 @@ def filters_figure(runs: Mapping[str, PairSpectrum], path: str | Path) -> Figure
             ("online", pair.spectrum_online, ONLINE),
         ):
             energy = (s / s.norm()).square().numpy()
-            held = int(np.searchsorted(energy.cumsum(), 0.9999)) + 1  # those that hold 99.99%, as in the paper
+            # The paper draws the eigenvalues that hold 99.99%.
+            held = int(np.searchsorted(energy.cumsum(), 0.9999)) + 1
             top.plot(np.arange(1, held + 1), energy[:held], color=colour, linewidth=1.5, label=branch)
         top.set_title(name, size=9, weight="bold", loc="left", parse_math=False)
         top.set_xlabel("index of the eigenvalue", size=8, color=GREY)

@@ -19,13 +19,13 @@ def plot(source: RankMonitor | Sequence[Reading] | str | Path, path: str | Path 
 
     Args:
         source: a `RankMonitor`, its `history`, or a run folder.
-        path: the picture's file (.png, .pdf, .svg), if it is to be saved.
+        path: the picture's file (.png, .pdf, .svg); None saves no file.
 
     Returns:
-        A matplotlib figure, which a notebook shows.
+        A matplotlib figure, which notebooks display.
 
     Raises:
-        UserError: there is no reading yet, or no run.
+        UserError: there are no readings yet, or the folder holds no run.
     """
     name = "ranks"
     if isinstance(source, str | Path):
@@ -33,5 +33,5 @@ def plot(source: RankMonitor | Sequence[Reading] | str | Path, path: str | Path 
         name, source = folder.saved().title, readings(folder.metrics())
     history = source.history if isinstance(source, RankMonitor) else source
     if not history:
-        raise UserError("there is no reading to draw yet: train for a step first")
+        raise UserError("there are no readings to plot yet: train for at least one step")
     return ranks_figure([RankTrace.of(name, history)], path, x_label="step")

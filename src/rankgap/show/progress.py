@@ -21,20 +21,20 @@ from rankgap.show.pace import Pace, duration, measured, status_line, time_left
 from rankgap.show.terminal import announce, console, say
 
 HOUR = 3600.0
-_SOON = 3.0  # seconds of training after which its whole time is estimated
+_SOON = 3.0  # seconds of training before the total time is estimated
 _WARM_UP = 10.0  # seconds; a first step that takes longer is not mainly warm-up, unless the encoder is compiled
-_LINES = 100  # about as many as a run prints where it has more epochs, unless 30 s pass between two
+_LINES = 100  # roughly the most that a run prints, unless 30 s pass between two
 _SILENCE = 30.0  # seconds
 _LEAST_BAR = 8  # columns
-_STARVED = 0.75  # of a step's time; a thread that has a core to itself computes for nearly all of it
+_STARVED = 0.75  # share of a step's time; a thread with a core to itself computes nearly all the time
 
 
 class Progress(L.Callback):
-    """Shows a run: progress, time left, speed, loss and both ranks; at first, an estimate of the whole time.
+    """Shows a run: progress, time left, speed, loss and both ranks, and once an estimate of the total time.
 
     A terminal shows two lines that are kept up to date. A file or a pipe gets a plain line at the end of each
-    epoch (of every N-th if there are more than a hundred), and after 30 seconds without one. Alarms are printed at
-    once.
+    epoch (every N-th epoch if there are more than a hundred), and after 30 seconds without one. Alarms are printed
+    immediately.
 
     Args:
         name: the run's name.
@@ -46,16 +46,16 @@ class Progress(L.Callback):
         self.plan: Plan | None = None
         self._live: Live | None = None
         self._began = self._said = 0.0
-        self._start = (0.0, 0.0)  # of a step: time, and CPU time of this thread
-        self._wall = self._cpu = 0.0  # of all steps but a warm-up
+        self._start = (0.0, 0.0)  # start of a step: time, and CPU time of this thread
+        self._wall = self._cpu = 0.0  # over all steps except the warm-up
 
     def announce(self, plan: Plan) -> None:
-        """Say what was chosen and why; with the plan known, the run's time is estimated after its first steps."""
+        """Print the choices and the reasons, and keep the plan, from which the run's time is estimated later."""
         announce(plan)
         self.plan = plan
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin at the step that the run has reached."""
+        """Start at the step that the run has reached."""
         assert isinstance(pl_module, SelfSupervised)
         self.module, self.first = pl_module, pl_module.step
         self._began = self._said = time.perf_counter()
@@ -69,7 +69,7 @@ class Progress(L.Callback):
             say((self.name, "bold"))
 
     def on_train_batch_start(self, *_: Any) -> None:
-        """Note when a step begins."""
+        """Record when a step begins."""
         self._start = time.perf_counter(), time.thread_time()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -108,19 +108,19 @@ class Progress(L.Callback):
         return not rest and (epoch % math.ceil(module.work.epochs / _LINES) == 0 or epoch == module.work.epochs)
 
     def _estimate(self, plan: Plan, speed: float) -> None:
-        """Say how long the run will take, what would shorten a long one, and whether its threads lack cores."""
+        """Print how long the run will take, what would shorten it, and whether its threads wait for cores."""
         work, step = plan.work, self.module.step
         left = time_left(work, step, speed) or 0.0
         whole = time.perf_counter() - self._began + left
         epochs = work.epochs - work.clock(self.first).epoch
         if left > _SILENCE:  # a run that is nearly over needs no estimate
             rate = f"{speed:,.0f}" if speed >= 10 else f"{speed:.2g}"
-            took = f"{epochs:.4g} epochs take about {duration(whole)}"
+            took = f"{epochs:.4g} epochs will take about {duration(whole)}"
             say("  ", ("estimate:", "dim"), f" about {rate} images/s: {took}")
         if plan.device.type != "cpu":
             return
         if whole > HOUR and (options := cheaper(plan, whole, HOUR)):
-            shorter = ", ".join(f"with {flags} about {duration(each)}" for flags, each in options.items())
+            shorter = ", ".join(f"about {duration(each)} with {flags}" for flags, each in options.items())
             say("  ", ("estimate:", "yellow"), f" that is long for a CPU; {shorter}")
         threads, share = plan.config.threads or 1, self._cpu / self._wall if self._wall else 1.0
         if threads > 1 and share < _STARVED:
@@ -128,11 +128,11 @@ class Progress(L.Callback):
                 "  ",
                 ("threads:", "yellow"),
                 f" the {threads} threads wait for cores that other processes use (a step computes for {share:.0%} "
-                "of its time): --threads 1 is probably faster, now by Ctrl-C and --resume --threads 1",
+                "of its time). --threads 1 is probably faster: press Ctrl-C, then add --resume --threads 1",
             )
 
     def view(self) -> Group:
-        """The lines that the terminal shows; what does not fit is left out, the time left never."""
+        """The lines that the terminal shows. What does not fit is left out, except the time left."""
         work, step = self.module.work, self.module.step
         left = time_left(work, step, self.speed)
         ending = "" if left is None else f"{duration(left)} left"
@@ -165,7 +165,7 @@ def progress_lines(name: str, done: int, steps: int, ending: str, parts: list[st
         done: steps done.
         steps: steps of the whole run.
         ending: the time left.
-        parts: what the second line shows, the most important first.
+        parts: the parts of the second line, the most important first.
         width: columns of the terminal.
     """
     count = f"{done:,}/{steps:,}"

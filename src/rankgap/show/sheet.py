@@ -16,11 +16,11 @@ from torch import Tensor
 from rankgap.show.colours import GREY
 from rankgap.show.figures import DPI, header, save
 
-# In pixels. The sheet is at most _WIDTH x _HEIGHT, so that a screen shows all of it.
+# In pixels. The sheet is at most _WIDTH x _HEIGHT, so that it fits on a screen.
 _WIDTH, _HEIGHT, _LEAST_WIDTH = 1600, 1000, 560
 _TOP, _MARGIN, _GAP, _BETWEEN, _NAME = 84, 12, 6, 24, 20
-_LETTER = 6  # width of one, on average
-_SMALLEST, _LARGEST = 96, 224  # sides to which small images are enlarged, and large ones shrunk, if there is room
+_LETTER = 6  # average width of a letter
+_SMALLEST, _LARGEST = 96, 224  # small images are enlarged, and large ones shrunk, to these sides if there is room
 
 
 def contact_sheet(images: Tensor, views: Tensor, names: Sequence[str], path: str | Path) -> Figure:
@@ -29,7 +29,7 @@ def contact_sheet(images: Tensor, views: Tensor, names: Sequence[str], path: str
     Args:
         images: originals, uint8 (B, C, H, W).
         views: (V, B, C, h, w), not normalised: values are shown from 0 to 1 and clipped outside.
-        names: B names, which are shortened in the middle where they are longer than the pictures above are wide.
+        names: B names; one that is wider than the pictures above it is shortened in the middle.
         path: the PNG's file; its folder is created if there is none.
     """
     assert views.shape[1] == len(images) == len(names) > 0, (views.shape, images.shape, len(names))
@@ -43,7 +43,7 @@ def contact_sheet(images: Tensor, views: Tensor, names: Sequence[str], path: str
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
 
     def write(x: int, y: int, text: str, size: float) -> None:
-        # `parse_math`: a name with two dollars is no formula.
+        # `parse_math`: a name with two dollar signs is not a formula.
         figure.text(x / width, 1 - y / height, text, size=size, color=GREY, va="bottom", parse_math=False)
 
     canvas = np.full((height, width, 3), 255, np.uint8)
@@ -59,7 +59,7 @@ def contact_sheet(images: Tensor, views: Tensor, names: Sequence[str], path: str
     header(
         figure,
         "Images and their views",
-        "The image as stored, and beside it the views of it that the model sees.",
+        "Each image as stored, beside the views of it that the model sees.",
     )
     with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -67,7 +67,7 @@ def contact_sheet(images: Tensor, views: Tensor, names: Sequence[str], path: str
 
 
 def shorten(text: str, most: int) -> str:
-    """A text of at most so many characters, without its middle if it is longer.
+    """Shorten a text to at most `most` characters by leaving out its middle.
 
     Example:
         >>> shorten("holidays/IMG_20240711_0042.jpg", 16)
@@ -80,9 +80,9 @@ def shorten(text: str, most: int) -> str:
 
 
 def _grid(count: int, number: int, side: int) -> tuple[int, int]:
-    """The side of a cell and the columns with which `count` groups of `number` cells fill the sheet best.
+    """The cell size and number of columns with which `count` groups of `number` cells best fill the sheet.
 
-    A pixel of a view that is enlarged becomes a whole number of pixels.
+    Views are enlarged by whole factors only.
     """
 
     def room(columns: int) -> int:

@@ -41,8 +41,8 @@ FLOW = (
 )
 BROKEN = 20  # images that are named before only their reasons are counted
 COLOURS: Mapping[str, str] = {"healthy": "green", "shrinking": "yellow", "collapsed": "red"}
-ACROSS = 3  # scores that fit in eighty columns, and names in a sentence
-DOWN = 5  # checkpoints whose scores fit in a screen of 24 lines, with what is said about them
+ACROSS = 3  # scores that fit in eighty columns
+DOWN = 5  # checkpoints whose scores, with the text about them, fit on a screen of 24 lines
 
 
 def say(*parts: str | tuple[str, str], wrap: bool = True) -> None:
@@ -97,7 +97,7 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _narrow(heading: str) -> str:
-    """A heading over several short lines, which leaves room for titles in eighty columns."""
+    """A heading broken into short lines, which leaves room for titles in eighty columns."""
     return heading.replace(" ", "\n").replace("/", "\n/").replace("difference", "diff.")
 
 
@@ -118,7 +118,7 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def show_verdicts(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print what became of each run, and the alarms that it raised on the way."""
+    """Print the verdict on each run and the alarms raised during training."""
     for title, found in results.items():
         if "verdict" in found:
             _say_verdict(title, read(Verdict, found["verdict"], f"the verdict on {title}"))
@@ -136,13 +136,13 @@ def _say_verdict(title: str, verdict: Verdict) -> None:
 
 
 def _threads(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """With how many threads runs on a CPU were trained; empty if none was."""
+    """The number of threads with which each run was trained on a CPU; empty if there is none."""
     counts = {title: found["threads"] for title, found in results.items() if "threads" in found}
     different = len(set(counts.values())) > 1
     shown = (
         ", ".join(f"{title} {n}" for title, n in counts.items()) if different else next(iter(counts.values()), "")
     )
-    return f"threads: {shown} (on a CPU, numbers depend on --threads as they do on --seed)" if counts else ""
+    return f"threads: {shown} (on a CPU, results depend on --threads as they do on --seed)" if counts else ""
 
 
 def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything: bool = False) -> None:
@@ -150,8 +150,8 @@ def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything:
 
     Args:
         found: the scores.
-        verdict: the run's verdict; None while it has none.
-        everything: all scores of all checkpoints, in place of those that fit one screen.
+        verdict: the run's verdict; None if it has none yet.
+        everything: show all scores of all checkpoints, not only those that fit on one screen.
     """
     from rankgap.evaluate.scores import SCORES
 
@@ -175,7 +175,7 @@ def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything:
         console.print(table)
     compares = len(set(found.steps.values())) > 1
     if not compares:
-        say("One checkpoint cannot be compared: train with --keep-every N to keep more of a run.")
+        say("A single checkpoint cannot be compared: train with --keep-every N to keep more.")
     for name in names:
         said = f"{_preferred(found, name, everything)}. " if compares else ""
         say((name, "bold"), f": {said}", (f"It {SCORES[name].valid}.", "dim"))
@@ -187,7 +187,7 @@ def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything:
 
 
 def _preferred(found: RunScores, score: str, by_name: bool) -> str:
-    """The checkpoint that a score prefers, and those it does not tell from it: names, or their number."""
+    """The checkpoint that a score prefers, and those within its interval, by name or by number."""
     first, near = found.best(score)
     if not first:
         return "not defined for any checkpoint"
@@ -196,7 +196,7 @@ def _preferred(found: RunScores, score: str, by_name: bool) -> str:
 
 
 def _some(names: Sequence[str], kept: Sequence[str]) -> list[str]:
-    """As many names as a screen has room for, in order: those to keep, the last one, and others evenly between."""
+    """The names that fit on a screen, in order: those to keep, the last one, and others evenly spaced."""
     if len(names) <= DOWN:
         return list(names)
     chosen = {*kept, names[-1]} & set(names)
@@ -263,7 +263,7 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
         say(("broken:", "red"), f" {len(found.broken) - BROKEN:,} more; --broken FILE writes the whole list")
         say(("reasons:", "red"), f" {_counts(dict(reasons.most_common()), most=8)}")
     if found.broken:
-        say(("broken:", "red"), " mend or remove them, or train with --on-bad-image skip")
+        say(("broken:", "red"), " repair or remove them, or train with --on-bad-image skip")
     for problem in found.problems:
         say(("training would stop:", "yellow"), f" {problem}")
     say(f"images and their views: {picture}", wrap=False)
@@ -300,17 +300,17 @@ def show_methods() -> None:
             row.alignment,
         )
     console.print(table)
-    say("* with its gradient kept; the other targets carry none")
+    say("* this target carries a gradient; the others carry none")
     for name, row in METHODS.items():
         say((name, "bold"), f": {row.source}")
     say(
-        "Every row takes any gain: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, or a "
+        "Every method takes any gain: --online power:0.5, --target power:-0.5 (power:p, log, log1p, log1p2, or a "
         f"formula in s). --online also takes {', '.join(maps)} or {last}."
     )
 
 
 def show_demo(results: Mapping[str, Mapping[str, Any]], picture: Path, story: str) -> None:
-    """Print the demo's table and verdicts, what they show, and what to do next.
+    """Print the demo's table and verdicts, their meaning, and what to do next.
 
     Args:
         results: the results of each run, by title.

@@ -1,7 +1,7 @@
-"""Where float64 work happens: on a tensor's own device, or on the CPU where that has no float64 (Apple's GPUs).
+"""Float64 work runs on a tensor's own device, or on the CPU if the device has no float64 (Apple's GPUs).
 
-This is the one home of the rule. Decompositions and float64 sums go through it, and their results are then on that
-device, while a filter brings its output back. Nothing changes on a CPU or on CUDA.
+This module is the only place with the rule. Decompositions and float64 sums use it, and their results stay on the
+device that it chooses; a filter moves its output back. On a CPU or on CUDA, nothing is moved.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def float64_device(z: Tensor) -> torch.device:
 
 
 def with_float64(z: Tensor) -> Tensor:
-    """`z` in its own dtype, on a device that has float64."""
+    """Return `z` in its own dtype, on a device that has float64."""
     return z.to(float64_device(z))
 
 
 def double(z: Tensor) -> Tensor:
-    """`z` in float64, on a device that has it; `.to(z)` of a result brings it back."""
+    """Return `z` in float64, on a device that has it; `.to(z)` moves a result back."""
     return with_float64(z).double()
 
 
 class KeepsFloat64(nn.Module):
-    """A module whose float64 buffers stay where they are if it moves to a device without float64."""
+    """A module whose float64 buffers stay on their device if it moves to one without float64."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Any:
         def moved(x: Tensor) -> Tensor:

@@ -24,7 +24,8 @@ from rankgap.spectra.gram import check_batch, eigenbasis, gram_singular_values, 
 Side = Literal["online", "target"]  # the branches of a model
 
 _DIGITS = 5  # significant digits of a number on disk
-_LARGEST, _LONGEST = 1e100, 2**14  # number and column that are read back: squares and their tables must fit
+# Limits of a number and of a column read from disk: squares and tables of pairs must fit.
+_LARGEST, _LONGEST = 1e100, 2**14
 
 _PAIR = "a pair of branches"
 _TIE = 1e-6  # gains with a smaller relative difference count as equal
@@ -32,7 +33,7 @@ _TIE = 1e-6  # gains with a smaller relative difference count as equal
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class PairSpectrum:
-    """How the online output relates to the target's, over one batch or many; printed, it is a table.
+    """How the online output relates to the target's, over one batch or many. It prints as a table.
 
     Args:
         spectrum_online: singular values of P (R,), descending.

@@ -54,7 +54,7 @@ class Numerics:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Assessment:
-    """The expected effect of a pair of filters on a reference spectrum; printed, it is a table.
+    """The expected effect of a pair of filters on a reference spectrum. It prints as a table.
 
     Args:
         reference: the spectrum.
@@ -161,7 +161,7 @@ class Assessment:
         return name if abs(self.score) > 1 - _TIE else f"mostly {name}"
 
     def facts(self) -> dict[str, str]:
-        """What was assessed and found, ready to be shown as a table."""
+        """The assessment as rows of a table: name -> text."""
         kinds = {(True, False): "low-pass", (False, True): "high-pass", (True, True): "constant"}
         flow, baseline = (each.erank_online.tolist() for each in (self.flow, self.baseline))
         time = float(self.flow.times[-1]) / self.unit

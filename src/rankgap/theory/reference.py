@@ -63,7 +63,7 @@ def reference_spectrum(source: str | None = None) -> Reference:
     ):
         raise UserError(
             f"--spectrum {source!r:.60}: expected 2 to {MOST_DIRECTIONS:,} finite numbers at or above 0, not all "
-            f"0 (and none beyond {_LEAST:g} or {1 / _LEAST:g}); got {x[:4].tolist()}"
+            f"0 (the others from {_LEAST:g} to {1 / _LEAST:g}); got {x[:4].tolist()}"
         )
     return Reference(name, x.sort(descending=True).values, len(x), len(x))
 

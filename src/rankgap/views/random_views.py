@@ -121,9 +121,9 @@ class Views(nn.Module):
     """Several random views of each image of a batch, normalised.
 
     A view is cropped, flipped and resized, jittered in colour, made grey, blurred and solarised, in this order and
-    with torchvision's probabilities and parameters (`ViewConfig`). Last, it may be flipped vertically and turned
-    by quarters, which resamples nothing. The pixels differ from those of torchvision on PIL images in three ways
-    (tests bound the mean difference):
+    with torchvision's probabilities and parameters (`ViewConfig`). Finally, it may be flipped vertically and
+    rotated by quarter turns, without resampling. The pixels differ from those of torchvision on PIL images in
+    three ways (tests bound the mean difference):
 
     * the four jitters come in the order brightness, contrast, saturation, hue, which torchvision shuffles;
     * hue is a rotation of RGB about the grey axis, while torchvision shifts it in HSV (see `colour`);
@@ -215,15 +215,15 @@ class Views(nn.Module):
         return Parameters(top, left, h, w, *colours, sigma, flip, grey, blur, solarize, *orientation)
 
     def _draw_orientation(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The vertical flips, bool, and the quarter turns, int64, both as large as `like` (V, B).
+        """The vertical flips, bool, and the quarter turns, int64, both of the shape of `like` (V, B).
 
-        Where no view has any, no random number is used, so that all others stay what they were.
+        If no view has any, no random numbers are drawn, so that all other parameters stay the same.
         """
         if not any(config.vertical_flip or config.turn for config in self.configs):
             return torch.zeros_like(like), torch.zeros_like(like, dtype=torch.int64)
         uniform = torch.rand((2, *like.shape), generator=generator, device=like.device)
         vertical_flip, turn = self.orientation.unbind(1)  # (V, 1)
-        # Below `turn`, its thirds are one, two and three quarters.
+        # Each third of [0, turn) is one, two or three quarter turns.
         thirds = (3 * uniform[1] / turn.clamp(min=1e-9)).clamp(max=3.0).long().clamp(max=2)
         return uniform[0] < vertical_flip, torch.where(uniform[1] < turn, 1 + thirds, 0)
 

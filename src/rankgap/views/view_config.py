@@ -16,15 +16,15 @@ Interpolation = Literal["bicubic", "bilinear"]
 class ViewConfig:
     """The distribution of one view; names and meanings are torchvision's.
 
-    Microscope and satellite images have no top: with `vertical_flip=0.5, turn=0.75` their eight orientations are
-    equally likely.
+    Microscope and satellite images have no natural upright. With `vertical_flip=0.5, turn=0.75`, all eight
+    orientations are equally likely.
 
     Args:
         scale: the smallest and largest area of the crop, as shares of the image's area in (0, 1].
         ratio: the smallest and largest width / height of the crop, which is drawn uniformly in its logarithm.
         flip: probability of a horizontal flip.
         vertical_flip: probability of a vertical flip.
-        turn: probability of a turn by one, two or three quarters, which are equally likely.
+        turn: probability of a rotation by 90, 180 or 270 degrees, which are equally likely.
         jitter: strengths s of brightness, contrast, saturation (factor in [max(0, 1 - s), 1 + s]) and hue (shift
             in [-s, s] turns, s at most 0.5).
         jitter_p: probability of the jitter; all four are jittered, or none.

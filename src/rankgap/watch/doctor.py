@@ -20,7 +20,7 @@ Kind = Literal[
     "non-finite",
 ]
 
-ONE = 1.05  # an effective rank of 1, but for noise
+ONE = 1.05  # an effective rank of 1, up to noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +58,10 @@ class Thresholds:
     Args:
         patience: readings in a row that must agree before a fault is named; non-finite values are named at once.
         constant: `Reading.spread` at or below which features count as constant.
-        share: share of the target's early peak below which its dimensions count as dying. A random network's
-            effective ranks are high, and fall in healthy runs too, to a fifteenth in short ones.
-        floor: effective rank at or below which the target's dimensions count as dying in any case, or a tenth of
-            the highest possible rank if that is lower.
+        share: share of the target's early peak below which its dimensions count as dying. The effective ranks of
+            a random network are high and fall in healthy runs too, to a fifteenth in short runs.
+        floor: effective rank at or below which the target's dimensions count as dying in any case; a tenth of the
+            highest possible rank if that is lower.
         fall: share of the target's rank half a run ago below which `judge` calls it falling.
         pull: share of the online rank by which the target's must exceed it to pull a falling rank up again.
         gone: effective rank of a dying target at or below which `judge` calls the run collapsed.
@@ -120,7 +120,7 @@ class Doctor:
         return self.diagnose()
 
     def diagnose(self) -> Diagnosis:
-        """The diagnosis of the newest readings, however few; there must be one."""
+        """The diagnosis of the newest readings, however few; at least one is required."""
         recent, now, limits = self.recent, self.newest, self.thresholds
         assert now is not None
         step = now.step
@@ -163,16 +163,16 @@ class Doctor:
                 "dimensional",
                 step,
                 f"the target's effective rank is {now.erank_target:.2f} after an early peak of {self.peak:.1f}",
-                "no rank difference between the branches, so that dimensions die",
+                "no rank difference between the branches, so dimensions die out",
                 "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
             )
         if all(r.rank_difference < -limits.margin * r.erank_online for r in recent):
             return Diagnosis(
                 "negative rank difference",
                 step,
-                f"the target's effective rank has been below the online one's for {len(recent)} readings "
+                f"the target's effective rank has been below the online branch's for {len(recent)} readings "
                 f"({now.erank_target:.2f} < {now.erank_online:.2f})",
-                "a filter on the wrong branch, so that dimensions will die",
+                "a filter on the wrong branch, so dimensions will die out",
                 "swap the filter's sign or its branch",
             )
         return Diagnosis("healthy", step)

@@ -38,15 +38,15 @@ class RankMonitor:
     With a model, forward hooks on two of its modules collect their outputs. A step ends where gradients first
     reach an online output, so a module may run once per view or once for all views. `opposite_views` then says
     which views are compared. Passes in evaluation mode or without gradient are skipped. Nothing is copied; the
-    batch that was read last stays in memory for `batch_spectrum`. Leaving the `with` block removes the hooks.
+    last batch that was read stays in memory for `batch_spectrum`. Leaving the `with` block removes the hooks.
     Without a model, call `update`.
 
     Rows add up in float64 (`spectra.sums.PairSums`) until `reset`. Under `torch.distributed` every process must
     call `compute`, which sums over processes. Readings and diagnosis are those of this process's own batches.
 
-    In the loop, `news` returns each fault once, when it begins; `diagnosis` is the state at any time. Afterwards,
-    `print(monitor.compute())` shows a table, `to_csv` writes the readings, `pandas.DataFrame(monitor.history)`
-    takes them, and `rankgap.plot(monitor)` draws both ranks.
+    In the loop, `news` returns each fault once, when it begins; `diagnosis` is the current state. Afterwards,
+    `print(monitor.compute())` prints a table, `to_csv` and `pandas.DataFrame(monitor.history)` give the readings,
+    and `rankgap.plot(monitor)` draws both ranks.
 
     Args:
         model: the model, wrapped by DDP or not; None to call `update` by hand.
@@ -65,7 +65,7 @@ class RankMonitor:
         doctor: the `Doctor` that makes the diagnosis.
         every: steps from one reading to the next.
         stacked: number of views in one output.
-        window: whether there are running sums for `compute`.
+        window: whether running sums are kept for `compute`.
 
     Raises:
         UserError: the model has no such module (the nearest names are listed).
@@ -186,7 +186,7 @@ class RankMonitor:
         return news
 
     def to_csv(self, path: str | Path) -> None:
-        """Write the readings as a table: a row for each, a column for each field of `Reading`.
+        """Write the readings as a CSV table: one row per reading, one column per field of `Reading`.
 
         Raises:
             UserError: the file cannot be written.

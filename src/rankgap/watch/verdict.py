@@ -1,4 +1,4 @@
-"""The verdict on a run: what became of its dimensions, from all its readings and from the encoder's features."""
+"""The verdict on a run: the fate of its dimensions, from all its readings and the encoder's features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Outcome = Literal["healthy", "shrinking", "collapsed"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Use:
-    """How many dimensions are used, of how many.
+    """How many of the available dimensions are used.
 
     Args:
         rank: effective rank of the uncentred correlation; None if all rows are zero or not all are finite.
@@ -35,13 +35,13 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """What became of a run's dimensions.
+    """The verdict on a run's dimensions.
 
     Args:
-        kind: "collapsed" if the outputs or the features carry nothing any more; "shrinking" if most dimensions
-            have died, or are dying; otherwise "healthy".
-        outputs: what the target's outputs use, the median of the newest readings.
-        features: what the encoder's features use; None if they were not measured.
+        kind: "collapsed" if the outputs or the features carry no information any more; "shrinking" if most
+            dimensions have died or are dying; otherwise "healthy".
+        outputs: the dimensions that the target's outputs use, as the median of the newest readings.
+        features: the dimensions that the encoder's features use; None if they were not measured.
         saw: the numbers that show it; empty if healthy.
         cause: the most frequent cause.
         knob: the first thing to change.
@@ -56,13 +56,13 @@ class Verdict:
 
     @property
     def uses(self) -> str:
-        """How many dimensions are used, in words."""
+        """The number of dimensions in use, in words."""
         features = "" if self.features is None else f", the features {self.features}".removesuffix(" dimensions")
         return f"the outputs use {self.outputs}{features}"
 
     @property
     def why(self) -> str:
-        """What was seen, the likely cause, and what to change first; empty if healthy."""
+        """The evidence, the likely cause, and the first thing to change; empty if healthy."""
         return f"{_sentence(self.saw)} Likely cause: {self.cause}. First, {self.knob}." if self.saw else ""
 
     def __str__(self) -> str:
@@ -78,13 +78,13 @@ def judge(
 ) -> Verdict:
     """Judge a run by all its readings, and by its encoder's features.
 
-    A run ends as its newest readings are: an alarm that has passed is no verdict, and a run that is shorter than
-    the doctor's patience is judged by what there is.
+    The newest readings decide: an alarm that has passed does not count. A run that is shorter than the doctor's
+    patience is judged by the readings that it has.
 
     Args:
         history: the run's readings, one or more.
-        features: what the encoder's features use, over many images.
-        thresholds: where to draw the lines.
+        features: the dimensions that the encoder's features use, over many images.
+        thresholds: the limits; by default those of `Thresholds`.
     """
     doctor = Doctor(thresholds)
     for reading in history:
@@ -101,7 +101,7 @@ def judge(
             history[-1].step,
             "the encoder gives all images the same features",
             "images that are all alike, or a collapse before the projector",
-            "look at the images with `rankgap inspect`, and raise the rank difference (target power:-0.5)",
+            "check the images with `rankgap inspect`, and raise the rank difference (target power:-0.5)",
         )
     kind: Outcome = "healthy"
     if diagnosis:
@@ -118,9 +118,9 @@ def judge(
 
 
 def _fading(history: Sequence[Reading], limits: Thresholds) -> Diagnosis | None:
-    """The diagnosis of a run that ends while its dimensions die: the target's rank falls, and nothing pulls it up.
+    """The diagnosis of a run that ends while its dimensions die: the target's rank falls and will not recover.
 
-    It is compared with the rank half a run ago: where the learning rate ends at 0, any fall slows down at the end.
+    The rank is compared with the one half a run ago: if the learning rate ends at 0, every fall slows at the end.
     """
     newest, earlier = history[-limits.patience :], history[: len(history) // 2][-limits.patience :]
     if not earlier:
@@ -133,7 +133,7 @@ def _fading(history: Sequence[Reading], limits: Thresholds) -> Diagnosis | None:
         "dimensional",
         history[-1].step,
         f"the target's effective rank fell from {before:.1f} to {now:.1f} in the second half of the run, and is "
-        f"not above the online one's ({median(r.erank_online for r in newest):.1f})",
-        "no rank difference between the branches, so that dimensions die",
+        f"not clearly above the online branch's ({median(r.erank_online for r in newest):.1f})",
+        "no rank difference between the branches, so dimensions die out",
         "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
     )

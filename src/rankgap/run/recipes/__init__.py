@@ -135,7 +135,7 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def _set(place: Any, path: Sequence[str], value: Any) -> bool:
-    """Set what a path leads to; False if it leads nowhere."""
+    """Set the value at a path; False if there is no such path."""
     part, *rest = path
     keys: list[Any] = [part] if isinstance(place, dict) and part in place else []
     if isinstance(place, list):
@@ -149,7 +149,7 @@ def _set(place: Any, path: Sequence[str], value: Any) -> bool:
 
 
 def _keys(place: Any, asked: Sequence[str]) -> Iterator[str]:
-    """The dotted keys of nested values. Items of a list are those that were asked for, or a * for all of them."""
+    """The dotted keys of nested values. A list shows the item that was asked for, or * for all of its items."""
     part, *rest = asked or ("",)
     if isinstance(place, dict):
         inner = [(str(key), value) for key, value in place.items()]

@@ -1,4 +1,4 @@
-// Draws the figures of a report near the window, follows its sliders, and saves each figure as CSV and SVG.
+// Draws the figures of a report when they come near the window, follows the sliders, and saves figures as CSV and SVG.
 "use strict";
 
 const FIGURES = JSON.parse(document.getElementById("figures").textContent);
@@ -7,7 +7,7 @@ const plots = [...document.querySelectorAll(".plot")];
 const sliders = [...document.querySelectorAll(".slider input")];
 const near = new Set();
 let stale = new Set(plots);
-let share = 1; // of training, where all sliders stand
+let share = 1; // of training: the position of all sliders
 
 const color = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 const figureOf = (plot) => plot.closest("figure");
@@ -52,7 +52,7 @@ function follow(percent) {
   redraw();
 }
 
-// The values of bars lie along x.
+// The values of bars are along x.
 function csv(plot) {
   const bars = plot.data[0].type === "bar";
   const rows = [["series", bars ? "run" : plot.layout.xaxis.title.text, "value"]];
@@ -70,7 +70,7 @@ function save(name, text) {
   URL.revokeObjectURL(link.href);
 }
 
-// A picture is on the paper of its theme, under its title and what was said of it.
+// A picture has its theme's background, its title and its note.
 function picture(plot, filename) {
   const said = (part) => figureOf(plot).querySelector(part).textContent.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
   const title = { text: `${said("h3")}<br><sub>${said("small")}</sub>`, x: 0.02, y: 0.95, yanchor: "top", font: { size: 13 } };
@@ -104,7 +104,7 @@ const seen = new IntersectionObserver(
 );
 plots.forEach((plot) => seen.observe(plot));
 
-// Paper is light, and takes two figures across.
+// Print in the light theme, with two figures side by side.
 let before = root.dataset.theme;
 addEventListener("beforeprint", () => {
   before = root.dataset.theme;

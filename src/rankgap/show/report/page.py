@@ -1,7 +1,7 @@
 """The report: one HTML page about one run, or many side by side, that opens from disk without a network.
 
-The verdicts come first. Plotly draws in the browser, and its script is part of the page. Each figure comes with a
-sentence that says how to read it, can be saved as CSV and SVG and, where it changes during training, has a slider.
+The verdicts come first. Plotly draws in the browser, and its script is part of the page. Each figure has a
+sentence on how to read it and can be saved as CSV and SVG. Figures that change during training have a slider.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ RANKS = (
     "dimensions grow; where it is below (purple, hatched), they collapse. All panels share the vertical axis."
 )
 LOSS = (
-    "The loss says little about collapse: a collapsed run may have the best one. Compare it only within a run. "
-    "The learning rate is drawn below it."
+    "The loss says little about collapse: a collapsed run may have the lowest loss. Compare losses only within "
+    "a run. The learning rate is drawn below."
 )
 SPECTRA = (
     "Singular values of one batch: online view 1 and target view 2, whose ranks are drawn above. A curve that "
     "falls steeply keeps few dimensions; the branch whose curve lies higher has the higher rank. A curve ends "
-    "where the null space begins. Move the slider to follow training: all sliders of the page move together."
+    "where the null space begins. Move the slider to follow training; all sliders on the page move together."
 )
 FILTERS = (
     "Each point is an eigen-direction of the target. The transfer is what the online branch passes on along that "
@@ -68,7 +68,7 @@ MARKS = {"collapsed": "✕", "shrinking": "▼", "healthy": "✓", "none": "…"
 
 
 def _text(text: str) -> str:
-    """Text as HTML: one line, in which nothing is markup."""
+    """Text as one line of HTML, without markup."""
     return html.escape(shown(text))
 
 
@@ -112,16 +112,16 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _sentence(text: str) -> str:
-    """A clause as a sentence of its own; nothing for an empty one."""
+    """A clause as a sentence; empty if the clause is empty."""
     return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
 
 
 def _verdict(run: Run) -> tuple[str, str, str]:
-    """The kind of a run's verdict, the verdict in words, and why and what to do."""
+    """The kind of a run's verdict, the verdict in words, and the reason and remedy."""
     found = run.verdict
     if found is None:
-        missing = "its results are from before there were verdicts" if run.done else "the run has not finished"
-        newest = "no reading yet" if run.diagnosis is None else f"the newest diagnosis is {run.diagnosis}"
+        missing = "its results were written before verdicts existed" if run.done else "the run has not finished"
+        newest = "no reading yet" if run.diagnosis is None else f"the latest diagnosis is {run.diagnosis}"
         return "none", f"no verdict: {missing}", _sentence(newest)
     return found.kind, f"{found.kind}: {found.uses}", found.why
 
@@ -260,7 +260,7 @@ def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
     """Write `report_page` to a file; its folder is created if there is none.
 
     Raises:
-        UserError: as in `report_page`, or the file cannot be written or is no .html.
+        UserError: as in `report_page`, or the file cannot be written or is not an .html file.
     """
     path = output_file(out, PAGE)
     page = report_page(folders)

@@ -23,7 +23,7 @@ from rankgap.show.report.runs import Run, thin
 from rankgap.spectra.pair import PairSpectrum
 
 READINGS, POINTS = 400, 60  # at most per figure, so that ten runs and Plotly fit in 6 MB
-SHARE, RANK, EPOCH = ".3~r", ".1f", ".1f"  # formats of numbers that one points at, without exponents
+SHARE, RANK, EPOCH = ".3~r", ".1f", ".1f"  # formats of numbers under the pointer, without exponents
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,12 +31,12 @@ class Panel:
     """One figure.
 
     Args:
-        name: name of its element.
+        name: id of its HTML element.
         title: title above it.
         file: name of the files that it is saved as, without suffix.
         figure: None if the run has nothing to draw.
         frames: the contents of its traces during training: `at` (share of the run), `note`, `y` of each trace, and
-            `x` of all if it changes.
+            a common `x` if it changes.
         note: text under the title, or in place of the figure.
         rows: number of rows of bars, which sets its height; 0 for the height of an ordinary panel.
     """
@@ -51,7 +51,7 @@ class Panel:
 
 
 def _panel(run: Run, index: int, kind: str, figure: go.Figure | None, **options: Any) -> Panel:
-    """A panel of one run, which is the `index`-th of the page."""
+    """A panel of one run, the `index`-th on the page."""
     file = file_name(f"{run.label} {kind}")
     return Panel(name=f"{kind}-{index}", title=run.label, file=file, figure=figure, **options)
 
@@ -99,7 +99,7 @@ def _figure(x: Mapping[str, Any], y: Mapping[str, Any]) -> go.Figure:
 
 
 def _series(name: str, x: Sequence[Any], y: Sequence[Any], color: str, hover: str, **options: Any) -> go.Scatter:
-    """A curve, or points; `hover` is what one reads on pointing at it."""
+    """A curve, or points; `hover` is the text under the pointer."""
     look = {"mode": "lines", "meta": {"color": color}, "hovertemplate": f"{hover}<extra></extra>"}
     return go.Scatter(name=name, x=list(x), y=list(y), **(look | options))
 
@@ -119,13 +119,13 @@ def _with_crossings(
 
 
 def _columns(run: Run, *names: str) -> list[NDArray[np.float64]]:
-    """Columns of a run's metrics, thinned out; the rows that are left out are the same in each."""
+    """Columns of a run's metrics, thinned out to the same rows."""
     keep = thin(len(run.metrics["step"]), READINGS)
     return [np.array([run.metrics[name][i] for i in keep]) for name in names]
 
 
 def _line(points: int) -> str:
-    return "lines" if points > 1 else "lines+markers"  # a line of one point would not be seen
+    return "lines" if points > 1 else "lines+markers"  # a line of one point would be invisible
 
 
 def ranks_panel(run: Run, index: int, ceiling: float) -> Panel:
@@ -280,7 +280,7 @@ def bars_panel(runs: Sequence[Run], name: str, title: str, columns: Mapping[str,
         runs: the runs.
         name: name of the panel and of its files.
         title: title above it.
-        columns: series -> its column of the results, and the name of a colour.
+        columns: series -> its column of the results and the name of its colour.
     """
     scored = [run for run in runs if any(run.results.get(c.key) is not None for c, _ in columns.values())]
     if not scored:

@@ -1,4 +1,4 @@
-"""What a report reads of a run."""
+"""The parts of a run that a report reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rankgap.watch.doctor import Diagnosis, Doctor, alarms
 from rankgap.watch.reading import readings
 from rankgap.watch.verdict import Verdict
 
-FRAMES = 24  # records of the spectra that a run shows, at most
+FRAMES = 24  # the most records of spectra to show for a run
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Run:
 
     @cached_property
     def verdict(self) -> Verdict | None:
-        """The verdict at the end of training; None for a run that has none."""
+        """The verdict at the end of training; None if the run has none."""
         return self.folder.verdict()
 
     @property
@@ -89,7 +89,7 @@ class Run:
 
 
 def thin(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, evenly spaced, the first and the last among them.
+    """At most `most` of `count` indices, evenly spaced, including the first and the last.
 
     Example:
         >>> thin(7, 3), thin(2, 5)
