@@ -160,3 +160,43 @@ def test_what_cannot_be_trained_is_said_before_a_folder_is_made(
     with pytest.raises(UserError, match=says):
         rg.train(**({"images": digits["images"]} | given), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"model": Network().requires_grad_(False)}, "no parameter of model wants a gradient"),
+        ({"model": Network}, "model must be a module or a timm name"),
+        ({"test_labels": [1]}, "test_labels need test images"),
+        ({"labels": torch.zeros(1442, 2)}, "expected one label for each train image"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(
+    given: dict[str, Any], says: str, digits: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        rg.train(digits["images"], **given, **SHORT, out=tmp_path / "run")
+
+
+def test_labels_beside_a_named_data_set_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has its own labels"):
+        rg.train("digits", torch.zeros(3), **SHORT, out=tmp_path / "run")
+
+
+def test_a_run_of_one_s_own_model_with_a_mask_is_loaded_again(digits: dict[str, Any], tmp_path: Path) -> None:
+    class Masked(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.full((2, 2), -torch.inf))
+
+    run = rg.train(digits["images"], model=Masked(), **SHORT | {"epochs": 1}, out=tmp_path / "masked")
+    assert run.encoder(digits["images"][:2]).isfinite().all()
+
+
+def test_an_encoder_takes_what_training_took(digits: dict[str, Any], tmp_path: Path) -> None:
+    stack = digits["images"][:, :, :, 0]  # (N, H, W)
+    run = rg.train(stack, **SHORT | {"epochs": 1}, out=tmp_path / "run")
+    expected = run.encoder(digits["images"][:6])
+    pairs = [(image, 0) for image in digits["images"][:6]]
+    for same in (stack[:6], torch.from_numpy(stack[:6]), pairs):
+        assert torch.equal(run.encoder(same), expected)

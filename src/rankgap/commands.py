@@ -92,7 +92,7 @@ def compare(runs: list[str]) -> None:
     from rankgap.show.terminal import show_results
 
     folders = [RunFolder(Path(path)) for path in runs]
-    found = [folder.results() or folder.last_reading() for folder in folders]
+    found = [folder.last_reading() | folder.results() for folder in folders]
     show_results(dict(zip(labels(folders), found, strict=True)))
 
 
@@ -119,6 +119,7 @@ def score(
     from rankgap.show.terminal import show_scores
 
     folder = RunFolder(Path(run))
+    folder.saved()
     found = score_run(folder, images=images, repeats=repeats, branch=branch, data=data)
     show_scores(found, folder.verdict(), everything=all)
 

@@ -14,6 +14,7 @@ from rankgap.data.sources import GIVEN
 from rankgap.errors import InterruptedRunError, UserError
 from rankgap.run.config import TrainConfig, config_fields
 from rankgap.run.encoder import TrainedEncoder, load_encoder
+from rankgap.run.imports import import_all
 from rankgap.run.plan import Given
 from rankgap.run.reader import plain
 from rankgap.run.resuming import resumed
@@ -83,8 +84,12 @@ def train(
     """
     if taken := {"data", "backbone"} & config.keys():
         raise UserError(f"train takes no keyword {taken.pop()}: pass the images first, and a network as model")
+    if isinstance(model, nn.Module) and not any(p.requires_grad for p in model.parameters()):
+        raise UserError("no parameter of model wants a gradient, so it cannot be trained: model.requires_grad_()")
+    if not isinstance(model, nn.Module | str | None):
+        raise UserError(f"model must be a module or a timm name, got {model!r:.60}")
     if isinstance(images, str):
-        if (labels, test, test_labels) != (None, None, None):
+        if any(each is not None for each in (labels, test, test_labels)):
             raise UserError(f"{images} has its own labels and test images: leave out labels, test and test_labels")
         source, config["data"] = None, images
     else:
@@ -96,12 +101,19 @@ def train(
     # Worker processes import the calling script again on some systems; decoding runs in threads in any case.
     fields = {"workers": 0} | config_fields(plain(config))
     settings = TrainConfig(**fields)
+    import_all(settings.imports)
     if settings.resume:
         settings = resumed(settings.path, fields)
     module = model if isinstance(model, nn.Module) else None
     try:
         progress = Progress(settings.title)
-        results = run(settings, callbacks=[progress], announce=progress.announce, own=Given(source, module))
+        results = run(
+            settings,
+            callbacks=[progress],
+            announce=progress.announce,
+            other_data=source is not None,  # images that are passed again are meant
+            own=Given(source, module),
+        )
     except InterruptedRunError as error:
         if source is None and module is None:  # the command can resume it too
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import socket
 import subprocess
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from rankgap.errors import InterruptedRunError, UserError
+from rankgap.run.beat import PATIENCE, Beat, check_at_rest, last_beat
 from rankgap.run.folder import RunFolder
-from rankgap.run.heartbeat import PATIENCE, Beat, Heartbeat, last_beat
+from rankgap.run.heartbeat import Heartbeat
 
 NOW = 1_000_000.0
 HERE = Beat(
@@ -35,16 +37,33 @@ def gone() -> int:
     return process.pid
 
 
-def test_a_run_whose_process_is_gone_is_dead_after_two_missed_beats() -> None:
+def test_a_run_whose_process_is_gone_is_dead_at_once() -> None:
     beat = dataclasses.replace(HERE, pid=gone())
-    assert beat.death(NOW) is None
-    assert beat.death(NOW + 10) == f"its process {beat.pid} is gone"
+    assert beat.death(NOW) == f"its process {beat.pid} is gone"
 
 
-def test_a_run_is_dead_wherever_it_runs_once_it_gives_no_sign_of_life() -> None:
-    for beat in (HERE, dataclasses.replace(HERE, host="elsewhere", pid=gone())):
-        assert beat.death(NOW + PATIENCE - 2) is None
-        assert "no heartbeat from its process" in (beat.death(NOW + PATIENCE) or "")
+def test_a_run_elsewhere_is_dead_once_it_gives_no_sign_of_life() -> None:
+    beat = dataclasses.replace(HERE, host="elsewhere", pid=gone())
+    assert beat.death(NOW + PATIENCE - 2) is None
+    assert "no heartbeat from its process" in (beat.death(NOW + PATIENCE) or "")
+    assert HERE.death(NOW + 10 * PATIENCE) is None  # stopped, perhaps, but its process is there
+
+
+def test_nothing_writes_to_the_folder_of_a_run_that_trains(tmp_path: Path) -> None:
+    folder, sleeper = (
+        RunFolder(tmp_path),
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE),
+    )
+    check_at_rest(folder)
+    with Heartbeat(folder, step=7, seconds=3.0):
+        check_at_rest(folder)  # it is this very process that trains
+    file = tmp_path / "heartbeat.json"
+    other = json.loads(file.read_text()) | {"state": "training", "pid": sleeper.pid}
+    file.write_text(json.dumps(other))
+    with pytest.raises(UserError, match=f"being trained by process {sleeper.pid}"):
+        check_at_rest(folder)
+    sleeper.communicate(b"\n")
+    check_at_rest(folder)  # it is gone
 
 
 @pytest.mark.parametrize("state", ["finished", "interrupted", "failed"])

@@ -13,7 +13,7 @@ import yaml
 
 import rankgap as rg
 from rankgap.cli import main
-from rankgap.run.folder import RunFolder
+from rankgap.run.folder import READ_COLUMNS, RunFolder
 from rankgap.run.restored import restore
 from tests.data.pictures import pixels, write
 
@@ -163,3 +163,50 @@ def test_a_run_without_a_fingerprint_is_read_as_before(home: Path) -> None:
     config.write_text(yaml.safe_dump(values))
     (home / "d" / "train" / "a" / "00.png").unlink()
     assert restore(home / "run", data=f"folder:{home / 'd'}").differences == ()
+
+
+def test_a_run_of_another_machine_is_evaluated_on_this_one(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made / "run", tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["run"] |= {"devices": 8, "accelerator": "cuda", "loggers": ["wandb"], "workers": 7}
+    file.write_text(yaml.safe_dump(config))
+    assert main(["evaluate", str(tmp_path / "run"), "--protocol", "knn"]) == 0
+    assert knn(tmp_path / "run") == knn(made / "run")
+
+
+def test_an_evaluation_does_not_finish_a_run(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made / "run", tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    assert main(["evaluate", str(tmp_path / "run"), "--protocol", "knn"]) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "run")]) == 0
+    rank = RunFolder(tmp_path / "run").last_reading()["erank_target"]
+    assert f"{rank:.1f}" in capsys.readouterr().out
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")]) == 0
+    assert "the run has not finished" in (tmp_path / "r.html").read_text()
+
+
+def test_fewer_images_on_resume_are_the_reason_that_is_given(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(made, tmp_path / "made")
+    for name in ("00", "01", "02", "03"):
+        for file in (tmp_path / "made" / "d").rglob(f"{name}.png"):
+            file.unlink()
+    resume = ["train", "--out", str(tmp_path / "made" / "run"), "--resume"]
+    data = ["--data", f"folder:{tmp_path / 'made' / 'd'}"]
+    assert main([*resume, *data]) == 2
+    assert "2 epochs of 12 images are 2 steps, but the run has taken 4 on 16 images" in capsys.readouterr().err
+    assert main([*resume, *data, "--epochs", "5"]) == 0
+
+
+def test_columns_that_an_earlier_version_began_stay(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics_file.write_text(f"{','.join(READ_COLUMNS)},old\n0,0,1.5,2,3,1,7\n")
+    folder.add_metrics({"new": 5.0} | dict.fromkeys(READ_COLUMNS, 1.0) | {"loss": 1.25})
+    found = folder.metrics()
+    assert (found["step"], found["loss"]) == ([0, 1], [1.5, 1.25])
+    assert np.isnan(found["old"][1])

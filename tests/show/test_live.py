@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 
 from rankgap.cli import main
+from rankgap.run.beat import PATIENCE
 from rankgap.run.folder import RunFolder
-from rankgap.run.heartbeat import PATIENCE
 from rankgap.show.live import live_view, sparkline
 
 

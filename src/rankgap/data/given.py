@@ -28,7 +28,7 @@ from rankgap.data.sources import GIVEN
 from rankgap.data.splits import Source, Split
 from rankgap.errors import UserError
 
-_FEW = 4  # channels; an axis this short is never a side of an image
+FEW = 4  # channels; an axis this short is never a side of an image
 
 Stack = Tensor | npt.NDArray[Any]
 
@@ -74,9 +74,9 @@ def _channels_first(shape: Sequence[int], channels: int | None, *, is_tensor: bo
     first, _, last = shape
     if (first == channels) != (last == channels):
         return first == channels
-    if (first <= _FEW) != (last <= _FEW):
-        return first <= _FEW
-    if not is_tensor and first <= _FEW:
+    if (first <= FEW) != (last <= FEW):
+        return first <= FEW
+    if not is_tensor and first <= FEW:
         raise UserError(f"cannot tell which axis of {tuple(shape)} holds the channels: pass a tensor (C, H, W)")
     if not is_tensor:
         try:
@@ -175,6 +175,8 @@ def given_source(images: Any, labels: Any = None, test: Any = None, test_labels:
     Raises:
         UserError: these are not images, or the number of labels differs.
     """
+    if test is None and test_labels is not None:
+        raise UserError("test_labels need test images: pass them as test")
     given = {"train": (images, labels)} | ({} if test is None else {"test": (test, test_labels)})
     sets = {name: _images(f"{GIVEN} {name}", each) for name, (each, _) in given.items()}
     values = {name: _values(name, of, len(sets[name])) for name, (_, of) in given.items() if of is not None}
@@ -201,6 +203,8 @@ def _images(label: str, images: Any) -> Encoded:
 
 def _values(name: str, labels: Any, count: int) -> list[Hashable]:
     values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    if not all(isinstance(value, Hashable) for value in values):
+        raise UserError(f"expected one label for each {name} image, got {np.shape(values)}")
     if len(values) != count:
         raise UserError(f"expected {count} labels, one for each {name} image, got {len(values)}")
     return values

@@ -112,10 +112,11 @@ def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 3
         network = (_create(backbone, channels, size) if isinstance(backbone, str) else backbone).eval()
         if isinstance(backbone, str) and isinstance(network, ResNet) and size < SMALL_IMAGE:
             network = small_image_stem(network, channels) if isinstance(network.conv1, nn.Conv2d) else network
+        like = next(iter(network.parameters()), torch.empty(0))
         with torch.no_grad():  # the width that timm states is not that of the output in every model
-            features = network(torch.zeros(1, channels, size, size))
+            features = network(torch.zeros(1, channels, size, size, device=like.device, dtype=like.dtype))
             shape = tuple(features.shape)
-    except (ValueError, AssertionError, TypeError, RuntimeError, AttributeError) as error:
+    except (ValueError, AssertionError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
         raise UserError(
             f"backbone {name} does not take {channels}-channel images of {size} px: {error}"
         ) from error

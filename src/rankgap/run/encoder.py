@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankgap.data.given import Items, decode_item, pixels
+from rankgap.data.given import FEW, Items, decode_item, pixels
 from rankgap.errors import UserError
 from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
 from rankgap.model.methods import design
@@ -43,14 +43,15 @@ class TrainedEncoder(nn.Module):
         """Features of images: (B, F), or (F,) for a single image.
 
         Args:
-            images: a tensor (B, C, H, W) or array (B, H, W, C); a list of images, which may differ in size; or one
-                image. An image is a PIL image, a path, or an array or tensor (H, W), (H, W, C) or (C, H, W).
-                Values are uint8 or uint16; `data.given.pixels` says which axis holds the channels.
+            images: a tensor (B, C, H, W), an array (B, H, W, C), or either without channels (B, H, W); a list or
+                data set of images, which may differ in size; or one image. An image is a PIL image, a path, or an
+                array or tensor (H, W), (H, W, C) or (C, H, W). Values are uint8 or uint16; `data.given.pixels`
+                says which axis holds the channels.
 
         Raises:
             UserError: an image cannot be read or converted, or does not hold integers; the message names it.
         """
-        if single := not _is_many(images):
+        if single := not _is_many(images, len(self.mean)):
             images = [images]
         batch = CPU_BATCH if device_of(self).type == "cpu" else BATCH
         if self.training:  # batch norm must see the whole batch
@@ -63,10 +64,11 @@ class TrainedEncoder(nn.Module):
     def _views(self, images: Any, batch: int) -> Iterator[Tensor]:
         """Normalised images (B, C, S, S), batch by batch."""
         device, channels = device_of(self), len(self.mean)
-        if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape[1] == channels:
-            stack: Tensor | None = images  # may already be on a GPU
-        else:
-            stack = None if isinstance(images, Sequence) else pixels(images, channels)
+        stack: Tensor | None = None
+        if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape[1:-2] == (channels,):
+            stack = images  # may already be on a GPU
+        elif hasattr(images, "ndim"):
+            stack = pixels(images[:, None] if images.ndim == 3 else images, channels)
         for start in range(0, len(images), batch):
             if stack is not None:
                 yield self._view(stack[start : start + batch].to(device), None)
@@ -88,10 +90,16 @@ class TrainedEncoder(nn.Module):
         return eval_view(images, sizes, self.size, self.mean, self.std)
 
 
-def _is_many(images: Any) -> bool:
-    if isinstance(images, list | tuple):
-        return True
-    return getattr(images, "ndim", 0) == 4
+def _is_many(images: Any, channels: int) -> bool:
+    """Whether these are several images: a list, a data set, or a stack; (H, W) alone, or with channels, is one."""
+    if not hasattr(images, "ndim"):
+        return (
+            not isinstance(images, str | bytes) and hasattr(images, "__len__") and hasattr(images, "__getitem__")
+        )
+    if images.ndim == 3:
+        first, height, last = images.shape
+        return not any(side <= FEW or side == channels for side in (first, last)) and last >= min(first, height)
+    return bool(images.ndim == 4)
 
 
 def load_encoder(

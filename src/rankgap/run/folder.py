@@ -195,9 +195,16 @@ class RunFolder:
         return columns
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Append a row to `metrics.csv`: a reading's numbers, the step first. The first row names the columns."""
-        with writing(self.metrics_file), self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(("" if file.tell() else ",".join(metrics) + "\n") + _row(metrics))
+        """Append a row to `metrics.csv`: a reading's numbers, the step first. The first row names the columns.
+
+        Columns that an earlier version of rankgap has begun stay as they are.
+        """
+        with writing(self.metrics_file), self.metrics_file.open("a+", encoding="utf-8") as file:
+            file.seek(0)
+            if head := file.readline().rstrip("\n"):
+                file.write(_row({name: metrics.get(name, math.nan) for name in head.split(",")}))
+            else:
+                file.write(",".join(metrics) + "\n" + _row(metrics))
 
     def last_reading(self) -> dict[str, float]:
         """The last row of the metrics; empty before the first reading."""

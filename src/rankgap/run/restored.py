@@ -28,7 +28,11 @@ def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) ->
     folder = RunFolder(Path(path))
     saved = folder.saved()
     state = folder.load_checkpoint(checkpoint)
-    plan = resolve(replace(saved.run, **{"out": str(path)} | changes), saved=saved)
+    # The machine may be another than the one that trained the run.
+    here = {"devices": 1, "workers": None, "loggers": (), "accelerator": "auto"}
+    if saved.run.accelerator == "cpu":
+        here["accelerator"] = "cpu"
+    plan = resolve(replace(saved.run, **here | {"out": str(path)} | changes), saved=saved)
     state.load_model(plan.model)
     return plan
 

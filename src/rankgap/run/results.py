@@ -12,7 +12,7 @@ from rankgap.watch.doctor import Kind
 _STRICT = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
-@with_config(_STRICT)
+@with_config(ConfigDict(extra="forbid", allow_inf_nan=False))
 class Alarm(TypedDict):
     """A `Diagnosis`, by the names of its fields."""
 

@@ -114,12 +114,19 @@ class BegunRun:
         """
         old, new, step = self.saved.work, plan.work, self.state.step
         if step > new.steps:
+            if new.images != old.images:
+                raise UserError(
+                    f"{new.epochs} epochs of {new.images:,} images are {new.steps:,} steps, but the run has taken "
+                    f"{step:,} on {old.images:,} images: give more --epochs, or start a new run"
+                )
             if new.epochs == old.epochs:
                 raise UserError(f"{self.state.path}: its step {step:,} is beyond the run's {new.steps:,} steps")
             done = f"{new.clock(step).epoch:.4g}"
             raise UserError(f"--epochs {new.epochs}: {self.folder.path} has already trained for {done} epochs")
-        if new.epochs == old.epochs:
+        if new.steps == old.steps:
             return None
+        if new.epochs == old.epochs:
+            return f"{new.images:,} images instead of {old.images:,}: {new.steps:,} steps instead of {old.steps:,}"
         before, after = (plan.recipe.optimizer.rate(work.clock(step), work.batch_size) for work in (old, new))
         return (
             f"{new.epochs} epochs instead of {old.epochs}: learning rate and momentum continue on the schedules "

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from rankgap.data.encoded import BrokenImageError
 from rankgap.errors import InterruptedRunError, NonFiniteError, UserError, unusable
 from rankgap.model.joint_norm import join_norms
+from rankgap.run.beat import check_at_rest
 from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.checkpoints import SAMPLE, Checkpoints, Restore, SpectraFile
 from rankgap.run.config import TrainConfig
@@ -96,9 +97,11 @@ def train(
     """
     with _using_threads(config.threads):
         folder = RunFolder(config.path)
+        if is_main_process():
+            check_at_rest(folder)
+            if not config.resume:
+                folder.check_free(overwrite=config.overwrite)
         begun = BegunRun.read(config) if config.resume else None
-        if begun is None and is_main_process():
-            folder.check_free(overwrite=config.overwrite)
         plan = resolve(config, saved=begun.saved if begun else None, given=own)
         change = None
         if begun is not None:
@@ -171,7 +174,8 @@ def _results(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints) -> di
         results |= evaluate_plan(rated)
         features = Use(rank=results["erank_features"], of=min(len(rated.train), plan.work.features))
         results["alarms"] = plain(alarms(history))
-        results["verdict"] = plain(judge(history, features))
+        if history:
+            results["verdict"] = plain(judge(history, features))
         folder.write_results(results)
     return results
 

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rankgap.data.names import shown
+from rankgap.run.beat import Beat, last_beat
 from rankgap.run.folder import RunFolder
-from rankgap.run.heartbeat import Beat, last_beat
 from rankgap.show.columns import ERANK_ONLINE, ERANK_TARGET, RANK_DIFFERENCE, SPEED, Column
 from rankgap.show.pace import Pace, duration, status_line, time_left
 from rankgap.show.terminal import console, say
@@ -73,7 +73,7 @@ def live_view(folder: RunFolder, images_per_second: float | None, *, width: int 
         Text(", ".join(times)),
     ]
     if not metrics.get("step"):
-        return Group(*parts, Text("no reading yet", style="dim"))
+        return Group(*parts, Text("no reading yet", style="dim"), *_ending(folder, beat))
     curves = [(c.heading, metrics[c.key], form) for c, form in _CURVES]
     last = [f"{values[-1]:{form}}" for _, values, form in curves]
     room = width - max(len(name) for name, _, _ in curves) - max(map(len, last)) - 2 * _GAP
@@ -137,7 +137,7 @@ def follow(folder: RunFolder, every: float) -> None:
             end = _end(folder, beat)
             pace.mark(beat.time if beat else time.time(), _done(folder.metrics(), beat))
             steps = pace.steps_per_second
-            if steps is None and beat and beat.step and beat.state == "training":
+            if steps is None and beat and beat.step and beat.seconds and beat.state == "training":
                 steps = beat.step / beat.seconds
             speed = steps * saved.work.batch_size if steps else None
             show.update(folder.results().get(SPEED.key, speed) if end else speed)

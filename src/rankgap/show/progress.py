@@ -41,7 +41,7 @@ class Progress(L.Callback):
     """
 
     def __init__(self, name: str) -> None:
-        self.name, self.known = name, "healthy"
+        self.name = name
         self.pace = Pace()
         self.plan: Plan | None = None
         self._live: Live | None = None
@@ -92,10 +92,8 @@ class Progress(L.Callback):
         if self._live is None and (self._ends_a_line(self.module) or now - self._said >= _SILENCE):
             say(status_line(self.module.step, self.module.last_reading, self.module.work, self.speed), wrap=False)
             self._said = now
-        if (diagnosis := self.module.monitor.diagnosis).kind != self.known:
-            self.known = diagnosis.kind
-            if diagnosis:
-                say(("alarm:", "yellow"), f" {self.name}: {diagnosis}")
+        if alarm := self.module.monitor.news():
+            say(("alarm:", "yellow"), f" {self.name}: {alarm}")
 
     @property
     def speed(self) -> float | None:

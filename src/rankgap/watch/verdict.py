@@ -30,7 +30,8 @@ class Use:
         if self.rank is None:
             return f"none of {self.of} dimensions"
         shown = f"{self.rank:z.1f}" if self.rank < 9.95 else f"{self.rank:.0f}"
-        return f"{shown.removesuffix('.0')} of {self.of} dimensions"
+        possible = f" of {self.of}" if self.of else ""  # unknown in a run of an earlier version
+        return f"{shown.removesuffix('.0')}{possible} dimensions"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +127,7 @@ def _fading(history: Sequence[Reading], limits: Thresholds) -> Diagnosis | None:
     if not earlier:
         return None
     before, now = (median(r.erank_target for r in part) for part in (earlier, newest))
-    pull = median(r.rank_difference / r.erank_online for r in newest)
+    pull = median(r.rank_difference / max(r.erank_online, 1.0) for r in newest)
     if not (now < limits.fall * before and pull < limits.pull):
         return None
     return Diagnosis(

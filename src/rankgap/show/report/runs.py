@@ -49,7 +49,7 @@ class Run:
     @cached_property
     def results(self) -> dict[str, Any]:
         """The contents of `results.json`, or the newest reading of a run that has no results yet."""
-        return self.folder.results() or self.folder.last_reading()
+        return self.folder.last_reading() | self.folder.results()
 
     @cached_property
     def alarms(self) -> list[Diagnosis]:
@@ -77,7 +77,7 @@ class Run:
     @cached_property
     def done(self) -> bool:
         """Whether the run has finished."""
-        return bool(self.folder.results())
+        return "seconds" in self.folder.results()  # `evaluate` writes results of an unfinished run without it
 
     @property
     def state(self) -> str:
