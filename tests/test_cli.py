@@ -779,6 +779,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
         (["--help"], {"torch", "lightning", "timm"}),
         (["watch", "--help"], {"torch", "lightning", "timm"}),
         (["compare", "no/such/run"], {"lightning", "timm", "scipy", "sklearn"}),
+        (["watch", "no/such/run"], {"lightning", "timm", "scipy", "sklearn"}),
         (["methods"], {"lightning", "timm", "scipy"}),
     ],
 )
