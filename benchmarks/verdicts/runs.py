@@ -10,10 +10,11 @@ from typing import Any, cast
 
 import torch
 
-from benchmarks.verdicts.cases import Bench, Case
+from benchmarks.verdicts.cases import MADE, Bench, Case
 from rankgap.data import ImageSet, load_data
 from rankgap.errors import NonFiniteError
 from rankgap.evaluate import evaluate
+from rankgap.model.methods import METHODS
 from rankgap.run.config import TrainConfig
 from rankgap.run.folder import RunFolder
 from rankgap.run.plan import Plan, resolve
@@ -94,11 +95,15 @@ def run_one(case: Case, bench: Bench, seed: int, out: Path, images: ImageSet) ->
     kept = Path(f"{config.path}-truth.json")
     if not kept.is_file():
         case.prepare(config, images)
+        METHODS.update(MADE)
         try:
             train(resumed(folder.path, {}) if folder.checkpoint.is_file() else replace(config, overwrite=True))
             truth = truth_of(restore(config.path), bench)
         except NonFiniteError:
             truth = Truth(0.0, 0.0, math.nan)
+        finally:
+            for name in MADE:
+                del METHODS[name]
         kept.write_text(json.dumps(asdict(truth)))
     return Judged(
         case.title,
