@@ -17,6 +17,7 @@ from rankgap.run.presets import adapt, adapt_views, warnings
 from rankgap.run.reader import plain
 from rankgap.run.recipes import load_recipe, override, recipe_from, recipe_names
 from rankgap.run.work import Work
+from rankgap.views.view_config import ViewConfig
 
 BODIES = ("byol", "simsiam", "swav", "dino")
 
@@ -166,6 +167,10 @@ def test_known_failures_are_warned_of() -> None:
     assert any("1 image" in w for w in warnings(crowded, swav, alone))
     few = dataclasses.replace(SMALL, batch_size=16)
     assert any("32 or more" in w for w in warnings(crowded, swav, few))
+    still = ViewConfig(scale=(1, 1), ratio=(1, 1), flip=0, jitter_p=0, grey_p=0)
+    for views, alike in (((still, still), True), ((still, dataclasses.replace(still, flip=1)), False)):
+        said = warnings(dataclasses.replace(crowded, views=views), swav, SMALL)
+        assert any("all views of an image are the same" in w for w in said) is alike
 
 
 def test_digits_are_never_mirrored() -> None:

@@ -131,6 +131,8 @@ def _memories(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[
 def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
     """Combinations known to fail, one sentence each with what to do; empty if there are none."""
     found, prototypes = [], recipe.prototypes
+    if all(view.is_constant for view in recipe.views) and len(set(recipe.views)) == 1:
+        found.append("all views of an image are the same, so nothing can be learned: widen their crops or jitter")
     for kind, argument in method.maps("target"):
         options = recipe.options("target", kind, argument)
         if isinstance(options, SinkhornOptions) and prototypes.count > (codes := work.batch_size + options.queue):

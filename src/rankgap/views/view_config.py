@@ -72,3 +72,10 @@ class ViewConfig:
             )
         if self.interpolation not in KERNELS:
             raise unknown("interpolation", self.interpolation, KERNELS)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether every draw gives the same view of an image."""
+        certain = all(p in (0, 1) for p in (self.flip, self.vertical_flip, self.grey_p, self.solarize_p))
+        never = not (self.turn or self.blur_p or (self.jitter_p and any(self.jitter)))
+        return certain and never and self.scale == (1, 1) and self.ratio == (1, 1)
