@@ -58,7 +58,7 @@ function csv(plot) {
   const rows = [["series", bars ? "run" : plot.layout.xaxis.title.text, "value"]];
   for (const { name, x, y } of plot.data.filter((trace) => !trace.meta.shade))
     x.forEach((value, i) => rows.push(bars ? [name, y[i], value] : [name, value, y[i]]));
-  const cell = (value) => (typeof value === "string" && /[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value ?? "");
+  const cell = (value) => (typeof value === "string" && /[",\r\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value ?? "");
   return rows.map((row) => row.map(cell).join(",")).join("\n") + "\n";
 }
 
