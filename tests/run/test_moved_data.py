@@ -13,7 +13,7 @@ import yaml
 
 import rankgap as rg
 from rankgap.cli import main
-from rankgap.run.folder import READ_COLUMNS, RunFolder
+from rankgap.run.folder import RunFolder
 from rankgap.run.restored import restore
 from tests.data.pictures import pixels, write
 
@@ -201,12 +201,3 @@ def test_fewer_images_on_resume_are_the_reason_that_is_given(
     assert main([*resume, *data]) == 2
     assert "2 epochs of 12 images are 2 steps, but the run has taken 4 on 16 images" in capsys.readouterr().err
     assert main([*resume, *data, "--epochs", "5"]) == 0
-
-
-def test_columns_that_an_earlier_version_began_stay(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.metrics_file.write_text(f"{','.join(READ_COLUMNS)},old\n0,0,1.5,2,3,1,7\n")
-    folder.add_metrics({"new": 5.0} | dict.fromkeys(READ_COLUMNS, 1.0) | {"loss": 1.25})
-    found = folder.metrics()
-    assert (found["step"], found["loss"]) == ([0, 1], [1.5, 1.25])
-    assert np.isnan(found["old"][1])

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from rankgap.run.config import LoggerName, TrainConfig
-from rankgap.run.folder import RunFolder
+from rankgap.run.folder import READ_COLUMNS, RunFolder
 from rankgap.run.processes import is_main_process
 
 
@@ -38,9 +38,14 @@ class MetricsFile(Logger):
         """Do nothing: the configuration has its own file."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append a row: the step, then the metrics in order."""
-        if is_main_process():
-            self.folder.add_metrics({"step": float(step or 0), **metrics})
+        """Append a reading: the step, then its numbers in order.
+
+        Anything else is left out: Lightning hands every logger what any callback logs, and some libraries add
+        callbacks as soon as they are installed.
+        """
+        row = {"step": float(step or 0), **metrics}
+        if is_main_process() and row.keys() >= set(READ_COLUMNS):
+            self.folder.add_metrics(row)
 
 
 # Lightning's own loggers, which write to the run folder unless their environment variables say otherwise.
