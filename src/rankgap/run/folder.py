@@ -166,7 +166,10 @@ class RunFolder:
             raise UserError(f"{file} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise UserError(f"{file} should hold the results of a run by name, got {type(values).__name__}")
-        return dict(read(Results, values, str(file)))
+        found = dict(read(Results, values, str(file)))
+        if "verdict" in found:
+            read(Verdict, found["verdict"], f"{file}.verdict")
+        return found
 
     def metrics(self) -> dict[str, list[float]]:
         """The columns of `metrics.csv` as numbers, NaN where one is not finite; empty before the first reading.

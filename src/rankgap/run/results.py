@@ -62,6 +62,6 @@ class Results(Evaluation, total=False):
     images_per_second: float | None
     views_per_second: float | None
     threads: int
-    verdict: dict[str, Any]  # a `Verdict`, which `RunFolder.verdict` reads
+    verdict: dict[str, Any]  # a `Verdict`, as `RunFolder.results` checks
     alarms: list[Alarm]
     target_branch: Evaluation
