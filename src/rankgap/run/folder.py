@@ -31,6 +31,7 @@ from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
 from rankgap.watch.verdict import Verdict
 
+_LONGEST_HEAD = 2**12  # characters; a device has no end of line
 MOST_STEPS = 2**53  # float64 holds whole numbers exactly up to here
 READ_COLUMNS = ("step", "epoch", "loss", "erank_online", "erank_target", "rank_difference")  # by everyone
 
@@ -204,7 +205,7 @@ class RunFolder:
         """
         with writing(self.metrics_file), self.metrics_file.open("a+", encoding="utf-8") as file:
             file.seek(0)
-            if head := file.readline().rstrip("\n"):
+            if head := file.readline(_LONGEST_HEAD).rstrip("\n"):
                 file.write(_row({name: metrics.get(name, math.nan) for name in head.split(",")}))
             else:
                 file.write(",".join(metrics) + "\n" + _row(metrics))
