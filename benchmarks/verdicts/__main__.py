@@ -97,7 +97,7 @@ def section(bench: Bench, runs: list[Judged], standards: dict[int, Standard]) ->
         f"{len(runs)} runs of {runs[0].steps} steps. Untrained, {starts}.\n\n"
         f"- collapsed encoders: {collapsed}, of which called healthy: {named(missed)}\n"
         f"- false alarms: {named(accused)}\n"
-        f"- called healthy, but hardly better than untrained: {named(unsound)}\n\n"
+        f"- called healthy, but not sound: {named(unsound)}\n\n"
         f"{head}{''.join(row(run, standards[run.seed]) for run in runs)}\n"
     )
 
