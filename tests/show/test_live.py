@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("training", {}, "no alarm"),
         ("training", {"moved": -500.0}, "its process is alive, but finished no step for 8 min 20 s"),
-        ("training", {"time": -PATIENCE - 30}, ", last seen 1 min 30 s ago; resume with"),
+        ("training", {"time": -PATIENCE - 30, "host": "elsewhere"}, ", last seen 1 min 30 s ago; resume with"),
         ("training", {"time": -20.0, "pid": 10**9}, "dead: its process 1000000000 is gone, last seen 20 s ago"),
         ("evaluating", {}, "now evaluating its features"),
         ("interrupted", {"time": -1e6}, "interrupted at step 3; resume with: rankgap train --out"),
@@ -41,11 +41,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_the_view_says_how_a_run_is(
-    state: str, change: dict[str, float], says: str, run: Path, tmp_path: Path
+    state: str, change: dict[str, Any], says: str, run: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     now = time.time()
-    beat: dict[str, Any] = {"state": state, "host": socket.gethostname(), "pid": change.pop("pid", os.getpid())}
+    beat = {"state": state, "host": socket.gethostname(), "pid": os.getpid()} | change
     beat |= {"step": 3, "seconds": 65.0} | {name: now + change.get(name, 0.0) for name in ("moved", "time")}
     (tmp_path / "run" / "heartbeat.json").write_text(json.dumps(beat))
     shown = Console(width=200, record=True)

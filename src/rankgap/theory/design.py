@@ -268,6 +268,7 @@ def assess(online: str | Gain | None, target: str | Gain | None, reference: Refe
             message says why and what to write instead.
 
     Example:
+        >>> from rankgap.theory import reference_spectrum
         >>> found = assess("power:0.5", None, reference_spectrum())
         >>> found.kind, f"{found.erank_online:.1f} -> {found.erank_target:.1f}"
         ('low-pass', '15.1 -> 74.6')
