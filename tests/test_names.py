@@ -14,6 +14,7 @@ from rankgap.cli import main
 from rankgap.data.names import shown
 from rankgap.show.terminal import console
 from tests.data.pictures import pixels, write
+from tests.small_run import FLAGS
 
 NAMES = [
     "[red]x[bold]",
@@ -35,19 +36,7 @@ NAMES = [
     os.fsdecode(b"caf\xe9"),
     "\x1b[31mcolour\x07",
 ]
-FAST = [
-    "--backbone",
-    "resnet_tiny",
-    "--epochs",
-    "1",
-    "--batch-size",
-    "8",
-    "--loggers",
-    "none",
-    "--rank-every",
-    "1",
-]
-FAST += ["--accelerator", "cpu", "--precision", "32-true"]
+FAST = [*FLAGS, "--epochs", "1"]
 
 
 @pytest.fixture(autouse=True)

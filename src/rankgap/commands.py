@@ -119,7 +119,6 @@ def score(
     from rankgap.show.terminal import show_scores
 
     folder = RunFolder(Path(run))
-    folder.saved()
     found = score_run(folder, images=images, repeats=repeats, branch=branch, data=data)
     show_scores(found, folder.verdict(), everything=all)
 

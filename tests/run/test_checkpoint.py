@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 import rankgap
 from rankgap.errors import UserError
 from rankgap.run.checkpoint import Checkpoint
-from rankgap.run.config import TrainConfig
 from rankgap.run.folder import RunFolder
 from rankgap.run.resuming import resumed
 from rankgap.run.trainer import train
+from tests.small_run import four_steps
 
 EXAMPLES = int(os.environ.get("RANKGAP_FUZZ", "40"))
 
@@ -29,20 +29,7 @@ EXAMPLES = int(os.environ.get("RANKGAP_FUZZ", "40"))
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps whose files end at step 4, and its checkpoint of step 2."""
     out = tmp_path_factory.mktemp("checkpoint") / "run"
-    config = TrainConfig(
-        data="digits",
-        limit=128,
-        batch_size=64,
-        epochs=2,
-        backbone="resnet_tiny",
-        precision="32-true",
-        rank_every=1,
-        keep_every=1,
-        loggers=(),
-        protocol=(),
-        out=str(out),
-    )
-    train(config)
+    train(four_steps(out, keep_every=1, protocol=()))
     shutil.copyfile(out / "checkpoints" / "epoch-0001.ckpt", out / "checkpoints" / "last.ckpt")
     return out
 

@@ -23,7 +23,6 @@ from rich.console import Console
 
 import rankgap
 from rankgap.errors import NonFiniteError, UserError
-from rankgap.run.config import TrainConfig
 from rankgap.run.folder import RunFolder, labels
 from rankgap.run.reference import spectrum_of_run
 from rankgap.run.restored import restore
@@ -33,6 +32,7 @@ from rankgap.show.live import live_view
 from rankgap.show.report.page import report_page
 from rankgap.show.terminal import results_table
 from rankgap.theory.design import assess
+from tests.small_run import four_steps
 
 EXAMPLES = int(os.environ.get("RANKGAP_FUZZ", "12"))
 fuzzed = settings(
@@ -70,18 +70,7 @@ HOSTILE.append(deep)
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of four steps."""
     out = tmp_path_factory.mktemp("fuzz") / "run"
-    config = TrainConfig(
-        data="digits",
-        limit=128,
-        batch_size=64,
-        epochs=2,
-        backbone="resnet_tiny",
-        precision="32-true",
-        rank_every=1,
-        loggers=(),
-        out=str(out),
-    )
-    train(config)
+    train(four_steps(out))
     return out
 
 

@@ -16,20 +16,9 @@ from rankgap.cli import main
 from rankgap.run.folder import RunFolder
 from rankgap.run.restored import restore
 from tests.data.pictures import pixels, write
+from tests.small_run import FLAGS
 
-FAST = [
-    "--backbone",
-    "resnet_tiny",
-    "--epochs",
-    "2",
-    "--batch-size",
-    "8",
-    "--loggers",
-    "none",
-    "--rank-every",
-    "1",
-]
-FAST += ["--accelerator", "cpu", "--precision", "32-true", "--protocol", "knn"]
+FAST = [*FLAGS, "--epochs", "2", "--protocol", "knn"]
 
 
 @pytest.fixture(scope="module")

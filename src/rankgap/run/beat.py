@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import time
@@ -12,7 +11,7 @@ from typing import Literal
 
 from rankgap.errors import UserError, check_within
 from rankgap.run.folder import RunFolder
-from rankgap.run.reader import read, read_text
+from rankgap.run.reader import read, read_json
 
 EVERY = 5.0  # seconds between two beats
 PATIENCE = 60.0  # seconds without a beat after which a run counts as dead, on any machine
@@ -46,18 +45,22 @@ class Beat:
     def __post_init__(self) -> None:
         check_within(self, step=(0, 2**53), seconds=(0, 1e12), moved=(0, 1e12), time=(0, 1e12))
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the run had not ended when this was written."""
+        return self.state in ("training", "evaluating")
+
     def death(self, now: float) -> str | None:
         """Why a run that has not ended counts as dead; None if it is alive or has ended.
 
         Args:
             now: seconds since 1970.
         """
-        age = now - self.time
-        if self.state not in ("training", "evaluating"):
+        if not self.is_running:
             return None
         if self.host == socket.gethostname() and os.name == "posix":
             return None if _is_alive(self.pid) else f"its process {self.pid} is gone"
-        return f"no heartbeat from its process {self.pid} on {self.host}" if age > PATIENCE else None
+        return f"no heartbeat from its process {self.pid} on {self.host}" if now - self.time > PATIENCE else None
 
     def is_stuck(self, now: float) -> bool:
         """Whether a training run has finished no step for much longer than usual."""
@@ -87,13 +90,7 @@ def last_beat(folder: RunFolder) -> Beat | None:
         UserError: the file is damaged.
     """
     file = beat_file(folder)
-    if not file.is_file():
-        return None
-    try:
-        values = json.loads(read_text(file))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{file} is not JSON: {error}") from error
-    return read(Beat, values, str(file))
+    return read(Beat, read_json(file), str(file)) if file.is_file() else None
 
 
 def check_at_rest(folder: RunFolder) -> None:
@@ -103,7 +100,7 @@ def check_at_rest(folder: RunFolder) -> None:
         UserError: a process is training or evaluating the run.
     """
     beat = last_beat(folder)
-    if beat is None or beat.state not in ("training", "evaluating") or beat.death(time.time()) is not None:
+    if beat is None or not beat.is_running or beat.death(time.time()) is not None:
         return
     if (beat.host, beat.pid) != (socket.gethostname(), os.getpid()):
         raise UserError(

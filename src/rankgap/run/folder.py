@@ -1,7 +1,7 @@
 """A run folder: what it contains, and how that is written and read.
 
 config.yaml   metrics.csv   spectra.jsonl   results.json   scores.json   tensorboard/
-checkpoints/last.ckpt   skipped_images.txt (where --on-bad-image skip left some out)
+checkpoints/last.ckpt   heartbeat.json   skipped_images.txt (where --on-bad-image skip left some out)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rankgap.data.names import shown
 from rankgap.errors import UserError, unknown
 from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.files import check_writable, replace_copy, replace_file, replacing, writing
-from rankgap.run.reader import parse_yaml, plain, read, read_text
+from rankgap.run.reader import parse_yaml, plain, read, read_json, read_text
 from rankgap.run.results import Results
 from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
@@ -161,10 +161,7 @@ class RunFolder:
         file = self.path / "results.json"
         if not file.is_file():
             return {}
-        try:
-            values = json.loads(read_text(file))
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{file} is not JSON: {error}") from error
+        values = read_json(file)
         if not isinstance(values, dict):
             raise UserError(f"{file} should hold the results of a run by name, got {type(values).__name__}")
         found = dict(read(Results, values, str(file)))
@@ -225,7 +222,7 @@ class RunFolder:
             file.write(_line(pair))
 
     def spectra(self) -> list[PairSpectrum]:
-        """The spectra in `spectra.jsonl`, without a half-written line; empty if there are none yet."""
+        """The records in the complete lines of `spectra.jsonl`; an empty list if there is no such file."""
         if not self.spectra_file.is_file():
             return []
         whole = read_text(self.spectra_file).rpartition("\n")[0].splitlines()

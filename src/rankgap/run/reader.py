@@ -141,6 +141,18 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
+def read_json(path: Path) -> Any:
+    """The plain values of a JSON file.
+
+    Raises:
+        UserError: the file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
 def read(kind: type[T], values: object, where: str) -> T:
     """Read plain values as a dataclass, or as any other type.
 

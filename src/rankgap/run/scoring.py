@@ -39,6 +39,7 @@ def score_run(
     check_writable(folder.path)
     paths = folder.checkpoints()
     if not paths:
+        folder.saved()  # a folder that holds no run says so
         raise UserError(f"{folder.path} has no checkpoint yet ({folder.checkpoint})")
     changes = {} if data is None else {"data": data}
     plan = restore(folder.path, checkpoint=paths[0], **changes)

@@ -111,18 +111,14 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f'<div class="scroll" tabindex="0"><table>{line(head, "th")}{body}</table></div>'
 
 
-def _sentence(text: str) -> str:
-    """A clause as a sentence; empty if the clause is empty."""
-    return f"{text[0].upper()}{text[1:].rstrip('.')}." if text else ""
-
-
 def _verdict(run: Run) -> tuple[str, str, str]:
     """The kind of a run's verdict, the verdict in words, and the reason and remedy."""
     found = run.verdict
     if found is None:
         missing = "its results were written before verdicts existed" if run.done else "the run has not finished"
-        newest = "no reading yet" if run.diagnosis is None else f"the latest diagnosis is {run.diagnosis}"
-        return "none", f"no verdict: {missing}", _sentence(newest)
+        said = str(run.diagnosis).rstrip(".")
+        latest = "No reading yet." if run.diagnosis is None else f"The latest diagnosis is {said}."
+        return "none", f"no verdict: {missing}", latest
     return found.kind, f"{found.kind}: {found.uses}", found.why
 
 
