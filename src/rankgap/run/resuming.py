@@ -106,8 +106,8 @@ class BegunRun:
                 f"{plan.differences[0]}; put them back, or resume with the new images by --data {plan.config.data}"
             )
 
-    def change_of_length(self, plan: Plan) -> str | None:
-        """The effect of a new number of epochs on the run; None if the number is unchanged.
+    def change_of_length(self, plan: Plan) -> tuple[str, ...]:
+        """The note on what a new number of epochs or images does to the run; empty if its steps are unchanged.
 
         Raises:
             UserError: the run has already trained for longer.
@@ -124,14 +124,15 @@ class BegunRun:
             done = f"{new.clock(step).epoch:.4g}"
             raise UserError(f"--epochs {new.epochs}: {self.folder.path} has already trained for {done} epochs")
         if new.steps == old.steps:
-            return None
+            return ()
         if new.epochs == old.epochs:
-            return f"{new.images:,} images instead of {old.images:,}: {new.steps:,} steps instead of {old.steps:,}"
+            steps = f"{new.steps:,} steps instead of {old.steps:,}"
+            return (f"{new.images:,} images instead of {old.images:,}: {steps}",)
         before, after = (plan.recipe.optimizer.rate(work.clock(step), work.batch_size) for work in (old, new))
         return (
             f"{new.epochs} epochs instead of {old.epochs}: learning rate and momentum continue on the schedules "
             f"for {new.epochs} epochs, so the rate at epoch {new.clock(step).epoch:.4g} is {after:.2g} instead of "
-            f"{before:.2g}; the recipe is still the one for {old.epochs}"
+            f"{before:.2g}; the recipe is still the one for {old.epochs}",
         )
 
     def restore(self, module: SelfSupervised) -> None:
@@ -146,10 +147,9 @@ class BegunRun:
         module.step = self.state.step
         module.monitor.resume(readings(self.history.metrics))
 
-    def rewind(self, plan: Plan, change: str | None) -> None:
+    def rewind(self, plan: Plan, change: tuple[str, ...]) -> None:
         """Restore the run's folder to the checkpoint, with the plan for the rest of the run."""
-        notes = (*self.saved.notes, *([change] if change else []))
-        self.folder.write_config(replace(plan.resumed(self.saved), notes=notes))
+        self.folder.write_config(replace(plan.resumed(self.saved), notes=(*self.saved.notes, *change)))
         if change:
             self.folder.write_results({})  # the results so far are those of the old length
         self.folder.rewind(self.history)

@@ -103,12 +103,12 @@ def train(
                 folder.check_free(overwrite=config.overwrite)
         begun = BegunRun.read(config) if config.resume else None
         plan = resolve(config, saved=begun.saved if begun else None, given=own)
-        change = None
+        change: tuple[str, ...] = ()
         if begun is not None:
             if not other_data:
                 begun.check_images(plan)
             change = begun.change_of_length(plan)
-            plan = replace(plan, notes=(*plan.notes, *([change] if change else [])))
+            plan = replace(plan, notes=(*plan.notes, *change))
         module = SelfSupervised(
             plan.model,
             plan.views(),
