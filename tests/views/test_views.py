@@ -18,8 +18,8 @@ from torchvision.transforms import (
 from torchvision.transforms import functional as tv
 
 from rankgap.errors import UserError
+from rankgap.views import Parameters, ViewConfig, Views, eval_view
 from rankgap.views import random_views as module
-from rankgap.views.random_views import Parameters, ViewConfig, Views, eval_view
 from tests.views.image_samples import LEVEL, PLAIN, WHOLE, noise, one_view, parameters, photographs, seeded
 
 

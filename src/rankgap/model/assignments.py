@@ -1,6 +1,7 @@
 """Assignment to prototypes: SwAV's and DINO's online map, and their target maps.
 
-Shapes: V views, B images per view, N rows of a view over all processes, D embedding width, K prototypes.
+Shapes: V views that the map's branch sees, B images per view, N rows of a view over all processes, D embedding
+width, K prototypes.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class AssignmentOptions:
         check_within(self, temperature=_SHARP)
 
 
-@register_map("assignment", "online", options=AssignmentOptions(), assigns=True)
+@register_map("assignment", "online", options=AssignmentOptions(), assigns=True, per_image=True)
 class Assignment(nn.Module):
     """Soft assignment to prototypes, softmax(scores / t): the online map of SwAV and DINO.
 
