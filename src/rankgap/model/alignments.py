@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rankgap.spectra.float64 import at_least_float32
 from rankgap.spectra.processes import joint_mean
 
 
@@ -78,7 +79,7 @@ def cosine(online: Tensor, target: Tensor) -> Tensor:
         online: (V, B, D).
         target: (G, B, D); online view v is compared with target view g for all v != g.
     """
-    p, t = F.normalize(online.float(), dim=-1), F.normalize(target.float(), dim=-1)
+    p, t = (F.normalize(at_least_float32(z), dim=-1) for z in (online, target))
     return -_between_views(torch.einsum("vbd,gbd->vg", p, t)) / online.shape[1]
 
 
@@ -87,7 +88,7 @@ def centred_cosine(online: Tensor, target: Tensor) -> Tensor:
 
     The mean is taken over the joint batch of all processes.
     """
-    online, target = online.float(), target.float()
+    online, target = at_least_float32(online), at_least_float32(target)
     means = [joint_mean(z.mean(1, keepdim=True)) for z in (online, target)]
     return cosine(online - means[0], target - means[1])
 
@@ -106,7 +107,7 @@ def squared(online: Tensor, target: Tensor) -> Tensor:
     With a predictor that passes gradients straight through, this is the Euclidean IsoLoss |z - sg(T + z - W z)|^2
     (Halvagal et al. 2023), and `regression` has the gradient of their cosine IsoLoss.
     """
-    distances = (online.float().unsqueeze(1) - target.float()).square().sum(-1)  # (V, G, B)
+    distances = (at_least_float32(online).unsqueeze(1) - at_least_float32(target)).square().sum(-1)  # (V, G, B)
     return _pairs(target) * _between_views(distances.mean(-1))
 
 
@@ -119,10 +120,10 @@ def cross_entropy(online: Tensor | Assigned, target: Tensor) -> Tensor:
         target: probabilities (G, B, K).
     """
     if isinstance(online, Assigned):
-        logs = online.logs.float()
+        logs = at_least_float32(online.logs)
     else:
-        logs = online.float().clamp_min(torch.finfo(torch.float32).tiny).log()
-    return -_between_views(torch.einsum("vbk,gbk->vg", logs, target.float())) / target.shape[1]
+        logs = at_least_float32(online).clamp_min(torch.finfo(torch.float32).tiny).log()
+    return -_between_views(torch.einsum("vbk,gbk->vg", logs, at_least_float32(target))) / target.shape[1]
 
 
 ALIGNMENTS: dict[str, Alignment] = {

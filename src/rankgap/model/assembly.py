@@ -38,7 +38,7 @@ def assemble(
         UserError: a map is unknown, stands on the wrong branch, or its options do not fit it; or the heads are too
             large for any machine.
     """
-    seen: dict[Side, int] = {"online": views, "target": targets or views}
+    seen: dict[Side, int] = {"online": views, "target": views if targets is None else targets}
     if not 1 <= seen["target"] <= views or views < 2:
         raise UserError(
             f"expected two views or more, of which the target branch sees at least one, got {views} and {targets}"
