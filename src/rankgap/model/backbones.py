@@ -147,16 +147,6 @@ def patch_size(backbone: str | nn.Module) -> int:
     return int(embedding.feat_ratio()) if hasattr(embedding, "feat_ratio") else 1
 
 
-def fitting_size(size: int, patch: int) -> int:
-    """The nearest multiple of a patch, one patch at least.
-
-    Example:
-        >>> fitting_size(27, 16), fitting_size(5, 16), fitting_size(96, 14), fitting_size(27, 1)
-        (32, 16, 98, 27)
-    """
-    return max(patch, patch * ((2 * size + patch) // (2 * patch)))
-
-
 def build_encoder(
     backbone: str | nn.Module,
     *,
@@ -183,6 +173,7 @@ def build_encoder(
     if isinstance(backbone, Encoder):
         return backbone
     name = backbone if isinstance(backbone, str) else type(backbone).__name__
+    network: nn.Module
     if isinstance(backbone, str):
         check_backbone(backbone)
         try:
@@ -228,20 +219,21 @@ def _width(network: nn.Module, name: str, channels: int, size: int) -> int:
     return int(shape[1])
 
 
-def _create(name: str, channels: int, size: int, drop_path: float) -> nn.Module:
+def _create(name: str, channels: int, size: int, drop_path: float) -> Any:
     if name == "resnet_tiny":
         return resnet_tiny(channels)
     options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
     dropped = {"drop_path_rate": drop_path} if drop_path else {}
     # Transformers must know the size, and some take others too; convolutional networks take neither option.
-    network: nn.Module
+    network: Any
     for sized in ({"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}):
         try:
             network = timm.create_model(name, **options, **sized, **dropped)
         except TypeError:
             continue
         if isinstance(network, ResNet) and isinstance(network.conv1, nn.Conv2d) and size < SMALL_IMAGE:
-            return small_image_stem(network, channels)
-        return network
-    network = timm.create_model(name, **options)  # it has no drop path, as the caller will find
+            network = small_image_stem(network, channels)
+        break
+    else:
+        network = timm.create_model(name, **options)  # it has no drop path, as the caller will find
     return network

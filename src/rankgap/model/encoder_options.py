@@ -1,4 +1,4 @@
-"""The options of the encoder."""
+"""The options of the encoder, and the sizes of views that fit it."""
 
 from __future__ import annotations
 
@@ -22,3 +22,13 @@ class EncoderOptions:
 
     def __post_init__(self) -> None:
         check_within(self, drop_path=(0, 0.99))
+
+
+def fitting_size(size: float, patch: int) -> int:
+    """The multiple of a transformer's patch that is nearest to a size in pixels, one patch at least.
+
+    Example:
+        >>> fitting_size(27.4, 16), fitting_size(5, 16), fitting_size(96, 14), fitting_size(27.4, 1)
+        (32, 16, 98, 27)
+    """
+    return max(patch, patch * round(size / patch))

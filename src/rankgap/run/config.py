@@ -61,16 +61,21 @@ class TrainConfig:
         limit: train on the first N images of a seeded shuffle.
         size: side of a view in pixels; by default the images' own up to 96 px, otherwise at most 224.
         channels: convert all images to this many channels (1 or 3); by default all must have the same number.
-        backbone: resnet_tiny, or any timm name; by default resnet_tiny on a CPU and resnet18 elsewhere.
+        backbone: resnet_tiny, or any timm name; by default the one that the recipe names, or else resnet_tiny on a
+            CPU and resnet18 elsewhere.
+        grad_checkpointing: compute the encoder's activations again in the backward pass instead of keeping them:
+            less memory for more time, and the same numbers.
         epochs: passes over the images.
         batch_size: images per batch, over all devices.
         accumulate: batches per optimiser step, for a GPU that cannot hold a larger batch; the learning rate is
             that of all their images together.
-        recipe: auto (the method's published recipe, adapted if the run is small), cifar or imagenet100 (as
-            published), or the path of a YAML file.
+        recipe: auto (the method's published recipe, adapted if the run is small, with small local crops for swav
+            and dino from 96 px on), cifar, imagenet100 or imagenet (as published; imagenet names its encoder),
+            multicrop (imagenet100 with local crops, for swav and dino), or the path of a YAML file.
         lr: peak learning rate for a batch of 256, in place of the recipe's.
         settings: values that replace the recipe's, as KEY=VALUE (prototypes.count=512,
             target.sinkhorn.eps=0.03, views.0.flip=0, or views.*.flip=0 for every view).
+        fast_dev_run: a dry run: two optimiser steps of the recipe as it is, then an evaluation on a few images.
         rank_every: steps between readings of the ranks; auto, the default, takes at least 40 readings, and reads
             every tenth step of a long run.
         loggers: where readings go besides metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.
@@ -110,12 +115,14 @@ class TrainConfig:
     size: int | None = None
     channels: int | None = None
     backbone: str | None = None
+    grad_checkpointing: bool = False
     epochs: int = 100
     batch_size: int = 256
     accumulate: int = 1
     recipe: str = "auto"
     lr: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    fast_dev_run: bool = False
     rank_every: int | None = None
     loggers: tuple[LoggerName, ...] = ("tensorboard",)
     keep_every: int | None = None

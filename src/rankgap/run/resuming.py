@@ -34,6 +34,7 @@ _FREE = {
     "loggers",
     "keep_every",
     "compile",
+    "grad_checkpointing",
 }
 
 
