@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -70,12 +71,15 @@ class Encoder(nn.Module):
             raise UserError(f"--grad-checkpointing: {name} has no gradient checkpointing; leave it out") from error
         for module in self.network.modules():
             if isinstance(module, _BatchNorm):
-                module.register_forward_pre_hook(_count_a_batch_once)
+                module.register_forward_pre_hook(partial(_count_a_batch_once, module.momentum))
 
 
-def _count_a_batch_once(norm: Any, _: Any) -> None:
+def _count_a_batch_once(momentum: float | None, norm: Any, _: Any) -> None:
     """Keep a batch norm's running statistics as they are while its forward is computed again."""
-    norm.track_running_stats = torch._C._current_graph_task_id() < 0  # >= 0 within a backward pass
+    again = torch._C._current_graph_task_id() >= 0  # within a backward pass
+    norm.momentum = 0.0 if again else momentum
+    if again and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked -= 1
 
 
 def small_image_stem(network: ResNet, channels: int) -> ResNet:
@@ -202,7 +206,9 @@ _MISFITS = (ValueError, AssertionError, TypeError, RuntimeError, AttributeError,
 
 
 def _misfit(name: str, channels: int, size: int, error: Exception) -> UserError:
-    return UserError(f"backbone {name} does not take {channels}-channel images of {size} px: {error}")
+    return UserError(
+        f"backbone {name} does not take {channels}-channel images of {size} px: {str(error).rstrip('. ')}"
+    )
 
 
 def _width(network: nn.Module, name: str, channels: int, size: int) -> int:

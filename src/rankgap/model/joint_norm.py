@@ -61,8 +61,6 @@ class JointBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor) -> None:
-        if not self.track_running_stats:  # it is computed again: see Encoder.checkpoint_gradients
-            return
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked += 1
@@ -84,6 +82,6 @@ def join_norms(model: nn.Module, *, cuda: bool) -> None:
                 # torch's conversion would drop the activation that some of timm's norms hold.
                 torchs = cuda and not hasattr(child, "act")
                 joint = nn.SyncBatchNorm.convert_sync_batchnorm(child) if torchs else JointBatchNorm(child)
-                for hook in child._forward_pre_hooks.values():
+                for hook in child._forward_pre_hooks.values():  # Encoder.checkpoint_gradients has one
                     joint.register_forward_pre_hook(hook)
                 module.add_module(name, joint)

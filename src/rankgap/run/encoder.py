@@ -127,8 +127,8 @@ def load_encoder(
             of a feature map, row by row, instead of one vector for each image.
 
     Raises:
-        UserError: there is no run or no such checkpoint, it is of another model, `model` is missing, or the network
-            has no tokens.
+        UserError: there is no run or no such checkpoint, it is of another model, `model` is missing, or the
+            network has no tokens.
     """
     folder = RunFolder(Path(path))
     saved = folder.saved()
@@ -148,5 +148,5 @@ def load_encoder(
     network, size = trained.encoder(branch).eval().requires_grad_(False), saved.model.size
     assert isinstance(network, Encoder)
     if tokens:
-        network.tokens(torch.zeros(1, saved.model.channels, size, size))
+        network.tokens(torch.zeros(1, saved.model.channels, size, size, device=device_of(network)))
     return TrainedEncoder(network, size, saved.model.mean, saved.model.std, tokens=tokens).eval()
