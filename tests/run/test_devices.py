@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -16,9 +17,9 @@ from tests.processes import needs_distributed
 
 FLAGS = ["--method", "swav", "--limit", "128", "--batch-size", "64", "--epochs", "1", "--rank-every", "1"]
 FLAGS += ["--precision", "32-true", "--accelerator", "cpu", "--loggers", "none", "--protocol", "none"]
-# Views that no random number changes, and a queue in use from the second step on.
+# Views that no random number changes; a queue in use and an encoder that is trained from the second step on.
 STILL = ["scale=[1,1]", "ratio=[1,1]", "flip=0", "jitter_p=0", "grey_p=0"]
-SETTINGS = ["target.sinkhorn.queue=64", "target.sinkhorn.queue_epochs=0"]
+SETTINGS = ["target.sinkhorn.queue=64", "target.sinkhorn.queue_epochs=0", "optimizer.freeze_encoder_epochs=0.5"]
 SETTINGS += [f"views.{view}.{still}" for view in (0, 1) for still in STILL]
 
 
@@ -40,5 +41,10 @@ def test_what_a_run_logs_does_not_depend_on_the_number_of_devices(tmp_path: Path
     assert len(wanted["loss"]) == 2
     for name, column in wanted.items():
         assert found[name] == pytest.approx(column, rel=1e-3, abs=1e-6), name
+    first, second = one.load_checkpoint().model, two.load_checkpoint().model
+    frozen = "online.prototypes.weight"  # in the only epoch: weight decay must not move it either
+    assert torch.equal(first[frozen], second[frozen])
+    trained = "online.encoder.network.conv1.weight"
+    assert_close(second[trained], first[trained], rtol=1e-3, atol=1e-5)
     assert queue(two).shape == (2, 64)
     assert_close(queue(two), queue(one), rtol=1e-3, atol=1e-3)  # the embeddings of both processes

@@ -26,6 +26,7 @@ from rankgap.model.mlp import mixes_images
 from rankgap.run import presets
 from rankgap.run.config import Autocast, Precision, TrainConfig
 from rankgap.run.imports import import_all, located, saying_what_to_import
+from rankgap.run.optimizer import parameter_groups
 from rankgap.run.reader import plain, read
 from rankgap.run.recipes import SIDES, Recipe, load_recipe, override
 from rankgap.run.saved import FORMAT, SavedData, SavedModel, SavedRun, checkout_commit, library_versions
@@ -186,12 +187,14 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         notes.append(f"{backbone} sees one view at a time, so that each view has its own batch-norm statistics")
     else:
         notes.append(f"{backbone} sees all views in one forward pass: it has no batch norm")
+    model = assemble(method, encoder, recipe, features=encoder.features, views=len(recipe.views))
+    parameter_groups(model, recipe.optimizer)  # a recipe that does not fit the encoder is said before training
     return Plan(
         config=config,
         method=method,
         recipe=recipe,
         work=work,
-        model=assemble(method, encoder, recipe, features=encoder.features, views=len(recipe.views)),
+        model=model,
         backbone=backbone,
         size=size,
         train=train,
