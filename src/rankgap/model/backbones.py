@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rankgap.errors import UserError, unknown
 
 _OWN = "module:"  # prefix of the name of an encoder that is the user's own module
+Stem = Literal["auto", "small", "own"]
 SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
 
 
@@ -81,7 +82,7 @@ def check_backbone(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if tag and timm.is_model(architecture):
         raise UserError(
-            f"backbone {name}: a run cannot start from pretrained weights ({tag}) yet; "
+            f"backbone {name} names pretrained weights ({tag}): add --init timm to start from them; "
             f"{architecture} trains the same network from random weights"
         )
     if name != "resnet_tiny" and not timm.is_model(name):
@@ -89,13 +90,14 @@ def check_backbone(name: str) -> None:
         raise unknown("backbone", name, ["resnet_tiny", "resnet18", "resnet50", "vit_tiny_patch16_224", *near])
 
 
-def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 32) -> Encoder:
+def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 32, stem: Stem = "auto") -> Encoder:
     """Build an encoder by name, with random weights, or around a module, which keeps its weights.
 
     Args:
         backbone: `resnet_tiny`, any timm model, or a module (B, C, H, W) -> (B, F).
         channels: channels of an image.
-        size: side of a view in pixels; ResNets get the small-image stem below 64.
+        size: side of a view in pixels.
+        stem: of a ResNet: small is the small-image stem, own is timm's; auto is small for views under 64 px.
 
     Raises:
         UserError: timm has no such model, the name asks for pretrained weights, or the model does not accept
@@ -110,7 +112,8 @@ def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 3
     name = backbone if isinstance(backbone, str) else type(backbone).__name__
     try:
         network = (_create(backbone, channels, size) if isinstance(backbone, str) else backbone).eval()
-        if isinstance(backbone, str) and isinstance(network, ResNet) and size < SMALL_IMAGE:
+        small = stem == "small" or (stem == "auto" and size < SMALL_IMAGE)
+        if isinstance(backbone, str) and isinstance(network, ResNet) and small:
             network = small_image_stem(network, channels) if isinstance(network.conv1, nn.Conv2d) else network
         like = next(iter(network.parameters()), torch.empty(0))
         with torch.no_grad():  # the width that timm states is not that of the output in every model

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rankgap.data.given import FEW, Items, decode_item, pixels
 from rankgap.errors import UserError
 from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
+from rankgap.model.backbones import build_encoder
 from rankgap.model.methods import design
 from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
@@ -121,14 +122,9 @@ def load_encoder(
     state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
     with saying_what_to_import(saved.run.imports):
         method = design(saved.run.method, online=saved.run.online, target=saved.run.target)
-    trained = build(
-        method,
-        backbone=saved.model.backbone if model is None else model,
-        heads=saved.recipe,
-        channels=saved.model.channels,
-        size=saved.model.size,
-        views=len(saved.recipe.views),
-    )
+    kept = saved.model
+    encoder = build_encoder(model or kept.backbone, channels=kept.channels, size=kept.size, stem=kept.stem)
+    trained = build(method, backbone=encoder, heads=saved.recipe, views=len(saved.recipe.views))
     state.load_model(trained)
-    encoder = TrainedEncoder(trained.encoder(branch), saved.model.size, saved.model.mean, saved.model.std)
-    return encoder.eval().requires_grad_(False)
+    found = TrainedEncoder(trained.encoder(branch), kept.size, kept.mean, kept.std)
+    return found.eval().requires_grad_(False)

@@ -19,17 +19,19 @@ from rankgap.evaluate import check_sets
 from rankgap.filters.learned import LearnedOptions
 from rankgap.filters.spectral import FilterOptions
 from rankgap.model.assembly import assemble
-from rankgap.model.backbones import build_encoder, check_backbone, own_name
+from rankgap.model.backbones import Stem, build_encoder, check_backbone, own_name
 from rankgap.model.branches import DualBranch
 from rankgap.model.methods import Method, design
 from rankgap.model.mlp import mixes_images
-from rankgap.run import presets
+from rankgap.run import continuing, presets
 from rankgap.run.config import Autocast, Precision, TrainConfig
 from rankgap.run.imports import import_all, located, saying_what_to_import
 from rankgap.run.optimizer import parameter_groups
 from rankgap.run.reader import plain, read
 from rankgap.run.recipes import SIDES, Recipe, load_recipe, override
 from rankgap.run.saved import FORMAT, SavedData, SavedModel, SavedRun, checkout_commit, library_versions
+from rankgap.run.start import Start, start_from
+from rankgap.run.weights import Weights, find_weights
 from rankgap.run.work import Work
 from rankgap.views.random_views import Views
 
@@ -48,6 +50,7 @@ class Plan:
         model: the model, with initial weights drawn from the seed.
         backbone: name of the encoder.
         size: side of a view in pixels.
+        stem: the encoder's stem.
         train: the training images.
         tests: evaluation sets by name; the data's own is `test`.
         device: the device to compute on.
@@ -65,6 +68,7 @@ class Plan:
     model: DualBranch
     backbone: str
     size: int
+    stem: Stem
     train: ImageSet
     tests: Mapping[str, ImageSet]
     device: torch.device
@@ -90,6 +94,7 @@ class Plan:
                 size=self.size,
                 mean=self.train.mean,
                 std=self.train.std,
+                stem=self.stem,
             ),
             recipe=self.recipe,
             work=self.work,
@@ -144,7 +149,12 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
     if device.type == "cpu" and config.devices == 1:  # with several processes, Lightning divides the cores
         config = replace(config, threads=config.threads or torch.get_num_threads())
     backbone = config.backbone or ("resnet_tiny" if device.type == "cpu" else "resnet18")
-    asked = config
+    asked, weights = config, None
+    if saved is None and config.init is not None:
+        if given.encoder is not None:
+            raise UserError("init: a model of your own starts from the weights that it has; leave init out")
+        weights = find_weights(config.init, backbone)
+        backbone = _backbone_for(weights, config, backbone)
     if saved is not None:
         backbone = saved.model.backbone
         asked = replace(config, size=saved.model.size, channels=saved.model.channels)
@@ -166,7 +176,16 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         )
     size = view_size(asked.size, train)
     torch.manual_seed(config.seed)
-    encoder = build_encoder(given.encoder or backbone, channels=train.channels, size=size)
+    if weights is None:
+        stem: Stem = "auto" if saved is None else saved.model.stem
+        built = build_encoder(given.encoder or backbone, channels=train.channels, size=size, stem=stem)
+        start = Start(encoder=built, stem=stem)
+    else:
+        start = start_from(weights, backbone, channels=train.channels, size=size, partial=config.init_partial)
+    if start.moments is not None:
+        for images in (train, *tests.values()):
+            images.mean, images.std = start.moments
+    encoder = start.encoder
     work = Work(
         images=len(train),
         batch_size=config.batch_size,
@@ -182,6 +201,9 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
             if work.small:
                 recipe, small_notes = presets.adapt(recipe, method, work)
                 notes += small_notes
+            if weights is not None:
+                recipe, gentle_notes = continuing.adapt(recipe, method, work, encoder.network)
+                notes += gentle_notes
         recipe = override(recipe, settings).used_by(method)
     if mixes_images(encoder):
         notes.append(f"{backbone} sees one view at a time, so that each view has its own batch-norm statistics")
@@ -197,15 +219,23 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         model=model,
         backbone=backbone,
         size=size,
+        stem=start.stem,
         train=train,
         tests=tests,
         device=device,
         precision=find_precision(config.precision, device),
         workers=_workers(config, train),
-        notes=tuple(notes),
+        notes=(*start.notes, *notes),
         warnings=tuple(presets.warnings(recipe, method, work)),
         differences=() if saved is None else tuple(_differences(config, saved, train, tests)),
     )
+
+
+def _backbone_for(weights: Weights, config: TrainConfig, default: str) -> str:
+    """The backbone to build: the one that the user names, else the one that the weights are of."""
+    if config.init == "timm" or config.backbone is None:  # timm's name may have a tag, which names the weights
+        return weights.backbone or default
+    return config.backbone
 
 
 def recipe_settings(config: TrainConfig, method: Method) -> dict[str, Any]:

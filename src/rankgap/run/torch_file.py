@@ -1,4 +1,4 @@
-"""Reading a torch file that may hold anything: a copy may be incomplete, and someone else's file may be hostile."""
+"""Reading a torch file that may hold anything: it may be an incomplete copy, or hostile."""
 
 from __future__ import annotations
 
