@@ -39,8 +39,10 @@ def adapt(recipe: Recipe, method: Method, work: Work, network: nn.Module) -> tup
         notes.append(f"each layer of the encoder learns at {LAYER_DECAY:g} of the rate of the layer above it")
     teacher = recipe.teacher
     if method.ema:
-        teacher = replace(teacher, momentum=1 - EMA_SPEED * (1 - teacher.momentum))
+        slower = 1 - EMA_SPEED * (1 - teacher.momentum)
         notes.append(
-            f"EMA momentum {teacher.momentum:.4f}: the teacher starts good, so it moves at half the speed"
+            f"EMA momentum {slower:.4f} in place of {teacher.momentum:.4f}: the teacher starts good, so it moves "
+            "at half the speed"
         )
+        teacher = replace(teacher, momentum=slower)
     return replace(recipe, optimizer=optimizer, teacher=teacher), notes

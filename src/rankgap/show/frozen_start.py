@@ -1,0 +1,56 @@
+"""What training made of pretrained weights, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rankgap.show.columns import ERANK_FEATURES, KNN, LINEAR
+
+ROW = "frozen start"  # of a table, beside the trained encoder
+_GENTLER = "Keep the start, or train it more gently (--settings optimizer.encoder_lr=0.01)"
+
+
+def start_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The scores of a run's pretrained weights before training; empty if it began with random ones."""
+    found: Mapping[str, Any] = results.get("start", {})
+    return found
+
+
+def since_start(results: Mapping[str, Any]) -> str:
+    """Each score at the start and now; empty if the run began with random weights.
+
+    Example:
+        >>> since_start({"knn": 0.648, "start": {"knn": 0.612}})
+        'kNN 61.2 -> 64.8'
+    """
+    start = start_of(results)
+    return ", ".join(
+        f"{column.heading.removesuffix(' %')} {column.cell(start)} -> {column.cell(results)}"
+        for column in (KNN, LINEAR, ERANK_FEATURES)
+        if start.get(column.key) is not None and results.get(column.key) is not None
+    )
+
+
+def start_is_better(results: Mapping[str, Any]) -> str:
+    """Why the start is the better encoder, and what to do; empty if it is not.
+
+    kNN decides, or without labels the effective rank of the features.
+
+    Example:
+        >>> start_is_better({"knn": 0.648, "start": {"knn": 0.612}})
+        ''
+    """
+    start = start_of(results)
+    for column, what in (
+        (KNN, "training lowered the kNN accuracy, so the frozen start is the better encoder"),
+        (
+            ERANK_FEATURES,
+            "training lowered the effective rank of the features, and without labels nothing shows a gain",
+        ),
+    ):
+        before, after = column.scaled(start), column.scaled(results)
+        if math.isfinite(before) and math.isfinite(after):
+            return f"{what}. {_GENTLER}." if after < before else ""
+    return ""
