@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,20 +89,19 @@ def start_from(weights: Weights, backbone: str, *, channels: int, size: int, par
     expected = network.state_dict()
     state = _converted(chosen.state, network, weights)
     _adapt_channels(state, network, channels, weights)
-    fits = {
-        name: each for name, each in state.items() if name in expected and _misfit(each, expected[name]) is None
-    }
-    absent = [name for name in expected if name not in state and not name.endswith(_COUNTS)]
-    misfits = {n: why for n, each in expected.items() if n in state and (why := _misfit(state[n], each))}
-    if (misfits or absent) and (not partial or not fits):
-        raise UserError(_refusal(weights, backbone, misfits, absent, of=len(expected), partial=partial))
-    network.load_state_dict(fits, strict=False)
-    left = [*chosen.others, *(f"{chosen.prefix}{name}" for name in state if name not in expected)]
-    wanted = [name for name in expected if name in fits or not name.endswith(_COUNTS)]
-    said = f"{len(fits)} of {len(wanted)} tensors of the encoder from {weights.place}{chosen.place}"
-    if missing := [*absent, *misfits]:
-        said += f"; random: {_listed(missing)}"
-    if left:
+    wanted = [name for name in expected if not name.endswith(_COUNTS)]
+    misfits = {name: why for name in wanted if (why := _misfit(state.get(name), expected[name]))}
+    if misfits and (not partial or _is_another(misfits, wanted)):
+        raise UserError(_refusal(weights, backbone, misfits, wanted))
+    network.load_state_dict(
+        {n: each for n, each in state.items() if n in expected and n not in misfits}, strict=False
+    )
+    said = (
+        f"{len(wanted) - len(misfits)} of {len(wanted)} tensors of the encoder from {weights.place}{chosen.place}"
+    )
+    if misfits:
+        said += f"; random: {_listed(misfits)}"
+    if left := [*(f"{chosen.prefix}{name}" for name in state if name not in expected), *chosen.others]:
         said += f"; left over: {_listed(left)}"
     moments = _moments(weights, channels)
     shown = "the images' own" if moments is None else "the weights' own"
@@ -158,7 +158,9 @@ def _converted(state: dict[str, Tensor], network: nn.Module, weights: Weights) -
     if convert is None:
         return dict(state)
     try:
-        return dict(convert(dict(state), network))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about timm's code
+            return dict(convert(dict(state), network))
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(
             f"--init: {weights.place} does not fit a {type(network).__name__}: timm cannot convert it "
@@ -185,38 +187,38 @@ def _adapt_channels(state: dict[str, Tensor], network: nn.Module, channels: int,
         state[name] = adapt_input_conv(channels, have)
 
 
-def _misfit(have: Tensor, want: Tensor) -> str | None:
-    """Why a tensor cannot take another's place; None if it can."""
+def _misfit(have: Tensor | None, want: Tensor) -> str:
+    """Why a tensor cannot take another's place; empty if it can."""
+    if have is None:
+        return "missing"
     if have.shape != want.shape:
-        return f"{tuple(have.shape)} instead of {tuple(want.shape)}"
-    if have.is_quantized or have.is_complex() or have.is_floating_point() != want.is_floating_point():
-        return f"{str(have.dtype).removeprefix('torch.')} instead of {str(want.dtype).removeprefix('torch.')}"
-    return None if bool(have.isfinite().all()) else "not finite"
+        return f"{tuple(have.shape)}, not {tuple(want.shape)}"
+    if have.is_quantized or not have.is_floating_point():
+        return f"of type {str(have.dtype).removeprefix('torch.')}"
+    return "" if bool(have.isfinite().all()) else "not finite"
 
 
-def _refusal(
-    weights: Weights, backbone: str, misfits: Mapping[str, str], absent: list[str], *, of: int, partial: bool
-) -> str:
+def _is_another(misfits: Mapping[str, str], wanted: Sequence[str]) -> bool:
+    """Whether so little fits that the weights must be of another architecture: names may agree by chance."""
+    return 2 * len(misfits) > len(wanted)
+
+
+def _refusal(weights: Weights, backbone: str, misfits: Mapping[str, str], wanted: Sequence[str]) -> str:
     """Why weights cannot start an encoder, and what to do."""
-    known = weights.backbone
-    own = f" (they are of {known})" if known and known != backbone else ""
-    remedy = f"choose the --backbone of the weights{own}"
-    if not partial:
-        remedy += ", or start the rest at random with --init-partial"
-    if len(absent) + len(misfits) >= of and not misfits:
-        return f"--init: {weights.place} holds none of the {of} tensors of {backbone}: {remedy}"
-    parts = []
-    if misfits:
-        parts.append(f"does not fit {backbone}: {_listed([f'{name} is {why}' for name, why in misfits.items()])}")
-    if absent:
-        parts.append(f"lacks {len(absent)} of its {of} tensors ({_listed(absent)})")
-    return f"--init: {weights.place} {' and '.join(parts)}; {remedy}"
+    listed = _listed([f"{name} is {why}" for name, why in misfits.items()])
+    count = f"{len(misfits)} of the {len(wanted)} tensors of {backbone}"
+    said = f"--init: {weights.place} does not fit {count} ({listed})"
+    known = f" ({weights.backbone})" if weights.backbone not in (None, backbone) else ""
+    if _is_another(misfits, wanted):
+        return f"{said}: it is another architecture{known}; choose its --backbone"
+    return f"{said}; choose the --backbone of the weights{known}, or start these at random with --init-partial"
 
 
-def _listed(names: list[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     """The first names, and how many more there are."""
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+    first = list(names)
+    more = len(first) - _NAMED
+    return ", ".join(first[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _moments(weights: Weights, channels: int) -> Statistics | None:

@@ -141,8 +141,8 @@ def _verdicts(runs: Sequence[Run]) -> str:
 def _since_start(run: Run) -> str:
     """What became of a run's pretrained weights; empty if it began with random ones."""
     change, worse = since_start(run.results), start_is_better(run.results)
-    warning = f'<small class="worse">{_text(worse)}</small>' if worse else ""
-    return f'<small class="start">since its {ROW}: {_text(change)}</small>{warning}' if change else ""
+    warning = f'<small class="worse">{_text(worse[:1].upper() + worse[1:])}</small>' if worse else ""
+    return f"<small>Since its {ROW}: {_text(change)}</small>{warning}" if change else ""
 
 
 def _results(runs: Sequence[Run]) -> str:
