@@ -39,10 +39,12 @@ def adapt(recipe: Recipe, method: Method, work: Work, network: nn.Module) -> tup
         notes.append(f"each layer of the encoder learns at {LAYER_DECAY:g} of the rate of the layer above it")
     teacher = recipe.teacher
     if method.ema:
-        slower = 1 - EMA_SPEED * (1 - teacher.momentum)
-        notes.append(
-            f"EMA momentum {slower:.4f} in place of {teacher.momentum:.4f}: the teacher starts good, so it moves "
-            "at half the speed"
-        )
-        teacher = replace(teacher, momentum=slower)
+        # The teacher's heads are random, and must have left their start when the run ends.
+        slower = min(1 - EMA_SPEED * (1 - teacher.momentum), 1 - 2 / work.steps)
+        if slower > teacher.momentum:
+            notes.append(
+                f"EMA momentum {slower:.4f} in place of {teacher.momentum:.4f}: the teacher starts good, so it "
+                "may move more slowly"
+            )
+            teacher = replace(teacher, momentum=slower)
     return replace(recipe, optimizer=optimizer, teacher=teacher), notes
