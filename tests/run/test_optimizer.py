@@ -22,6 +22,7 @@ from rankgap.model.branches import DualBranch
 from rankgap.model.heads import Heads
 from rankgap.model.mlp import ProjectorOptions
 from rankgap.model.predictor import PredictorOptions
+from rankgap.model.prototypes import PrototypeOptions
 from rankgap.model.schedule import Clock
 from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
@@ -30,7 +31,11 @@ from rankgap.run.resuming import resumed
 from rankgap.run.trainer import train
 from tests.small_run import four_steps
 
-HEADS = Heads(projector=ProjectorOptions(widths=(16, 8)), online={"predictor": PredictorOptions(widths=(4,))})
+HEADS = Heads(
+    projector=ProjectorOptions(widths=(16, 8)),
+    prototypes=PrototypeOptions(count=6),
+    online={"predictor": PredictorOptions(widths=(4,))},
+)
 VIEWS = torch.randn(2, 16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
@@ -91,6 +96,27 @@ def test_weight_decay_follows_its_cosine_where_there_is_any() -> None:
         decay = 0.4 - 0.36 * (1 + math.cos(math.pi * step / 8)) / 2
         for name, found in rates(net, optimizer, "weight_decay").items():
             assert found == pytest.approx(decay if net.get_parameter(name).ndim > 1 else 0.0)
+
+
+def test_lars_without_clipping_may_raise_a_rate_as_in_the_authors_swav_and_byol() -> None:
+    """LARC with clip=False: w - lr eta |w| / (|g| + wd |w|) (g + wd w), biases and norms included in SwAV's."""
+    net, eta, decay, lr = model("swav"), 0.9, 0.01, 0.5
+    options = OptimizerOptions(
+        name="lars", lr=lr, weight_decay=decay, momentum=0.0, trust=eta, trust_clip=False, decay_all=True
+    )
+    optimizer = build_optimizer(net, options)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    net(VIEWS).loss.backward()
+    optimizer.step()
+    raised = 0
+    for name, p in net.named_parameters():
+        w, g = before[name], p.grad
+        assert g is not None
+        norms = float(w.norm()), float(g.norm())
+        trust = eta * norms[0] / (norms[1] + decay * norms[0]) if all(norms) else 1.0
+        raised += trust > 1
+        assert_close(p.detach(), w - lr * trust * (g + decay * w), rtol=1e-4, atol=1e-5)
+    assert raised
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])

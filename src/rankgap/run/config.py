@@ -17,6 +17,7 @@ from rankgap.filters.gains import Scale
 from rankgap.model.methods import title
 from rankgap.run.flags import flag, parameters, plain_list
 from rankgap.run.reader import parse_yaml, read, read_text
+from rankgap.views.view_config import LARGEST_VIEW
 
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 Autocast = Literal["bf16-mixed", "16-mixed", "32-true"]
@@ -24,10 +25,10 @@ Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 _LONGEST = 120  # bytes of a folder's name that we make; file systems take 255, some of them 143
-LARGEST_VIEW = 8192  # pixels; beyond this, not even a batch of two fits into memory
 _LEAST = {
     "epochs": 1,
     "batch_size": 2,
+    "accumulate": 1,
     "rank_every": 1,
     "devices": 1,
     "limit": 2,
@@ -60,19 +61,26 @@ class TrainConfig:
         limit: train on the first N images of a seeded shuffle.
         size: side of a view in pixels; by default the images' own up to 96 px, otherwise at most 224.
         channels: convert all images to this many channels (1 or 3); by default all must have the same number.
-        backbone: resnet_tiny, or any timm name; by default resnet_tiny on a CPU and resnet18 elsewhere.
+        backbone: resnet_tiny, or any timm name; by default the one that the recipe names, or else resnet_tiny on a
+            CPU and resnet18 elsewhere.
         init: pretrained weights to start the encoder from: timm (the backbone's own; its name may have a tag, as
             in vit_tiny_patch16_224.augreg_in21k), hf:REPO of the Hugging Face Hub, run:FOLDER (the online encoder
             of another run), teacher:FOLDER (its EMA teacher), or a file (.safetensors, .pt, .pth). The frozen
             start is scored first, for comparison.
         init_partial: where --init has no weights that fit, keep random ones instead of stopping.
+        grad_checkpointing: compute the encoder's activations again in the backward pass instead of keeping them:
+            less memory for more time, and the same numbers.
         epochs: passes over the images.
-        batch_size: images per step, over all devices.
-        recipe: auto (the method's published recipe, adapted if the run is small), cifar or imagenet100 (as
-            published), or the path of a YAML file.
+        batch_size: images per batch, over all devices.
+        accumulate: batches per optimiser step, for a GPU that cannot hold a larger batch; the learning rate is
+            that of all their images together.
+        recipe: auto (the method's published recipe, adapted if the run is small, with small local crops for swav
+            and dino from 96 px on), cifar, imagenet100 or imagenet (as published; imagenet names its encoder),
+            multicrop (imagenet100 with local crops, for swav and dino), or the path of a YAML file.
         lr: peak learning rate for a batch of 256, in place of the recipe's.
         settings: values that replace the recipe's, as KEY=VALUE (prototypes.count=512,
             target.sinkhorn.eps=0.03, views.0.flip=0, or views.*.flip=0 for every view).
+        fast_dev_run: a dry run: two optimiser steps of the recipe as it is, then an evaluation on a few images.
         rank_every: steps between readings of the ranks; auto, the default, takes at least 40 readings, and reads
             every tenth step of a long run.
         loggers: where readings go besides metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.
@@ -114,11 +122,14 @@ class TrainConfig:
     backbone: str | None = None
     init: str | None = None
     init_partial: bool = False
+    grad_checkpointing: bool = False
     epochs: int = 100
     batch_size: int = 256
+    accumulate: int = 1
     recipe: str = "auto"
     lr: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    fast_dev_run: bool = False
     rank_every: int | None = None
     loggers: tuple[LoggerName, ...] = ("tensorboard",)
     keep_every: int | None = None

@@ -9,14 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from timm.models import adapt_input_conv
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from rankgap.data.splits import Statistics
 from rankgap.errors import UserError
-from rankgap.model.backbones import SMALL_IMAGE, Encoder, Stem, build_encoder
-from rankgap.run.weights import Weights, first_line
+from rankgap.model.backbones import SMALL_IMAGE, Encoder, Stem, build_encoder, check_backbone, own_name
+from rankgap.run.config import TrainConfig
+from rankgap.run.recipes import Recipe
+from rankgap.run.weights import Weights, find_weights, first_line
 
 _NAMED = 4  # tensors that a message names before it counts the others
 _AVERAGED = ("teacher", "state_dict_ema", "model_ema")  # preferred: publications score the averaged weights
@@ -63,7 +66,33 @@ class _Chosen:
         return f" ({', '.join(parts)})" if parts else ""
 
 
-def start_from(weights: Weights, backbone: str, *, channels: int, size: int, partial: bool = False) -> Start:
+def choose_backbone(
+    config: TrainConfig, recipe: Recipe, device: torch.device, own: nn.Module | None
+) -> tuple[str, Weights | None]:
+    """The name of the encoder, and the weights that it starts from, if any.
+
+    The encoder is the user's own, or the one that the user names, that the weights are of, that the recipe names,
+    or that suits the device.
+
+    Raises:
+        UserError: there is no such encoder, or no such weights.
+    """
+    if own is not None:
+        if config.init is not None:
+            raise UserError("init: a model of your own starts from the weights that it has; leave init out")
+        return own_name(own), None
+    default = "resnet_tiny" if device.type == "cpu" else "resnet18"
+    backbone = config.backbone or recipe.encoder.backbone or default
+    weights = None if config.init is None else find_weights(config.init, backbone)
+    if weights is not None and (config.backbone is None or config.init == "timm"):
+        backbone = weights.backbone or backbone  # without the tag that names timm's weights
+    check_backbone(backbone)
+    return backbone, weights
+
+
+def start_from(
+    weights: Weights, backbone: str, *, channels: int, size: int, partial: bool = False, **options: Any
+) -> Start:
     """Build an encoder by name and load pretrained weights into it, batch-norm statistics included.
 
     Position embeddings and the like are fitted to the view's size by timm's own conversion of the architecture,
@@ -75,15 +104,16 @@ def start_from(weights: Weights, backbone: str, *, channels: int, size: int, par
         channels: channels of an image.
         size: side of a view in pixels.
         partial: keep random weights where the file has none that fit, instead of raising an error.
+        options: further options of `build_encoder`.
 
     Raises:
         UserError: the backbone cannot be built, or the weights do not fit it; the message says which.
     """
-    encoder = build_encoder(backbone, channels=channels, size=size)
+    encoder = build_encoder(backbone, channels=channels, size=size, **options)
     chosen, notes = _choose(weights, encoder.network.state_dict().keys()), []
     stem = _stem_of(chosen.state, encoder.network)
     if stem != "auto":
-        encoder = build_encoder(backbone, channels=channels, size=size, stem=stem)
+        encoder = build_encoder(backbone, channels=channels, size=size, stem=stem, **options)
         notes.append(_said_of(stem, size))
     network = encoder.network
     expected = network.state_dict()

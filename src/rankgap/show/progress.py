@@ -74,6 +74,8 @@ class Progress(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Show the newest reading."""
+        if not self.module.between_steps:
+            return
         now, cpu = time.perf_counter(), time.thread_time()
         is_first = self.module.step == self.first + 1
         is_warm_up = is_first and (
@@ -99,7 +101,7 @@ class Progress(L.Callback):
     def speed(self) -> float | None:
         """Images per second; None if not known yet."""
         steps = self.pace.steps_per_second
-        return None if steps is None else steps * self.module.work.batch_size
+        return None if steps is None else steps * self.module.work.images_per_step
 
     def _ends_a_line(self, module: SelfSupervised) -> bool:
         epoch, rest = divmod(module.step, module.work.steps_per_epoch)
