@@ -23,6 +23,7 @@ from rankgap.run.folder import RunFolder
 from rankgap.run.plan import Plan, resolve
 from rankgap.run.resuming import resumed
 from rankgap.run.trainer import train
+from rankgap.show.terminal import console
 from tests.small_run import four_steps
 
 FLAGS = ["train", "--data", "digits", "--limit", "128", "--batch-size", "64", "--epochs", "2", "--loggers", "none"]
@@ -250,3 +251,17 @@ def test_the_folder_s_name_says_the_start() -> None:
         "hf:me/mine": "byol-digits-from-mine-seed0",
         "weights/dino.pth": "byol-digits-from-dino-seed0",
     }
+
+
+def test_the_start_s_scores_are_said_before_training_and_after_it(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 300)
+    assert main([*FLAGS, "--init", f"run:{first}", "--out", str(tmp_path / "a")]) == 0
+    start = RunFolder(tmp_path / "a").results()["start"]
+    lines = capsys.readouterr().out.splitlines()
+    said = next(i for i, line in enumerate(lines) if line.startswith("  frozen start: "))
+    before = f"kNN {100 * start['knn']:.1f}, linear {100 * start['linear']:.1f}, erank features "
+    assert before in lines[said]
+    assert said < next(i for i, line in enumerate(lines) if line.startswith("epoch 1/2"))
+    assert any(f"since its frozen start: kNN {100 * start['knn']:.1f} -> " in line for line in lines[said:])

@@ -6,9 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rankgap.show.columns import ERANK_FEATURES, KNN, LINEAR
+from rankgap.show.columns import ERANK_FEATURES, KNN, LINEAR, Column
 
 ROW = "frozen start"  # of a table, beside the trained encoder
+_SAID = (KNN, LINEAR, ERANK_FEATURES)
 _GENTLER = "Keep the start, or train it more gently (--settings optimizer.encoder_lr=0.01)"
 
 
@@ -16,6 +17,19 @@ def start_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
     """The scores of a run's pretrained weights before training; empty if it began with random ones."""
     found: Mapping[str, Any] = results.get("start", {})
     return found
+
+
+def start_in_words(results: Mapping[str, Any]) -> str:
+    """The scores of the start; empty if the run began with random weights.
+
+    Example:
+        >>> start_in_words({"start": {"knn": 0.612, "erank_features": 10.0}})
+        'kNN 61.2, erank features 10.0'
+    """
+    start = start_of(results)
+    return ", ".join(
+        f"{_name(column)} {column.cell(start)}" for column in _SAID if start.get(column.key) is not None
+    )
 
 
 def since_start(results: Mapping[str, Any]) -> str:
@@ -27,10 +41,14 @@ def since_start(results: Mapping[str, Any]) -> str:
     """
     start = start_of(results)
     return ", ".join(
-        f"{column.heading.removesuffix(' %')} {column.cell(start)} -> {column.cell(results)}"
-        for column in (KNN, LINEAR, ERANK_FEATURES)
+        f"{_name(column)} {column.cell(start)} -> {column.cell(results)}"
+        for column in _SAID
         if start.get(column.key) is not None and results.get(column.key) is not None
     )
+
+
+def _name(column: Column) -> str:
+    return column.heading.removesuffix(" %")
 
 
 def start_is_better(results: Mapping[str, Any]) -> str:
@@ -47,7 +65,7 @@ def start_is_better(results: Mapping[str, Any]) -> str:
         (KNN, "training lowered the kNN accuracy, so the frozen start is the better encoder"),
         (
             ERANK_FEATURES,
-            "training lowered the effective rank of the features, and no accuracy was measured that shows a gain",
+            "training lowered the effective rank of the features, and no accuracy shows a gain",
         ),
     ):
         before, after = column.scaled(start), column.scaled(results)
