@@ -152,9 +152,8 @@ def _run(
     with Heartbeat(folder, step=module.step, seconds=checkpoints.seconds) as heartbeat:
         if config.init is not None and state is None and is_main_process():
             heartbeat.state = "evaluating"
-            folder.write_results(
-                {"start": evaluate_plan(_rated(plan))}
-            )  # at once, so that an interrupted run keeps it
+            start = evaluate_plan(_rated(plan))
+            folder.write_results({"start": start})  # at once, so that an interrupted run keeps it
             heartbeat.state = "training"
         if module.step < plan.work.steps:
             _fit(plan, module, checkpoints, [heartbeat, *([Restore(state)] if state else []), *callbacks])
