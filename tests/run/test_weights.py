@@ -298,6 +298,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: torch.save(nn.Linear(2, 2), path),
         "is not a file of weights: it cannot be loaded as weights",
     ),
+    "sparse.pt": (lambda path: torch.save({"w": torch.eye(2).to_sparse()}, path), "has no weights"),
     "empty.pt": (nothing, "is not a file of weights"),
     "text.pth": (lambda path: path.write_text("weights"), "is not a file of weights"),
     "image.safetensors": (lambda path: path.write_bytes(bytes(range(256))), "is not a safetensors file"),

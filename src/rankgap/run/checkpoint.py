@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rankgap.errors import UserError, check_within
 from rankgap.run.optimizer import state_names
-from rankgap.run.torch_file import read_torch_file
+from rankgap.run.torch_file import is_plain, read_torch_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -70,7 +70,7 @@ class Checkpoint:
 
     def _check_random(self) -> None:
         cpu, cuda = (self.random.get(name) for name in ("cpu", "cuda"))
-        whole = isinstance(cuda, list) and all(_is_plain(s) and s.dtype == torch.uint8 for s in [cpu, *cuda])
+        whole = isinstance(cuda, list) and all(is_plain(s) and s.dtype == torch.uint8 for s in [cpu, *cuda])
         try:
             torch.Generator().set_state(cpu if whole and cpu is not None else torch.empty(0))
         except (RuntimeError, TypeError):
@@ -144,15 +144,6 @@ _KINDS: dict[str, type] = {
 }
 
 
-def _is_plain(value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.device.type == "cpu"
-        and value.layout == torch.strided
-        and not value.is_quantized
-    )
-
-
 def _difference(value: Any, expected: Any) -> str | None:
     """Why a value cannot replace another; None if it can."""
     if not isinstance(expected, Tensor):
@@ -160,7 +151,7 @@ def _difference(value: Any, expected: Any) -> str | None:
             return None if type(value) is type(expected) else f"a {type(value).__name__}"
         same = type(value) is type(expected) and 0 <= value < 2**53
         return None if same else f"{value!r:.40}, expected a count"
-    if not _is_plain(value):
+    if not is_plain(value):
         return "not a plain tensor"
     if (value.shape, value.dtype) != (expected.shape, expected.dtype):
         found, wanted = (f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in (value, expected))

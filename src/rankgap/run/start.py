@@ -14,12 +14,13 @@ from timm.models import adapt_input_conv
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from rankgap.data.names import said, shown
 from rankgap.data.splits import Statistics
 from rankgap.errors import UserError
 from rankgap.model.backbones import SMALL_IMAGE, Encoder, Stem, build_encoder, check_backbone, own_name
 from rankgap.run.config import TrainConfig
 from rankgap.run.recipes import Recipe
-from rankgap.run.weights import Weights, find_weights, first_line
+from rankgap.run.weights import Weights, find_weights
 
 _NAMED = 4  # tensors that a message names before it counts the others
 _AVERAGED = ("teacher", "state_dict_ema", "model_ema")  # preferred: publications score the averaged weights
@@ -126,20 +127,20 @@ def start_from(
     network.load_state_dict(
         {n: each for n, each in state.items() if n in expected and n not in misfits}, strict=False
     )
-    said = (
+    loaded = (
         f"{len(wanted) - len(misfits)} of {len(wanted)} tensors of the encoder from {weights.place}{chosen.place}"
     )
     if misfits:
-        said += f"; random: {_listed(misfits)}"
+        loaded += f"; random: {_listed(misfits)}"
     if left := [*(f"{chosen.prefix}{name}" for name in state if name not in expected), *chosen.others]:
-        said += f"; left over: {_listed(left)}"
+        loaded += f"; left over: {_listed(left)}"
     moments = _moments(weights, channels)
-    shown = "the images' own" if moments is None else "the weights' own"
+    whose = "the images'" if moments is None else "the weights'"
     notes += [
-        f"images are normalised with {shown} mean and standard deviation",
+        f"images are normalised with {whose} own mean and standard deviation",
         "the frozen start is scored before the first step, as the trained encoder will be",
     ]
-    return Start(encoder=encoder, stem=stem, moments=moments, notes=(said, *notes))
+    return Start(encoder=encoder, stem=stem, moments=moments, notes=(shown(loaded), *notes))
 
 
 def _choose(weights: Weights, names: Iterable[str]) -> _Chosen:
@@ -194,7 +195,7 @@ def _converted(state: dict[str, Tensor], network: nn.Module, weights: Weights) -
     except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise UserError(
             f"--init: {weights.place} does not fit a {type(network).__name__}: timm cannot convert it "
-            f"({type(error).__name__}: {first_line(error)}); choose the --backbone of the weights"
+            f"({type(error).__name__}: {said(error)}); choose the --backbone of the weights"
         ) from error
 
 
@@ -223,9 +224,9 @@ def _misfit(have: Tensor | None, want: Tensor) -> str:
         return "missing"
     if have.shape != want.shape:
         return f"{tuple(have.shape)}, not {tuple(want.shape)}"
-    if have.is_quantized or not have.is_floating_point():
+    if not have.is_floating_point():
         return f"of type {str(have.dtype).removeprefix('torch.')}"
-    return "" if bool(have.isfinite().all()) else "not finite"
+    return "" if bool(have.float().isfinite().all()) else "not finite"
 
 
 def _is_another(misfits: Mapping[str, str], wanted: Sequence[str]) -> bool:
@@ -237,11 +238,11 @@ def _refusal(weights: Weights, backbone: str, misfits: Mapping[str, str], wanted
     """Why weights cannot start an encoder, and what to do."""
     listed = _listed([f"{name} is {why}" for name, why in misfits.items()])
     count = f"{len(misfits)} of the {len(wanted)} tensors of {backbone}"
-    said = f"--init: {weights.place} does not fit {count} ({listed})"
+    why_not = f"--init: {weights.place} does not fit {count} ({listed})"
     known = f" ({weights.backbone})" if weights.backbone not in (None, backbone) else ""
     if _is_another(misfits, wanted):
-        return f"{said}: it is another architecture{known}; choose its --backbone"
-    return f"{said}; choose the --backbone of the weights{known}, or start these at random with --init-partial"
+        return f"{why_not}: it is another architecture{known}; choose its --backbone"
+    return f"{why_not}; choose the --backbone of the weights{known}, or start these at random with --init-partial"
 
 
 def _listed(names: Iterable[str]) -> str:

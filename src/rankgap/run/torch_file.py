@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from rankgap.errors import UserError, unusable
 
@@ -45,6 +46,16 @@ def read_torch_file(path: Path, what: str, *, legacy: bool = False) -> object:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is not {what}: it cannot be loaded as weights ({reason[:200]})") from error
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value from a file is a tensor with its numbers in it, as parameters are."""
+    return (
+        isinstance(value, Tensor)
+        and value.device.type == "cpu"
+        and value.layout == torch.strided
+        and not value.is_quantized
+    )
 
 
 def _check_archive(path: Path, size: int) -> None:

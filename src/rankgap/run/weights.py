@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
+from rankgap.data.names import said
 from rankgap.errors import UserError, unusable
 from rankgap.model.methods import design
 from rankgap.run.folder import RunFolder
 from rankgap.run.imports import saying_what_to_import
 from rankgap.run.reader import read_json
-from rankgap.run.torch_file import read_torch_file
+from rankgap.run.torch_file import is_plain, read_torch_file
 from rankgap.spectra.pair import Side
 
 SOURCES = "timm, hf:REPO, run:FOLDER, teacher:FOLDER, or a file (.safetensors, .pt, .pth)"
@@ -77,7 +78,7 @@ def _of_timm(backbone: str) -> Weights:
         network = timm.create_model(backbone, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--init timm: the weights of {backbone} cannot be loaded: {first_line(error)}; choose a --backbone "
+            f"--init timm: the weights of {backbone} cannot be loaded: {said(error)}; choose a --backbone "
             "from timm.list_pretrained(), check the connection, or give a file"
         ) from error
     config = network.pretrained_cfg
@@ -110,7 +111,7 @@ def _of_hub(repo: str) -> Weights:
         described = download("config.json") if path else None
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--init hf:{repo} cannot be downloaded: {first_line(error)}; check its name and the connection"
+            f"--init hf:{repo} cannot be downloaded: {said(error)}; check its name and the connection"
         ) from error
     if path is None:
         raise UserError(
@@ -136,9 +137,7 @@ def _of_run(path: Path, branch: Side) -> Weights:
         raise UserError(f"--init teacher:{path}: {saved.title} has no EMA teacher; write run:{path}")
     prefix = f"{'online' if branch == 'online' else 'teacher'}.encoder.network."
     state = folder.load_checkpoint().model
-    tensors = {
-        n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix) and isinstance(t, Tensor)
-    }
+    tensors = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix) and is_plain(t)}
     return Weights(
         place=f"the {'online encoder' if branch == 'online' else 'teacher'} of {path}",
         states={"": tensors},
@@ -154,19 +153,14 @@ def _states_of_file(path: Path) -> dict[str, dict[str, Tensor]]:
     Raises:
         UserError: the file cannot be read, or holds no tensors.
     """
-    contents = (
-        _safetensors(path)
-        if path.suffix == ".safetensors"
-        else read_torch_file(path, "a file of weights", legacy=True)
-    )
+    is_safe = path.suffix == ".safetensors"
+    contents = _safetensors(path) if is_safe else read_torch_file(path, "a file of weights", legacy=True)
     states = dict(_states(contents, "", _DEEPEST))
     if not states:
-        there = (
-            f"it holds {', '.join(map(str, list(contents)[:8])) or 'nothing'}"
-            if isinstance(contents, Mapping)
-            else f"it holds a {type(contents).__name__}"
-        )
-        raise UserError(f"{path} has no weights: expected a state_dict, tensors by name, but {there}")
+        holds = f"a {type(contents).__name__}"
+        if isinstance(contents, Mapping):
+            holds = ", ".join(map(str, list(contents)[:8])) or "nothing"
+        raise UserError(f"{path} has no weights: expected a state_dict, tensors by name, but it holds {holds}")
     return states
 
 
@@ -179,32 +173,27 @@ def _safetensors(path: Path) -> object:
     except OSError as error:
         raise unusable(error, path) from error
     except SafetensorError as error:
-        raise UserError(f"{path} is not a safetensors file: {first_line(error)}") from error
+        raise UserError(f"{path} is not a safetensors file: {said(error)}") from error
 
 
 def _states(found: object, key: str, depth: int) -> Any:
     """Dictionaries of tensors, the outermost first."""
     if not isinstance(found, Mapping) or not depth:
         return
-    tensors = {name: each for name, each in found.items() if isinstance(name, str) and isinstance(each, Tensor)}
+    tensors = {name: each for name, each in found.items() if isinstance(name, str) and is_plain(each)}
     if tensors:
         yield key, tensors
     for name, each in found.items():
         yield from _states(each, f"{key}.{name}".removeprefix("."), depth - 1)
 
 
-def _moments(config: Mapping[str, Any]) -> dict[str, Numbers]:
+def _moments(config: object) -> dict[str, Numbers]:
     """Mean and standard deviation from timm's description of weights; empty if they are not whole."""
     found: dict[str, Numbers] = {}
     for name in ("mean", "std"):
-        values = config.get(name)
+        values = config.get(name) if isinstance(config, Mapping) else None
         if not isinstance(values, list | tuple) or not all(isinstance(value, int | float) for value in values):
             return {}
         found[name] = tuple(map(float, values))
     whole = len(found["mean"]) == len(found["std"]) and all(each > 0 for each in found["std"])
     return found if whole else {}
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:300]
