@@ -49,7 +49,7 @@ def test_a_backbone_that_does_not_exist_or_does_not_fit_is_named() -> None:
     with pytest.raises(UserError, match="did you mean 'resnet18'"):
         check_backbone("resnet81")
     with pytest.raises(
-        UserError, match=r"cannot start from pretrained weights \(dino\).* vit_small_patch16_224 trains the same"
+        UserError, match=r"pretrained weights \(dino\): add --init timm .* vit_small_patch16_224 trains the same"
     ):
         check_backbone("vit_small_patch16_224.dino")
     with pytest.raises(UserError, match=r"unknown backbone 'vit_smal_patch16_224.dino': did you mean"):

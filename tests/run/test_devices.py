@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from rankgap.cli import main
+from rankgap.model.backbones import build_encoder
 from rankgap.run.folder import RunFolder
 from tests.processes import needs_distributed
 
@@ -32,12 +33,14 @@ def queue(folder: RunFolder) -> Tensor:
 @needs_distributed
 def test_what_a_run_logs_does_not_depend_on_the_number_of_devices(tmp_path: Path) -> None:
     one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
-    given = ["train", *FLAGS, "--settings", *SETTINGS]
+    torch.save(build_encoder("resnet_tiny", channels=1, size=8).network.state_dict(), tmp_path / "start.pt")
+    given = ["train", *FLAGS, "--init", str(tmp_path / "start.pt"), "--settings", *SETTINGS]
     assert main([*given, "--out", str(one.path)]) == 0
     # The second run also computes its activations again, and must not count their statistics twice.
     more = ["--devices", "2", "--grad-checkpointing", "--out", str(two.path)]
     command = [sys.executable, "-m", "rankgap", *given, *more]
     subprocess.run(command, check=True, capture_output=True)
+    assert two.results()["start"] == one.results()["start"]  # one process scores it
     wanted, found = one.metrics(), two.metrics()
     assert wanted.keys() == found.keys()
     assert len(wanted["loss"]) == 2

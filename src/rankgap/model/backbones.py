@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rankgap.errors import UserError, unknown
 
 _OWN = "module:"  # prefix of the name of an encoder that is the user's own module
+Stem = Literal["auto", "small", "own"]
 SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
 
 
@@ -128,7 +129,7 @@ def check_backbone(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if tag and timm.is_model(architecture):
         raise UserError(
-            f"backbone {name}: a run cannot start from pretrained weights ({tag}) yet; "
+            f"backbone {name} names pretrained weights ({tag}): add --init timm to start from them; "
             f"{architecture} trains the same network from random weights"
         )
     if name != "resnet_tiny" and not timm.is_model(name):
@@ -158,6 +159,7 @@ def build_encoder(
     size: int = 32,
     sizes: Sequence[int] = (),
     drop_path: float = 0.0,
+    stem: Stem = "auto",
 ) -> Encoder:
     """Build an encoder by name, with random weights, or around a module, which keeps its weights.
 
@@ -166,9 +168,10 @@ def build_encoder(
     Args:
         backbone: `resnet_tiny`, any timm model, or a module (B, C, H, W) -> (B, F).
         channels: channels of an image.
-        size: side of a view in pixels; ResNets get the small-image stem below 64.
+        size: side of a view in pixels.
         sizes: further sides of views that the encoder must take.
         drop_path: probability that an image skips the last residual block (`EncoderOptions`).
+        stem: of a ResNet: small is the small-image stem, own is timm's; auto is small for views under 64 px.
 
     Raises:
         UserError: timm has no such model, the name asks for pretrained weights, or the model has no drop path,
@@ -181,7 +184,7 @@ def build_encoder(
     if isinstance(backbone, str):
         check_backbone(backbone)
         try:
-            network = _create(backbone, channels, size, drop_path)
+            network = _create(backbone, channels, size, drop_path, stem)
         except _MISFITS as error:
             raise _misfit(name, channels, size, error) from error
     else:
@@ -225,7 +228,7 @@ def _width(network: nn.Module, name: str, channels: int, size: int) -> int:
     return int(shape[1])
 
 
-def _create(name: str, channels: int, size: int, drop_path: float) -> Any:
+def _create(name: str, channels: int, size: int, drop_path: float, stem: Stem) -> Any:
     if name == "resnet_tiny":
         return resnet_tiny(channels)
     options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
@@ -237,7 +240,8 @@ def _create(name: str, channels: int, size: int, drop_path: float) -> Any:
             network = timm.create_model(name, **options, **sized, **dropped)
         except TypeError:
             continue
-        if isinstance(network, ResNet) and isinstance(network.conv1, nn.Conv2d) and size < SMALL_IMAGE:
+        small = stem == "small" or (stem == "auto" and size < SMALL_IMAGE)
+        if isinstance(network, ResNet) and isinstance(network.conv1, nn.Conv2d) and small:
             network = small_image_stem(network, channels)
         break
     else:

@@ -63,6 +63,11 @@ class TrainConfig:
         channels: convert all images to this many channels (1 or 3); by default all must have the same number.
         backbone: resnet_tiny, or any timm name; by default the one that the recipe names, or else resnet_tiny on a
             CPU and resnet18 elsewhere.
+        init: pretrained weights to start the encoder from: timm (the backbone's own; its name may have a tag, as
+            in vit_tiny_patch16_224.augreg_in21k), hf:REPO of the Hugging Face Hub, run:FOLDER (the online encoder
+            of another run), teacher:FOLDER (its EMA teacher), or a file (.safetensors, .pt, .pth). The frozen
+            start is scored first, for comparison.
+        init_partial: where --init has no weights that fit, keep random ones instead of stopping.
         grad_checkpointing: compute the encoder's activations again in the backward pass instead of keeping them:
             less memory for more time, and the same numbers.
         epochs: passes over the images.
@@ -115,6 +120,8 @@ class TrainConfig:
     size: int | None = None
     channels: int | None = None
     backbone: str | None = None
+    init: str | None = None
+    init_partial: bool = False
     grad_checkpointing: bool = False
     epochs: int = 100
     batch_size: int = 256
@@ -157,6 +164,10 @@ class TrainConfig:
             raise UserError(f"--batch-size must be a multiple of --devices {self.devices}, got {self.batch_size}")
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it: choose one")
+        if self.init_partial and self.init is None:
+            raise UserError(
+                "--init-partial says what to do where --init has no weights: add --init, or leave it out"
+            )
         if "test" in self.eval:
             raise UserError("--eval test=...: the data's own test set is called test, choose another name")
 
@@ -175,7 +186,10 @@ class TrainConfig:
         if self.out is not None:
             return Path(self.out)
         data = Path(self.data.partition(":")[2] or self.data).resolve().name
-        return Path("runs") / (file_name(f"{self.title}-{data}") + f"-seed{self.seed}")
+        start = (
+            "" if self.init is None else f"-from-{Path(self.init.partition(':')[2] or self.init).resolve().stem}"
+        )
+        return Path("runs") / (file_name(f"{self.title}-{data}{start}") + f"-seed{self.seed}")
 
 
 def file_name(text: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rankgap.data.given import FEW, Items, decode_item, pixels
 from rankgap.errors import UserError
 from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
-from rankgap.model.backbones import Encoder
+from rankgap.model.backbones import Encoder, build_encoder
 from rankgap.model.methods import design
 from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
@@ -135,18 +135,14 @@ def load_encoder(
     state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
     with saying_what_to_import(saved.run.imports):
         method = design(saved.run.method, online=saved.run.online, target=saved.run.target)
-    trained = build(
-        method,
-        backbone=saved.model.backbone if model is None else model,
-        heads=saved.recipe,
-        channels=saved.model.channels,
-        size=saved.model.size,
-        views=len(saved.recipe.views),
-        targets=saved.recipe.targets,
+    kept, recipe = saved.model, saved.recipe
+    encoder = build_encoder(
+        kept.backbone if model is None else model, channels=kept.channels, size=kept.size, stem=kept.stem
     )
+    trained = build(method, backbone=encoder, heads=recipe, views=len(recipe.views), targets=recipe.targets)
     state.load_model(trained)
-    network, size = trained.encoder(branch).eval().requires_grad_(False), saved.model.size
+    network = trained.encoder(branch).eval().requires_grad_(False)
     assert isinstance(network, Encoder)
     if tokens:
-        network.tokens(torch.zeros(1, saved.model.channels, size, size, device=device_of(network)))
-    return TrainedEncoder(network, size, saved.model.mean, saved.model.std, tokens=tokens).eval()
+        network.tokens(torch.zeros(1, kept.channels, kept.size, kept.size, device=device_of(network)))
+    return TrainedEncoder(network, kept.size, kept.mean, kept.std, tokens=tokens).eval()

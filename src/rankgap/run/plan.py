@@ -18,12 +18,12 @@ from rankgap.evaluate import check_sets
 from rankgap.filters.learned import LearnedOptions
 from rankgap.filters.spectral import FilterOptions
 from rankgap.model.assembly import assemble
-from rankgap.model.backbones import Encoder, build_encoder, check_backbone, own_name, patch_size
+from rankgap.model.backbones import Stem, build_encoder, check_backbone, own_name, patch_size
 from rankgap.model.branches import DualBranch
 from rankgap.model.encoder_options import fitting_size
 from rankgap.model.methods import Method, design
 from rankgap.model.mlp import mixes_images
-from rankgap.run import presets
+from rankgap.run import continuing, presets
 from rankgap.run.config import Autocast, TrainConfig
 from rankgap.run.devices import check_processes, find_device, find_precision, find_workers
 from rankgap.run.imports import import_all, located, saying_what_to_import
@@ -31,6 +31,7 @@ from rankgap.run.optimizer import parameter_groups
 from rankgap.run.reader import plain, read
 from rankgap.run.recipes import SIDES, Recipe, load_recipe, override, recipe_for
 from rankgap.run.saved import FORMAT, SavedData, SavedModel, SavedRun, checkout_commit, library_versions
+from rankgap.run.start import Start, choose_backbone, start_from
 from rankgap.run.work import Work
 from rankgap.views import Views
 
@@ -49,6 +50,7 @@ class Plan:
         model: the model, with initial weights drawn from the seed.
         backbone: name of the encoder.
         size: side of a view in pixels.
+        stem: the encoder's stem.
         train: the training images.
         tests: evaluation sets by name; the data's own is `test`.
         device: the device to compute on.
@@ -66,6 +68,7 @@ class Plan:
     model: DualBranch
     backbone: str
     size: int
+    stem: Stem
     train: ImageSet
     tests: Mapping[str, ImageSet]
     device: torch.device
@@ -96,6 +99,7 @@ class Plan:
                 size=self.size,
                 mean=self.train.mean,
                 std=self.train.std,
+                stem=self.stem,
             ),
             recipe=self.recipe,
             work=self.work,
@@ -155,18 +159,18 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
     if saved is not None:
         asked = replace(config, size=saved.model.size, channels=saved.model.channels)
     settings = recipe_settings(config, method)
-    patch = 1  # the sizes of a saved run fit its encoder
+    patch, weights = 1, None  # the sizes of a saved run fit its encoder, and its checkpoint has its weights
     if saved is None:
         published = _published(config, method.body, config.size)
         wanted = override(published, settings).used_by(method)
         _check_used(config, method)
-        backbone = _backbone(config, wanted, device, given)
+        backbone, weights = choose_backbone(config, wanted, device, given.encoder)
         patch = patch_size(given.encoder or backbone)
         if config.size is not None:
             _check_size(config.size, patch, backbone)
             if given.encoder is None:  # here already, before the data are read
                 recipe = override(published.sized(config.size, patch), settings)
-                _encoder(backbone, recipe, channels=config.channels or 3, size=config.size)
+                build_encoder(backbone, **_takes(recipe, channels=config.channels or 3, size=config.size))
     else:
         backbone = saved.model.backbone if given.encoder is None else own_name(given.encoder)
         check_backbone(backbone)
@@ -194,7 +198,16 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
     else:
         recipe = saved.recipe
     torch.manual_seed(config.seed)
-    encoder = _encoder(given.encoder or backbone, recipe, channels=train.channels, size=size)
+    takes = _takes(recipe, channels=train.channels, size=size)
+    if weights is not None:
+        start = start_from(weights, backbone, partial=config.init_partial, **takes)
+    else:
+        stem: Stem = "auto" if saved is None else saved.model.stem
+        start = Start(encoder=build_encoder(given.encoder or backbone, stem=stem, **takes), stem=stem)
+    if start.moments is not None:
+        for images in (train, *tests.values()):
+            images.mean, images.std = start.moments
+    encoder = start.encoder
     if config.grad_checkpointing:
         encoder.checkpoint_gradients()
     work = Work(
@@ -210,6 +223,9 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         notes += said
         if work.small and not config.fast_dev_run:
             recipe, said = presets.adapt(recipe, method, work)
+            notes += said
+        if weights is not None:
+            recipe, said = continuing.adapt(recipe, method, work, encoder.network)
             notes += said
         recipe = override(recipe, settings).used_by(method)
     if mixes_images(encoder):
@@ -230,12 +246,13 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         model=model,
         backbone=backbone,
         size=size,
+        stem=start.stem,
         train=train,
         tests=tests,
         device=device,
         precision=find_precision(config.precision, device),
         workers=find_workers(config, train),
-        notes=tuple(notes),
+        notes=(*start.notes, *notes),
         warnings=() if config.fast_dev_run else tuple(presets.warnings(recipe, method, work)),
         differences=() if saved is None else tuple(_differences(config, saved, train, tests)),
     )
@@ -280,20 +297,10 @@ def _published(config: TrainConfig, body: str, size: int | None) -> Recipe:
     return load_recipe(recipe_for(body, size) if config.recipe == "auto" else config.recipe, body)
 
 
-def _backbone(config: TrainConfig, recipe: Recipe, device: torch.device, given: Given) -> str:
-    """The name of the encoder: the given one's, the recipe's, or one that suits the device."""
-    if given.encoder is not None:
-        return own_name(given.encoder)
-    default = "resnet_tiny" if device.type == "cpu" else "resnet18"
-    backbone = config.backbone or recipe.encoder.backbone or default
-    check_backbone(backbone)
-    return backbone
-
-
-def _encoder(backbone: str | nn.Module, recipe: Recipe, *, channels: int, size: int) -> Encoder:
-    return build_encoder(
-        backbone, channels=channels, size=size, sizes=recipe.sizes(size), drop_path=recipe.encoder.drop_path
-    )
+def _takes(recipe: Recipe, *, channels: int, size: int) -> dict[str, Any]:
+    """The options of `build_encoder` that follow from a recipe and its images."""
+    sizes, dropped = recipe.sizes(size), recipe.encoder.drop_path
+    return {"channels": channels, "size": size, "sizes": sizes, "drop_path": dropped}
 
 
 def _check_size(size: int, patch: int, backbone: str) -> None:
