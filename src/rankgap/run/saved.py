@@ -11,11 +11,12 @@ from typing import Self
 
 from rankgap.data.fingerprint import Fingerprint
 from rankgap.errors import UserError, check_within
-from rankgap.run.config import LARGEST_VIEW, TrainConfig
+from rankgap.run.config import TrainConfig
 from rankgap.run.imports import saying_what_to_import
 from rankgap.run.reader import read
 from rankgap.run.recipes import Recipe, with_map_options
 from rankgap.run.work import Work
+from rankgap.views.view_config import LARGEST_VIEW
 
 FORMAT = 2  # of config.yaml; rankgap 0.1 wrote none
 _LIBRARIES = ("rankgap", "torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy")
