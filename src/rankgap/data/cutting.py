@@ -53,11 +53,22 @@ def whole(size: int) -> Cuts:
 
 
 def centre(size: int, share: float) -> Cuts:
-    """The central square whose side is a share of the shorter side."""
+    """The central square whose side is a share of the shorter side.
+
+    It is what remains if the shorter side is resized to size / share and the centre is cut out, with torchvision's
+    rounding of the longer side and of the margins.
+    """
+    resized = round(size / share)
 
     def cuts(height: int, width: int) -> Sequence[Cut]:
-        side = share * min(height, width)
-        return [Cut((height - side) / 2, (width - side) / 2, side, side, size)]
+        shorter = min(height, width)
+
+        def along(side: int) -> tuple[float, float]:
+            length = resized * side // shorter
+            return round((length - size) / 2) * side / length, size * side / length
+
+        (top, high), (left, wide) = along(height), along(width)
+        return [Cut(top, left, high, wide, size)]
 
     return cuts
 

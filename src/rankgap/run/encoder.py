@@ -33,11 +33,21 @@ class TrainedEncoder(nn.Module):
         size: S, side of a view in pixels.
         mean: mean of each channel in [0, 1].
         std: standard deviation of each channel in [0, 1].
+        centre: the side of the central square that is seen, as a share of an image's shorter side.
     """
 
-    def __init__(self, encoder: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        centre: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.encoder, self.size, self.mean, self.std = encoder, size, tuple(mean), tuple(std)
+        self.encoder, self.size, self.centre = encoder, size, centre
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def forward(self, images: Any) -> Tensor:
         """Features of images: (B, F), or (F,) for a single image.
@@ -71,7 +81,7 @@ class TrainedEncoder(nn.Module):
             stack = pixels(images[:, None] if images.ndim == 3 else images, channels)
         for start in range(0, len(images), batch):
             if stack is not None:
-                yield self._view(stack[start : start + batch].to(device), None)
+                yield self._view(stack[start : start + batch].to(device))
                 continue
             part = range(start, min(start + batch, len(images)))
             yield torch.cat([self._one(images, k, device, channels) for k in part])
@@ -79,15 +89,17 @@ class TrainedEncoder(nn.Module):
     def _one(self, images: Sequence[Any], index: int, device: torch.device, channels: int) -> Tensor:
         image = images[index]
         if isinstance(image, str | Path) or not hasattr(image, "ndim"):
-            stored, sizes = decode_item(Items(images), index, size=self.size, channels=channels)
-            return self._view(stored.to(device), sizes)
+            stored, sizes = decode_item(
+                Items(images), index, size=self.size, channels=channels, centre=self.centre
+            )
+            return eval_view(stored.to(device), sizes, self.size, self.mean, self.std)
         try:
-            return self._view(pixels(image, channels)[None].to(device), None)
+            return self._view(pixels(image, channels)[None].to(device))
         except UserError as error:
             raise UserError(f"image {index}: {error}") from error
 
-    def _view(self, images: Tensor, sizes: Tensor | None) -> Tensor:
-        return eval_view(images, sizes, self.size, self.mean, self.std)
+    def _view(self, images: Tensor) -> Tensor:
+        return eval_view(images, None, self.size, self.mean, self.std, self.centre)
 
 
 def _is_many(images: Any, channels: int) -> bool:
@@ -131,5 +143,6 @@ def load_encoder(
         targets=saved.recipe.targets,
     )
     state.load_model(trained)
-    encoder = TrainedEncoder(trained.encoder(branch), saved.model.size, saved.model.mean, saved.model.std)
+    seen = saved.model
+    encoder = TrainedEncoder(trained.encoder(branch), seen.size, seen.mean, seen.std, centre=seen.centre)
     return encoder.eval().requires_grad_(False)

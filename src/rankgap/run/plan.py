@@ -94,6 +94,7 @@ class Plan:
                 size=self.size,
                 mean=self.train.mean,
                 std=self.train.std,
+                centre=self.train.centre,
             ),
             recipe=self.recipe,
             work=self.work,
