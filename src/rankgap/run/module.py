@@ -71,6 +71,11 @@ class SelfSupervised(L.LightningModule):
         return self.work.clock(self.step)
 
     @property
+    def between_steps(self) -> bool:
+        """Whether an optimiser step has just ended, so that no gradient waits for more batches."""
+        return not self._losses
+
+    @property
     def is_read(self) -> bool:
         """Whether this step is read: every `rank_every`-th step, and the last one."""
         return self.step % self.monitor.every == 0 or self.step == self.work.steps - 1
