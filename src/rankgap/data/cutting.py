@@ -78,6 +78,16 @@ def is_turned(orientation: int) -> bool:
     return _TURNS[orientation][2]
 
 
+def turned(pixels: Pixels, orientation: int) -> Pixels:
+    """Pixels (H, W, ...) turned upright."""
+    upwards, leftwards, swapped = _TURNS[orientation]
+    if upwards:
+        pixels = pixels[::-1]
+    if leftwards:
+        pixels = pixels[:, ::-1]
+    return pixels.swapaxes(0, 1) if swapped else pixels
+
+
 def shrinkage(cuts: Sequence[Cut]) -> int:
     """The largest of 1, 2, 4, 8 by which a picture may be shrunk so that no view has to be enlarged for it."""
     spare = min(min(cut.height, cut.width) / cut.size for cut in cuts)
@@ -115,12 +125,7 @@ class Picture:
         box = (left, top, left + width, top + height)
         if self.shrink > 1:
             box = (box[0] / self.shrink, box[1] / self.shrink, box[2] / self.shrink, box[3] / self.shrink)
-        view = _resized(self.pixels, box, size, interpolation)
-        if upwards:
-            view = view[::-1]
-        if leftwards:
-            view = view[:, ::-1]
-        return view.swapaxes(0, 1) if swapped else view
+        return turned(_resized(self.pixels, box, size, interpolation), self.orientation)
 
 
 def _resized(pixels: Pixels, box: tuple[float, float, float, float], size: int, interpolation: str) -> Pixels:

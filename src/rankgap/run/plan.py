@@ -192,6 +192,7 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
                 recipe, small_notes = presets.adapt(recipe, method, work)
                 notes += small_notes
         recipe = override(recipe, settings).used_by(method)
+        presets.check_view_sizes(recipe, max(train.side, asked.size or 0))
     if mixes_images(encoder):
         notes.append(f"{backbone} sees one view at a time, so that each view has its own batch-norm statistics")
     else:
