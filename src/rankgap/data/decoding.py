@@ -255,14 +255,17 @@ def _decode(image: Image.Image, cuts: Cuts, channels: int | None) -> tuple[list[
     if channels not in (None, 1, 3):
         raise _unconvertible(header.channels, channels)
     wanted, shrink = channels or header.channels, 1
-    if image.format in ("JPEG", "MPO"):
-        upright = _upright(header, _orientation(image))
+    if is_jpeg := image.format in ("JPEG", "MPO"):
+        orientation = _orientation(image)
+        upright = _upright(header, orientation)
         shrink = shrinkage(cuts(upright.height, upright.width))
         if shrink > 1:  # Pillow takes the largest scale that keeps this size
             image.draft(None, (header.width // shrink, header.height // shrink))
     _load(image)
+    if not is_jpeg:  # a PNG may store its orientation after the pixels
+        orientation = _orientation(image)
     values = _values(image, ALPHA in header.remarks, wanted)
-    views, upright = _views(values, header, cuts, wanted, _orientation(image), shrink)
+    views, upright = _views(values, header, cuts, wanted, orientation, shrink)
     return views, _with_frames(upright, image)
 
 
