@@ -225,7 +225,7 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         if work.small and not config.fast_dev_run:
             recipe, said = presets.adapt(recipe, method, work)
             notes += said
-        if weights is not None:
+        if weights is not None and not config.fast_dev_run:
             recipe, said = continuing.adapt(recipe, method, work, encoder.network)
             notes += said
         recipe = override(recipe, settings).used_by(method)
