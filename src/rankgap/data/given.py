@@ -21,7 +21,7 @@ from rankgap.data.containers import Arrays, Encoded
 from rankgap.data.decoding import ImageError, convert, encode
 from rankgap.data.encoded import EncodedImages, header_of
 from rankgap.data.labels import number
-from rankgap.data.loading import stored_size
+from rankgap.data.loading import layout_of
 from rankgap.data.names import shown
 from rankgap.data.npy import Pixels, check_axes, to_8_bits
 from rankgap.data.sources import GIVEN
@@ -136,31 +136,38 @@ def _as_npy(array: Pixels) -> BinaryIO:
     return file
 
 
-def decode_item(items: Items, index: int, *, size: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Decode one image the way a run does.
+def decode_item(
+    items: Items, index: int, *, size: int, channels: int, centre: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """Decode one image the way a run's evaluation does.
 
     Args:
         items: the images.
         index: the index of the image.
-        size: side of the view in pixels; it decides S (`stored_size`).
+        size: side of the view in pixels.
         channels: C, to which the image is converted.
+        centre: the side of the central square that evaluation sees, as a share of the shorter side; below 1 if the
+            run's images are photographs.
 
     Returns:
-        (1, C, S, S) uint8, and (1, 2) int32: height and width of the original.
+        (1, C, S, S) uint8, and (1, 2) int32: height and width of the original if it is squashed, else None. It is
+        not squashed if the run's images are photographs or if it is one itself.
 
     Raises:
         UserError: the image cannot be read or converted; the message names it.
     """
+    layout = layout_of([header_of(items, index)], size)
+    if centre < 1:
+        layout = layout._replace(size=size, photos=True)
     decoder = EncodedImages(
         source=items,
         rows=np.array([index]),
-        size=stored_size([header_of(items, index)], size),
+        **layout._replace(threads=False)._asdict(),
         channels=channels,
         convert=True,
         example="",
-        threads=False,
     )
-    return decoder.read([0])
+    return (decoder.centres([0], centre), None) if layout.photos else decoder.read([0])
 
 
 def given_source(images: Any, labels: Any = None, test: Any = None, test_labels: Any = None) -> Source:

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from rankgap.data.containers import Encoded
+from rankgap.data.cutting import whole
 from rankgap.data.decoding import ImageError, convert, decode
 from rankgap.data.encoded import Broken, EncodedImages, in_parts, read_image
-from rankgap.data.image_set import Batch, ImageSet
+from rankgap.data.image_set import ImageSet
 from rankgap.data.loading import (
+    Layout,
     dark_note,
+    layout_of,
     moments_of,
-    pays_in_threads,
     readable_headers,
     remarks_on,
-    stored_size,
     value_counts,
 )
 from rankgap.data.names import shown
@@ -75,13 +76,12 @@ class Inspection:
         sides = np.repeat([s[axis] for s in self.sizes], list(self.sizes.values()))
         return int(sides.min()), float(np.median(sides)), int(sides.max())
 
-    def sample(self, count: int, seed: int = 0) -> tuple[list[str], Batch]:
+    def sample(self, count: int, seed: int = 0) -> tuple[list[str], ImageSet]:
         """A seeded random choice of up to `count` readable training images, and their names within the set."""
         images = self.images.images
         assert isinstance(images, EncodedImages)
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
-        names = [images.source.short(int(images.rows[k])) for k in chosen.tolist()]
-        return names, self.images.batch(chosen)
+        chosen = self.images.choice(count, seed)
+        return [images.source.short(int(images.rows[k])) for k in chosen.tolist()], self.images.sample(count, seed)
 
 
 @dataclass(slots=True)
@@ -132,9 +132,8 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
     counts = Counter(h.channels for h in headers)
     aim = channels or (3 if set(counts) == {1, 3} else counts.most_common(1)[0][0])
-    stored = stored_size(headers, size)
-    threads = pays_in_threads(headers)
-    found = [_inspect_split(split.images, stored, aim, threads) for split in splits]
+    layout = layout_of(headers, size)
+    found = [_inspect_split(split.images, layout, aim) for split in splits]
     train = found[0]
     if not train.rows:
         raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
@@ -149,11 +148,10 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     images = EncodedImages(
         source=source.train.images,
         rows=np.array(train.rows),
-        size=stored,
+        **layout._asdict(),
         channels=aim,
         convert=True,
         example="",
-        threads=threads,
     )
     labels = None if source.train.labels is None else source.train.labels[torch.tensor(train.rows)]
     distinct = set(train.digests)
@@ -180,19 +178,19 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
 def _first_reason(images: Encoded) -> str:
     """Why the first image cannot be read."""
     try:
-        read_image(images, 0, lambda file: decode(file, 8))
+        read_image(images, 0, lambda file: decode(file, whole(8)))
     except ImageError as error:
         return f"{images.name(0)}: {error}"
     return f"{images.name(0)} can be decoded, but its header cannot be read"
 
 
-def _inspect_split(images: Encoded, size: int, channels: int, threads: bool) -> _Found:
+def _inspect_split(images: Encoded, layout: Layout, channels: int) -> _Found:
     def look(part: range) -> _Found:
         found, pixels = _Found(), []
         for row in part:
             try:
                 content = read_image(images, row, lambda file: file.read())
-                values, header = decode(io.BytesIO(content), size)
+                (values,), header = decode(io.BytesIO(content), whole(layout.size))
             except ImageError as error:
                 found.broken.append(Broken(images.name(row), str(error)))
                 continue
@@ -210,12 +208,12 @@ def _inspect_split(images: Encoded, size: int, channels: int, threads: bool) -> 
             found.values = value_counts(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
         return found
 
-    whole = _Found()
+    total = _Found()
     with Waiting("decoding images", len(images)) as waiting:
-        for part in in_parts(look, len(images), threads=threads):
-            whole.add(part)
+        for part in in_parts(look, len(images), threads=layout.threads):
+            total.add(part)
             waiting.add(len(part.digests) + len(part.broken))
-    return whole
+    return total
 
 
 def _problems(found: _Found, channels: int | None) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rankgap.data.containers import Arrays, Encoded
+from rankgap.data.cutting import PHOTO_CENTRE
 from rankgap.data.decoding import Header, ImageError, convert
 from rankgap.data.encoded import Broken, BrokenImageError, EncodedImages, header_of
 from rankgap.data.fingerprint import Fingerprint
@@ -49,7 +50,8 @@ def load_data(
 ) -> tuple[ImageSet, ImageSet | None]:
     """The training and test images that a spec names.
 
-    Images are stored squashed to a square of side S (`stored_size`), which is the same for both splits.
+    Images are stored squashed to a square of side S if that shrinks none of them (`layout_of`). Larger ones,
+    photographs, stay encoded: their views are cut out of the originals, batch by batch.
 
     Args:
         spec: digits, cifar10, cifar100, folder:DIR or hf:NAME_OR_DIR; or a data set that is already open.
@@ -57,7 +59,7 @@ def load_data(
         channels: the number of channels (1 or 3) to convert all images to; None requires that they agree.
         limit: train on the first `limit` images of a seeded shuffle; None for all images, in the set's order.
         seed: of that shuffle.
-        memory: bytes that a split may take decoded; a larger split is decoded batch by batch.
+        memory: bytes that a split may take decoded; a larger split is decoded batch by batch, as photographs are.
         on_bad_image: skip leaves out images that cannot be read (`ImageSet.skipped` lists them). A set that is
             decoded batch by batch is then decoded once before, to find them.
         statistics: mean and standard deviation of each channel, for both sets; by default the published ones of
@@ -96,7 +98,12 @@ def load_data(
                 f"{split.name}: {len(split.skipped):,} images cannot be read and are skipped, the first of them: "
                 f"{split.skipped[0]}"
             )
-        if not split.in_memory:
+        if plan is not None and plan.photos:
+            notes.append(
+                f"{split.name}: images are larger than views of {plan.size} px, so each view is cut out of the "
+                "original, and each batch is decoded when it is needed"
+            )
+        elif not split.in_memory:
             notes.append(
                 f"{split.name}: {len(split)} images of {split.channels} x {split.size} x {split.size} exceed "
                 f"{memory / 2**30:.3g} GiB, so each batch is decoded when it is needed"
@@ -114,26 +121,39 @@ def _chosen(count: int, limit: int | None, seed: int) -> Index:
     return order[:limit]
 
 
-def stored_size(headers: Sequence[Header], size: int | None) -> int:
-    """The side at which images are stored.
+class Layout(NamedTuple):
+    """How images are kept.
 
-    Square images that all have the same side of up to 96 pixels are stored as they are. Otherwise the side is 8/7
-    of the view's (256 for a view of 224, the default), and at most the longest side found.
+    Attributes:
+        size: the side S to which they are squashed; of photographs, the side of the evaluation view.
+        side: the largest shorter side that was found.
+        photos: whether they are photographs, which stay encoded.
+        threads: whether they are large enough to decode in threads (see `EncodedImages`).
+    """
+
+    size: int
+    side: int
+    photos: bool
+    threads: bool
+
+
+def layout_of(headers: Sequence[Header], size: int | None) -> Layout:
+    """How images are kept.
+
+    Square images that all have the same side of up to 96 pixels are stored as they are. Others are stored at the
+    longest side found, if that is at most 8/7 of the view's side (256 for a view of 224, the default). Images with
+    a longer side are photographs.
 
     Args:
         headers: the headers of some of the images.
         size: side of the views in pixels; 224 if None.
     """
     sides = {side for h in headers for side in (h.height, h.width)}
-    longest = max(sides)
-    if len(sides) == 1 and longest <= _SMALL:
-        return longest
-    return min(longest, round((size or _VIEW) * 8 / 7))
-
-
-def pays_in_threads(headers: Sequence[Header]) -> bool:
-    """Whether images with these headers are large enough to decode in threads (see `EncodedImages`)."""
-    return max(max(header.height, header.width) for header in headers) > _SMALL
+    longest, view = max(sides), size or _VIEW
+    side, threads = max(min(h.height, h.width) for h in headers), longest > _SMALL
+    if (len(sides) == 1 and longest <= _SMALL) or longest <= round(view / PHOTO_CENTRE):
+        return Layout(longest, side, photos=False, threads=threads)
+    return Layout(view, side, photos=True, threads=threads)
 
 
 def spread(count: int, most: int) -> Index:
@@ -160,11 +180,10 @@ def layout(
     found = EncodedImages(
         source=images,
         rows=rows,
-        size=stored_size(headers, size),
+        **layout_of(headers, size)._asdict(),
         channels=channels or headers[0].channels,
         convert=channels is not None,
         example=images.name(seen[0]),
-        threads=pays_in_threads(headers),
     )
     for row, header in zip(seen, headers, strict=True):
         found.check(row, header.channels)
@@ -225,7 +244,7 @@ def _store(
         return _Stored(rows, _converted(source.images[torch.from_numpy(rows)], channels))
     assert plan is not None
     images = replace(plan, source=source, rows=rows)
-    if images.nbytes > memory:
+    if images.photos or images.nbytes > memory:
         if not skips:
             images.check_headers()
             return _Stored(rows, images)

@@ -68,8 +68,8 @@ def check_axes(shape: tuple[int, ...]) -> None:
         )
 
 
-def read_array(file: BinaryIO) -> Pixels:
-    """A .npy file as (H, W, C) uint8.
+def read_array(file: BinaryIO) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """A .npy file as (H, W, C), in the type that it was saved in.
 
     Raises:
         ValueError: as for `read_array_header`.
@@ -79,8 +79,7 @@ def read_array(file: BinaryIO) -> Pixels:
         file.read(math.prod(header.shape) * header.dtype.itemsize), header.dtype
     )
     array = values.reshape(header.shape, order="F" if header.fortran else "C")
-    pixels = np.ascontiguousarray(to_8_bits(array))
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return array[:, :, None] if array.ndim == 2 else array
 
 
 def to_8_bits(values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Pixels:

@@ -34,14 +34,23 @@ class TrainedEncoder(nn.Module):
         size: S, side of a view in pixels.
         mean: mean of each channel in [0, 1].
         std: standard deviation of each channel in [0, 1].
+        centre: the side of the central square that is seen, as a share of an image's shorter side.
         tokens: give the N patch tokens of each image, or the places of its feature map, instead of one vector.
     """
 
     def __init__(
-        self, encoder: Encoder, size: int, mean: Sequence[float], std: Sequence[float], *, tokens: bool = False
+        self,
+        encoder: Encoder,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        centre: float = 1.0,
+        tokens: bool = False,
     ) -> None:
         super().__init__()
-        self.encoder, self.size, self.mean, self.std = encoder, size, tuple(mean), tuple(std)
+        self.encoder, self.size, self.centre = encoder, size, centre
+        self.mean, self.std = tuple(mean), tuple(std)
         self.tokens = tokens
 
     def forward(self, images: Any) -> Tensor:
@@ -77,7 +86,7 @@ class TrainedEncoder(nn.Module):
             stack = pixels(images[:, None] if images.ndim == 3 else images, channels)
         for start in range(0, len(images), batch):
             if stack is not None:
-                yield self._view(stack[start : start + batch].to(device), None)
+                yield self._view(stack[start : start + batch].to(device))
                 continue
             part = range(start, min(start + batch, len(images)))
             yield torch.cat([self._one(images, k, device, channels) for k in part])
@@ -85,15 +94,17 @@ class TrainedEncoder(nn.Module):
     def _one(self, images: Sequence[Any], index: int, device: torch.device, channels: int) -> Tensor:
         image = images[index]
         if isinstance(image, str | Path) or not hasattr(image, "ndim"):
-            stored, sizes = decode_item(Items(images), index, size=self.size, channels=channels)
-            return self._view(stored.to(device), sizes)
+            stored, sizes = decode_item(
+                Items(images), index, size=self.size, channels=channels, centre=self.centre
+            )
+            return eval_view(stored.to(device), sizes, self.size, self.mean, self.std)
         try:
-            return self._view(pixels(image, channels)[None].to(device), None)
+            return self._view(pixels(image, channels)[None].to(device))
         except UserError as error:
             raise UserError(f"image {index}: {error}") from error
 
-    def _view(self, images: Tensor, sizes: Tensor | None) -> Tensor:
-        return eval_view(images, sizes, self.size, self.mean, self.std)
+    def _view(self, images: Tensor) -> Tensor:
+        return eval_view(images, None, self.size, self.mean, self.std, self.centre)
 
 
 def _is_many(images: Any, channels: int) -> bool:
@@ -145,4 +156,4 @@ def load_encoder(
     assert isinstance(network, Encoder)
     if tokens:
         network.tokens(torch.zeros(1, kept.channels, kept.size, kept.size, device=device_of(network)))
-    return TrainedEncoder(network, kept.size, kept.mean, kept.std, tokens=tokens).eval()
+    return TrainedEncoder(network, kept.size, kept.mean, kept.std, centre=kept.centre, tokens=tokens).eval()

@@ -100,6 +100,7 @@ class Plan:
                 mean=self.train.mean,
                 std=self.train.std,
                 stem=self.stem,
+                centre=self.train.centre,
             ),
             recipe=self.recipe,
             work=self.work,
@@ -228,6 +229,7 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
             recipe, said = continuing.adapt(recipe, method, work, encoder.network)
             notes += said
         recipe = override(recipe, settings).used_by(method)
+    presets.check_view_sizes(recipe, max(train.side, asked.size or 0))
     if mixes_images(encoder):
         notes.append(f"{backbone} sees one view at a time, so that each view has its own batch-norm statistics")
     else:
