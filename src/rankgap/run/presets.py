@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from torch import nn
+
 from rankgap.errors import UserError
 from rankgap.model.assignments import SinkhornOptions
 from rankgap.model.branches import DualBranch
@@ -151,15 +153,18 @@ def check_view_sizes(recipe: Recipe, largest: int) -> None:
             )
 
 
-def note_on_views(recipe: Recipe, size: int) -> list[str]:
-    """A note on views that differ in size or in who sees them; empty if they do not."""
+def note_on_views(recipe: Recipe, size: int, backbone: str, encoder: nn.Module) -> list[str]:
+    """Notes on how an encoder sees the views, and on views that differ in size or in who sees them."""
     counts = Counter((view.size or size, view.target) for view in recipe.views)
-    if len(counts) < 2:
-        return []
-    seen = {True: "seen by both branches", False: "by the online branch alone"}
-    return [
-        "views: " + ", ".join(f"{count} of {px} px ({seen[target]})" for (px, target), count in counts.items())
-    ]
+    notes = [f"{backbone} sees one view at a time, so that each view has its own batch-norm statistics"]
+    if not mixes_images(encoder):
+        together = "all views" if len(counts) == 1 else "all views of one size"
+        notes = [f"{backbone} sees {together} in one forward pass: it has no batch norm"]
+    if len(counts) > 1:
+        seen = {True: "seen by both branches", False: "by the online branch alone"}
+        each = (f"{count} of {px} px ({seen[target]})" for (px, target), count in counts.items())
+        notes.append(f"views: {', '.join(each)}")
+    return notes
 
 
 def note_on_accumulation(method: Method, model: DualBranch, work: Work) -> list[str]:

@@ -13,8 +13,8 @@ from rankgap.data import Inspection, inspect
 from rankgap.data.encoded import EncodedImages
 from rankgap.evaluate.batches import batch_for, views_of
 from rankgap.model.methods import design
+from rankgap.run.choice import view_size
 from rankgap.run.config import TrainConfig
-from rankgap.run.plan import view_size
 from rankgap.run.presets import adapt_views
 from rankgap.run.recipes import load_recipe, recipe_for
 from rankgap.views import Views
