@@ -11,7 +11,7 @@ from typing import Self
 
 from rankgap.data.fingerprint import Fingerprint
 from rankgap.errors import UserError, check_within
-from rankgap.model.backbones import Stem
+from rankgap.model.encoder_options import Stem
 from rankgap.run.config import TrainConfig
 from rankgap.run.imports import saying_what_to_import
 from rankgap.run.reader import read
