@@ -26,7 +26,7 @@ from rankgap.model.prototypes import PrototypeOptions
 from rankgap.model.schedule import Clock
 from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
-from rankgap.run.optimizer import OptimizerOptions, build_optimizer, ready_gradients, set_rates
+from rankgap.run.optimizer import OptimizerOptions, build_optimizer, parameter_groups, ready_gradients, set_rates
 from rankgap.run.resuming import resumed
 from rankgap.run.trainer import train
 from tests.small_run import four_steps
@@ -61,6 +61,15 @@ def test_the_encoder_has_its_share_of_the_rate_at_every_step() -> None:
         whole = options.rate(clock(step), 64)
         for name, rate in rates(net, optimizer).items():
             assert rate == pytest.approx(whole * (0.1 if name.startswith("online.encoder") else 1.0))
+
+
+def test_an_encoder_like_the_others_shares_their_groups_so_that_earlier_runs_can_be_resumed() -> None:
+    net = model("swav")
+    groups = parameter_groups(net, OptimizerOptions(lr=0.8))
+    prototypes = net.get_parameter("online.prototypes.weight")
+    rest = [p for p in net.parameters() if p is not prototypes]
+    wanted = [[p for p in rest if p.ndim > 1], [p for p in rest if p.ndim == 1], [prototypes]]
+    assert [list(map(id, group["params"])) for group in groups] == [list(map(id, part)) for part in wanted]
 
 
 def test_layers_decay_by_timm_s_grouping_from_the_top_of_the_encoder_down() -> None:

@@ -119,7 +119,12 @@ def parameter_groups(model: DualBranch, options: OptimizerOptions) -> list[dict[
 
 
 def _encoder_scales(model: DualBranch, options: OptimizerOptions) -> dict[int, float]:
-    """The factor on the learning rate of each of the encoder's parameters, by its id."""
+    """The factor on the learning rate of each of the encoder's parameters, by its id.
+
+    It is empty for an encoder that is trained like the rest: they share groups, as in runs of earlier releases.
+    """
+    if (options.layer_decay, options.encoder_lr, options.freeze_encoder_epochs) == (1, 1, 0):
+        return {}
     encoder = model.online.encoder
     if options.layer_decay == 1:
         return {id(p): options.encoder_lr for p in encoder.parameters()}
