@@ -197,7 +197,7 @@ def test_straight_gradients_make_squared_and_regression_the_published_isolosses(
 
     ours = squared(p, target)
     theirs = torch.stack([euclidean_isoloss(a, a @ w, b) for a, b in pairs]).sum()
-    assert_close(ours, theirs.float())
+    assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     assert_close(
         *(torch.autograd.grad(loss, z, retain_graph=True)[0] for loss in (ours, theirs)), rtol=1e-5, atol=1e-6
     )
