@@ -223,7 +223,7 @@ def decode(file: BinaryIO, size: int, channels: int | None = None) -> tuple[Pixe
 
     def read() -> tuple[Pixels, Header]:
         if _is_array(file):
-            array = read_array(file)
+            array = to_8_bits(read_array(file))
             height, width, found = array.shape
             pixels = _squash(array, size)
             return convert(pixels, channels or found), Header("NPY", found, height, width)
