@@ -103,6 +103,8 @@ class Tiff(NamedTuple):
         """
         self.check()
         values: Values = self.source.asarray(maxworkers=1)
+        if values.shape != self.source.shape:
+            raise ValueError(f"expected pixels {self.source.shape}, got {values.shape}: its tables are damaged")
         values = values[tuple(slice(None) if axis in "YX" + _CHANNELS else 0 for axis in self.axes)]
         axes = [axis for axis in self.axes if axis in "YX" + _CHANNELS]
         values = np.moveaxis(values, (axes.index("Y"), axes.index("X")), (0, 1))
