@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from benchmarks.suites.timing import Row, Settings, compared
 from rankgap.run.recipes import load_recipe
-from rankgap.views.random_views import ViewConfig, Views
+from rankgap.views import ViewConfig, Views
 
 BATCH, SIZE = 256, 32
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

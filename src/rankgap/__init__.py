@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rankgap.spectra.gram import singular_values
     from rankgap.spectra.streaming import EffectiveRank, PairSpectra
     from rankgap.training import TrainedRun, train
-    from rankgap.views.random_views import ViewConfig, Views
+    from rankgap.views import ViewConfig, Views
     from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
     from rankgap.watch.lightning import RankCallback
     from rankgap.watch.monitor import RankMonitor

@@ -241,7 +241,7 @@ def inspect_data(
         replace_file(Path(broken), "".join(f"{image}\n" for image in found.broken).encode())
     with writing(picture):
         contact_sheet(batch.images, views, names, picture)
-    show_inspection(found, views.shape[-1], picture)
+    show_inspection(found, views[0].shape[-1], picture)
     return EXIT_PROBLEMS if found.problems else 0
 
 

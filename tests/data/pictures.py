@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
+
+from rankgap.data.cutting import whole
+from rankgap.data.decoding import Header, decode
 
 
 def pixels(size: tuple[int, int] = (12, 12), channels: int = 3, seed: int = 0) -> Any:
@@ -30,3 +33,9 @@ def encoded(image: Any, form: str = "PNG", **options: Any) -> bytes:
 
 def chw(values: Any) -> torch.Tensor:
     return torch.from_numpy(values).permute(2, 0, 1)
+
+
+def squashed(file: BinaryIO, size: int, channels: int | None = None) -> tuple[Any, Header]:
+    """The whole picture as (size, size, C), and its header."""
+    (found,), header = decode(file, whole(size), channels)
+    return found, header

@@ -16,9 +16,10 @@ from PIL import ExifTags, Image
 from torch.testing import assert_close
 
 from rankgap.data import inspect, load_data
-from rankgap.data.decoding import ImageError, decode, read_header
+from rankgap.data.decoding import ImageError, read_header
+from rankgap.data.splits import Statistics
 from rankgap.errors import UserError
-from tests.data.pictures import chw, encoded, pixels, write
+from tests.data.pictures import chw, encoded, pixels, squashed, write
 
 # Folders
 
@@ -108,8 +109,8 @@ def test_a_broken_image_is_named_by_its_path(tmp_path: Path, memory: int) -> Non
 def test_images_that_exceed_memory_are_decoded_batch_by_batch_to_the_same_pixels(tmp_path: Path) -> None:
     for i in range(70):
         write(tmp_path / f"{i:03}.png", pixels(size=(10 + i % 3, 12), seed=i))
-    held, _ = load_data(f"folder:{tmp_path}", size=8)
-    read, _ = load_data(f"folder:{tmp_path}", size=8, memory=1000)
+    held, _ = load_data(f"folder:{tmp_path}", size=11)
+    read, _ = load_data(f"folder:{tmp_path}", size=11, memory=1000)
     assert (held.in_memory, read.in_memory) == (True, False)
     assert any("each batch is decoded when it is needed" in note for note in read.notes)
     order = [5, 69, 0, 33]
@@ -161,7 +162,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     content = encoded(pixels((8, 8)), exif=exif)
-    found, _ = decode(io.BytesIO(content), 8)
+    found, _ = squashed(io.BytesIO(content), 8)
     with Image.open(io.BytesIO(content)) as image:
         assert np.array_equal(found, np.asarray(ImageOps.exif_transpose(image)))
 
@@ -169,35 +170,36 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
 def test_transparency_is_laid_on_white_and_palettes_become_colour() -> None:
     values = np.zeros((4, 4, 4), np.uint8)
     values[:2, :, 3] = 255
-    found, header = decode(io.BytesIO(encoded(values)), 4)
+    found, header = squashed(io.BytesIO(encoded(values)), 4)
     assert header.channels == 3
     assert found[:2].max() == 0
     assert found[2:].min() == 255
     palette = encoded(Image.fromarray(pixels((4, 4))).convert("P"), "GIF")
-    assert decode(io.BytesIO(palette), 4)[0].shape == (4, 4, 3)
+    assert squashed(io.BytesIO(palette), 4)[0].shape == (4, 4, 3)
 
 
-def test_sixteen_bits_become_eight_by_full_scale(tmp_path: Path) -> None:
+def test_sixteen_bits_without_levels_become_eight_by_full_scale(tmp_path: Path) -> None:
     values = np.array([[0, 257], [65535, 32896]], np.uint16)
-    assert decode(io.BytesIO(encoded(values)), 2)[0][..., 0].tolist() == [[0, 1], [255, 128]]
+    assert squashed(io.BytesIO(encoded(values)), 2)[0][..., 0].tolist() == [[0, 1], [255, 128]]
     np.save(tmp_path / "a.npy", np.stack([values] * 5, -1))
     with (tmp_path / "a.npy").open("rb") as array:
-        assert read_header(array) == ("NPY", 5, 2, 2, ())
-    train, _ = load_data(f"folder:{tmp_path}")
+        assert read_header(array) == ("NPY", 5, 2, 2, (), "uint16")
+    unmapped = Statistics((0.0,) * 5, (1.0,) * 5)
+    train, _ = load_data(f"folder:{tmp_path}", statistics=unmapped)
     assert train.batch([0]).images[0, 4].tolist() == [[0, 1], [255, 128]]
 
 
 def test_a_large_image_is_shrunk_with_antialias() -> None:
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    found, header = decode(io.BytesIO(encoded(stripes)), 16)
+    found, header = squashed(io.BytesIO(encoded(stripes)), 16)
     assert (header.height, header.width) == (64, 64)
     assert np.abs(found.astype(int) - 127).max() <= 12
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\x93NUMPY\x01", b"text"])
 def test_a_file_that_is_not_an_image_raises_an_image_error_and_nothing_else(content: bytes) -> None:
-    for look in (read_header, lambda file: decode(file, 8)):
+    for look in (read_header, lambda file: squashed(file, 8)):
         with pytest.raises(ImageError):
             look(io.BytesIO(content))
 
@@ -338,7 +340,8 @@ def test_inspect_counts_everything_and_reports_what_training_would_refuse(tmp_pa
     assert (found.duplicates, found.leaked) == (1, 1)
     assert any("--channels 3" in p for p in found.problems)
     assert len(found.images) == 6
-    names, batch = found.sample(100)
+    names, sample = found.sample(100)
+    batch = sample.batch(range(6))
     assert sorted(names) == ["0.png", "1.png", "2.png", "3.png", "again.png", "grey.png"]
     assert batch.images.shape[:2] == (6, 3)
     whole = load_data(f"folder:{tmp_path}", channels=3, on_bad_image="skip")[0]

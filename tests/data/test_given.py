@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from rankgap.data.cutting import centre
 from rankgap.data.decoding import decode
 from rankgap.data.given import Items, decode_item, given_source, pixels
 from rankgap.data.loading import load_data
 from rankgap.errors import UserError
+from tests.data.pictures import squashed
 
 RNG = np.random.default_rng(0)
 
@@ -102,27 +104,35 @@ PALETTE.info["transparency"] = 3
 )
 @pytest.mark.filterwarnings("ignore:'mode' parameter is deprecated:DeprecationWarning")
 def test_a_pil_image_is_what_its_file_is(image: Image.Image, kind: str) -> None:
-    found, sizes = decode_item(Items([image]), 0, size=16, channels=3)
-    expected, _ = decode(as_file(image, kind), 18, 3)
+    found, sizes = decode_item(Items([image]), 0, size=21, channels=3)
+    expected, _ = squashed(as_file(image, kind), 24, 3)
     assert torch.equal(found[0].permute(1, 2, 0), torch.from_numpy(expected.copy()))
+    assert sizes is not None
     assert sizes.tolist() == [[20, 24]]
+    for share in (1.0, 7 / 8):  # larger than its view: the central square, from the original
+        found, sizes = decode_item(Items([image]), 0, size=16, channels=3, centre=share)
+        (square,), _ = decode(as_file(image, kind), centre(16, share), 3)
+        assert torch.equal(found[0].permute(1, 2, 0), torch.from_numpy(square.copy()))
+        assert sizes is None
 
 
 def test_a_pil_image_is_turned_as_its_exif_says() -> None:
     exif = Image.Exif()
     exif[274] = 6
     with Image.open(io.BytesIO(jpeg(exif.tobytes()))) as image:
-        _, sizes = decode_item(Items([image]), 0, size=16, channels=3)
+        _, sizes = decode_item(Items([image]), 0, size=28, channels=3)
+    assert sizes is not None
     assert sizes.tolist() == [[30, 20]]
     with Image.open(io.BytesIO(jpeg(b""))) as image:
         image.info["exif"] = b"Exif\0\0II*\0\xff\xff\xff\xff"  # broken, and no veto
-        _, sizes = decode_item(Items([image]), 0, size=16, channels=3)
+        _, sizes = decode_item(Items([image]), 0, size=28, channels=3)
+    assert sizes is not None
     assert sizes.tolist() == [[20, 30]]
     with (
         Image.open(io.BytesIO(jpeg(b"")[:-200])) as image,
         pytest.raises(UserError, match="image 0 cannot be read"),
     ):
-        decode_item(Items([image]), 0, size=16, channels=3)
+        decode_item(Items([image]), 0, size=28, channels=3)
 
 
 def jpeg(exif: bytes) -> bytes:
@@ -134,7 +144,13 @@ def jpeg(exif: bytes) -> bytes:
 def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     items = Items([Image.fromarray(noise(8, 8)), tmp_path / "gone.png", "text", 7, Image.new("F", (8, 8))])
     for index, says in enumerate(
-        ["", "gone.png cannot be read: No such file", "text cannot be read", "image 3 .* got int", "32-bit pixels"]
+        [
+            "",
+            "gone.png cannot be read: No such file",
+            "text cannot be read",
+            "image 3 .* got int",
+            "float32 pixels, where 8-",
+        ]
     ):
         if says:
             with pytest.raises(UserError, match=says):
@@ -142,21 +158,24 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert len(pickle.loads(pickle.dumps(items))) == 5
 
 
-def test_a_list_of_different_images_becomes_a_set_like_a_folder_of_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [16, 28])
+def test_a_list_of_different_images_becomes_a_set_like_a_folder_of_them(tmp_path: Path, size: int) -> None:
     images = [Image.fromarray(noise(20 + k, 30, 3)) for k in range(6)]
     for k, image in enumerate(images):
         image.save(tmp_path / f"{k}.png")
-    there, _ = load_data(f"folder:{tmp_path}", size=16)
+    there, _ = load_data(f"folder:{tmp_path}", size=size)
     arrays = [np.asarray(image) for image in images]
     pairs = [(torch.from_numpy(array.copy()).permute(2, 0, 1), 1) for array in arrays]
     for given in (images, arrays, pairs, [tmp_path / f"{k}.png" for k in range(6)]):
-        here, test = load_data(given_source(given), size=16)
+        here, test = load_data(given_source(given), size=size)
         assert test is None
         assert torch.equal(here.batch(range(6)).images, there.batch(range(6)).images)
         assert here.mean == there.mean
-        assert here.sizes is not None
-        assert there.sizes is not None
-        assert torch.equal(here.sizes, there.sizes)
+        assert here.in_memory is there.in_memory is (size == 28)
+        if here.in_memory:
+            assert here.sizes is not None
+            assert there.sizes is not None
+            assert torch.equal(here.sizes, there.sizes)
 
 
 def test_stacks_and_their_labels_become_both_splits() -> None:
@@ -170,8 +189,8 @@ def test_stacks_and_their_labels_become_both_splits() -> None:
     assert test.batch([0, 1]).labels.tolist() == [1, 0]  # type: ignore[union-attr]
     grey, _ = load_data(given_source(noise(8, 20, 20)))
     assert (grey.channels, grey.size) == (1, 20)
-    wide, _ = load_data(given_source(noise(8, 20, 30, 3)), size=16)
-    assert wide.size == 18
+    wide, _ = load_data(given_source(noise(8, 20, 30, 3)), size=27)
+    assert wide.size == 30
     assert wide.batch([0]).sizes.tolist() == [[20, 30]]  # type: ignore[union-attr]
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from rankgap.data.levels import PERCENTILES, TYPES, Levels, Sampled, check_finite, one_depth, rounded
+from rankgap.data.levels import PERCENTILES, TYPES, Levels, Sampled, check_depth, check_finite, rounded
 from rankgap.errors import UserError
 
 DEEP = [kind for kind in TYPES if kind != "uint8"]
@@ -31,7 +31,7 @@ def test_levels_are_numpy_s_percentiles_of_each_channel(channels: int) -> None:
     images = [twelve_bits(channels, seed) * np.arange(1, channels + 1, dtype=np.uint16) for seed in range(4)]
     levels, _ = sampled(*images).decide()
     low, high = np.percentile(np.stack(images), PERCENTILES, axis=(0, 1, 2))
-    assert levels == Levels(tuple(low.tolist()), tuple(high.tolist()))
+    assert levels == Levels(low=tuple(low.tolist()), high=tuple(high.tolist()), depth="integer")
 
 
 def test_a_large_image_gives_ten_thousand_pixels_from_all_over_it() -> None:
@@ -66,7 +66,7 @@ def test_hot_pixels_do_not_decide_the_range() -> None:
 )
 def test_the_map_is_monotone_linear_and_clips(values: Any, ends: tuple[int, int]) -> None:
     low, high = float(ends[0]), float(ends[0] + ends[1])
-    found = Levels((low,), (high,)).apply(values)
+    found = Levels(low=(low,), high=(high,), depth="integer").apply(values)
     assert found.dtype == np.float32
     exact = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1) * 255
     assert np.abs(found - exact).max() < 0.1  # of 255 levels; float32 arithmetic at most
@@ -83,16 +83,16 @@ def test_the_ends_of_any_range_become_0_and_255(one: float, other: float) -> Non
     low, high = sorted((one, other))
     if low == high:
         with pytest.raises(UserError, match="low < high"):
-            Levels((low,), (high,))
+            Levels(low=(low,), high=(high,), depth="integer")
         return
     for kind in (np.float32, np.float64):
-        found = Levels((low,), (high,)).apply(np.array([[low], [high]], kind))
+        found = Levels(low=(low,), high=(high,), depth="integer").apply(np.array([[low], [high]], kind))
         assert found.tolist() == [[0], [255]]
 
 
 def test_twelve_bits_keep_256_levels_and_16_bits_at_full_scale_are_as_bright_as_8_bits() -> None:
     every = np.arange(4096, dtype=np.uint16)[:, None]
-    assert len(np.unique(rounded(Levels((0.0,), (4095.0,)).apply(every)))) == 256
+    assert len(np.unique(rounded(Levels(low=(0.0,), high=(4095.0,), depth="integer").apply(every)))) == 256
     assert len(np.unique(rounded(Levels.full(1).apply(every)))) == 17
     eight = np.arange(256, dtype=np.uint16)[:, None]
     assert np.array_equal(rounded(Levels.full(1).apply(eight * 257)), eight)
@@ -104,7 +104,11 @@ def test_what_a_resize_overshoots_is_clipped_when_values_are_rounded() -> None:
 
 def test_the_range_of_32_bit_integers_is_kept_though_float32_would_not() -> None:
     values = np.array([[2**31 - 3], [2**31 - 2], [2**31 - 1]], np.int32)
-    assert Levels((2.0**31 - 3,), (2.0**31 - 1,)).apply(values)[:, 0].tolist() == [0, 127.5, 255]
+    assert Levels(low=(2.0**31 - 3,), high=(2.0**31 - 1,), depth="integer").apply(values)[:, 0].tolist() == [
+        0,
+        127.5,
+        255,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -112,11 +116,11 @@ def test_the_range_of_32_bit_integers_is_kept_though_float32_would_not() -> None
     [
         (
             np.full((4, 4, 1), 7, np.uint16),
-            r"their values are constant \(7 in 2 images looked at\).*how the files",
+            "every value is 7 in the 2 images looked at, .*check how the files were written$",
         ),
         (
             np.stack([np.arange(16).reshape(4, 4), np.zeros((4, 4))], 2).astype(np.float32),
-            r"channel 2 is constant \(0 in 2 images looked at\).*leave that channel out of them",
+            "every value of channel 2 is 0 in the 2 images looked at.*leave that channel out of them$",
         ),
     ],
 )
@@ -135,7 +139,7 @@ def test_a_channel_that_is_nearly_all_background_takes_its_whole_range() -> None
     image = np.zeros((100, 100, 1), np.float32)
     image[3, 4] = 2.5
     levels, said = sampled(image).decide()
-    assert levels == Levels((0.0,), (2.5,))
+    assert levels == Levels(low=(0.0,), high=(2.5,), depth="floating-point")
     assert "nearly all one value" in said
 
 
@@ -166,13 +170,21 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
     check_finite(twelve_bits())
 
 
-def test_images_of_8_and_16_bits_share_a_scale_and_others_do_not() -> None:
-    assert one_depth(["uint8", "uint16"])
-    assert one_depth(["int16", "uint16", "int32"])
-    assert one_depth(["float32", "float64"])
-    assert not one_depth(["uint8", "float32"])
-    assert not one_depth(["uint8", "int32"])
-    assert not one_depth(["uint16", "float32"])
+@pytest.mark.parametrize(
+    ("levels", "takes"),
+    [
+        (None, {"uint8", "uint16"}),
+        (Levels(low=(0.0,), high=(1.0,), depth="integer"), {"uint16", "int16", "uint32", "int32"}),
+        (Levels(low=(0.0,), high=(1.0,), depth="floating-point"), {"float16", "float32", "float64"}),
+    ],
+)
+def test_an_image_of_another_depth_than_the_set_s_is_refused(levels: Levels | None, takes: set[str]) -> None:
+    for kind in TYPES:
+        if kind in takes:
+            check_depth(kind, levels)
+            continue
+        with pytest.raises(ValueError, match=f"it has {kind} pixels, where .* ones are expected; save all images"):
+            check_depth(kind, levels)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +192,4 @@ def test_images_of_8_and_16_bits_share_a_scale_and_others_do_not() -> None:
 )
 def test_levels_that_map_nothing_are_refused(low: tuple[float, ...], high: tuple[float, ...]) -> None:
     with pytest.raises(UserError, match="expected levels with low < high for each channel"):
-        Levels(low, high)
+        Levels(low=low, high=high, depth="integer")

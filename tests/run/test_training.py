@@ -11,7 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from rankgap.data import load_data
-from rankgap.errors import NonFiniteError
+from rankgap.errors import NonFiniteError, UserError
 from rankgap.model.branches import DualBranch, Outputs
 from rankgap.model.heads import Heads
 from rankgap.model.mlp import OutputNorm, ProjectorOptions
@@ -24,7 +24,7 @@ from rankgap.run.module import SelfSupervised
 from rankgap.run.optimizer import OptimizerOptions, build_optimizer, parameter_groups
 from rankgap.run.work import Work
 from rankgap.spectra.effective_rank import effective_rank
-from rankgap.views.random_views import ViewConfig, Views
+from rankgap.views import ViewConfig, Views
 from tests.training import descend
 
 WORK = Work(images=100, batch_size=32, epochs=4, features=128)
@@ -206,8 +206,8 @@ def test_the_predictor_s_rate_stays_while_the_others_fall() -> None:
     assert rates[False] == pytest.approx(0.1 * (1 + math.cos(math.pi * 11 / 12)) / 2)
 
 
-def test_accumulated_gradients_are_not_taken_for_a_larger_batch() -> None:
-    with pytest.warns(UserWarning, match="does not make a batch 2 times as large"):
+def test_a_trainer_that_accumulates_must_agree_with_the_clock() -> None:
+    with pytest.raises(UserError, match=r"accumulates 2 batches per step, but the run's work says 1"):
         fit(module(Work(images=100, batch_size=32, epochs=1, features=128)), accumulate_grad_batches=2)
 
 

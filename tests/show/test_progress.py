@@ -20,7 +20,7 @@ from rankgap.show import progress
 from rankgap.show.pace import Pace, duration, status_line
 from rankgap.show.progress import Progress, progress_lines
 from rankgap.show.terminal import console
-from rankgap.views.random_views import ViewConfig, Views
+from rankgap.views import ViewConfig, Views
 
 PARTS = ["loss -0.912", "erank 123.4 -> 234.5", "1,234 images/s"]
 LONG = "directset online power:0.5 target power:-0.5"

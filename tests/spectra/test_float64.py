@@ -22,7 +22,7 @@ from rankgap.spectra.float64 import double, float64_device, with_float64
 from rankgap.spectra.gram import singular_values, svd_basis
 from rankgap.spectra.pair import low_pass_score, measured_filter, pair_spectrum
 from rankgap.spectra.streaming import EffectiveRank, PairSpectra
-from rankgap.views.random_views import ViewConfig, Views, eval_view
+from rankgap.views import ViewConfig, Views, eval_view
 from rankgap.watch.monitor import RankMonitor
 from tests.apple import REFUSAL, AppleGPU, AppleTensor, move
 

@@ -10,7 +10,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from rankgap.views.random_views import Parameters, ViewConfig, Views
+from rankgap.views import Parameters, ViewConfig, Views
 
 PLAIN: dict[str, Any] = {"flip": 0.0, "jitter_p": 0.0, "grey_p": 0.0}
 WHOLE: dict[str, Any] = {**PLAIN, "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from rankgap.views.random_views import Parameters, ViewConfig, Views
+from rankgap.views import Parameters, ViewConfig, Views
 from tests.views.image_samples import WHOLE, noise, one_view, parameters, photographs, seeded
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -18,8 +19,8 @@ from torchvision.transforms import (
 from torchvision.transforms import functional as tv
 
 from rankgap.errors import UserError
+from rankgap.views import Parameters, ViewConfig, Views, eval_view
 from rankgap.views import random_views as module
-from rankgap.views.random_views import Parameters, ViewConfig, Views, eval_view
 from tests.views.image_samples import LEVEL, PLAIN, WHOLE, noise, one_view, parameters, photographs, seeded
 
 
@@ -261,6 +262,47 @@ def test_views_of_two_interpolations_are_each_the_view_of_its_own() -> None:
         assert torch.equal(both(images, generator=seeded())[i], one(images, generator=seeded())[i])
 
 
+def test_views_of_several_sizes_are_each_those_of_views_of_that_size_alone() -> None:
+    configs = [ViewConfig(blur_p=0.5), ViewConfig(size=12, solarize_p=0.5), ViewConfig(size=12), ViewConfig()]
+    images = noise(6, 3, 32, 40)
+    mixed = Views(configs, 24, [0.5] * 3, [0.2] * 3)
+    out = mixed(images, generator=seeded())
+    assert mixed.sizes == (24, 12, 12, 24)
+    assert [tuple(view.shape) for view in out] == [(6, 3, side, side) for side in mixed.sizes]
+    for size in (12, 24):
+        alike = Views([dataclasses.replace(config, size=size) for config in configs], 99, [0.5] * 3, [0.2] * 3)
+        same = alike(images, generator=seeded())
+        for v in (v for v, side in enumerate(mixed.sizes) if side == size):
+            assert torch.equal(out[v], same[v])
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_crops_that_were_cut_elsewhere_are_finished_as_if_cut_here(channels: int) -> None:
+    whole = {**WHOLE, "flip": 0.5, "jitter_p": 0.8, "grey_p": 0.2}
+    configs = [
+        ViewConfig(**whole, blur_p=0.5, vertical_flip=0.5, turn=0.75),
+        ViewConfig(**whole, solarize_p=0.5, blur_p=0.5),
+    ]
+    mean, std = [0.5, 0.4, 0.3, 0.2, 0.1][:channels], [0.2, 0.3, 0.4, 0.5, 0.6][:channels]
+    views, images = Views(configs, 32, mean, std), noise(16, channels, 32, 32)
+    expected = views(images, generator=seeded(3))
+    side = torch.full((16,), 32.0)
+    drawn = views.draw(side, side, seeded(3))
+    torch.testing.assert_close(views.finish([images, images], drawn), expected, atol=2e-5, rtol=0)
+
+
+def test_crops_that_do_not_fit_the_views_are_refused() -> None:
+    views = Views([ViewConfig(), ViewConfig(size=8)], 16, [0.5] * 3, [0.2] * 3)
+    drawn = views.draw(torch.full((2,), 20.0), torch.full((2,), 20.0))
+    for crops, named in (
+        ([noise(2, 3, 16, 16)], "crops of 2 views, got 1"),
+        ([noise(2, 3, 16, 16)] * 2, r"uint8 crops \(B, 3, 8, 8\), got torch.uint8 \(2, 3, 16, 16\)"),
+        ([noise(2, 3, 16, 16).float(), noise(2, 3, 8, 8)], "got torch.float32"),
+    ):
+        with pytest.raises(UserError, match=named):
+            views.finish(crops, drawn)
+
+
 def test_randomness_comes_from_the_generator_alone() -> None:
     views, images = one_view(16, blur_p=0.5, solarize_p=0.5), noise(8, 3, 20, 20)
     torch.manual_seed(0)
@@ -307,6 +349,7 @@ def test_a_gpu_gives_the_same_views_and_is_never_waited_for() -> None:
 @pytest.mark.parametrize(
     ("config", "named"),
     [
+        ({"size": 0}, "size to be from 1 to 8192 pixels"),
         ({"scale": (0.0, 1.0)}, "scale"),
         ({"scale": (0.5, 0.2)}, "scale"),
         ({"scale": (0.5, 1.5)}, "scale"),

@@ -1,4 +1,8 @@
-"""Decoding an image to uint8 pixels at a stored size."""
+"""Decoding an image, from its bytes to square views of uint8 pixels.
+
+Whatever the format, there is one way: Pillow, `tiff` or `npy` gives the values as the file has them (`_Raw`), and
+`_views` maps them to 8 bits and cuts the views.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,17 @@ from collections.abc import Callable
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+import torch
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from torchvision.io import decode_png
 
+from rankgap.data.channels import convert, unconvertible
+from rankgap.data.cutting import ORIENTATIONS, Cuts, Picture, is_turned, shrinkage
 from rankgap.data.damage import identity, without_metadata
+from rankgap.data.levels import Levels, Pixels, Samples, Values, check_depth, check_finite
 from rankgap.data.names import said
-from rankgap.data.npy import MAGIC, Pixels, read_array, read_array_header, to_8_bits
+from rankgap.data.npy import MAGIC, ArrayHeader, read_array, read_array_header
+from rankgap.data.tiff import MAGICS, Tiff, open_tiff
 
 _T = TypeVar("_T")
 
@@ -20,15 +30,6 @@ _T = TypeVar("_T")
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _EXTRA_SAMPLES = 338  # a tag of TIFF: what the bands beyond the colours are
 _IS_ALPHA = {1, 2}  # of that tag's values
 
@@ -52,6 +53,7 @@ class Header(NamedTuple):
         height: in pixels, with the EXIF orientation applied.
         width: in pixels, with the EXIF orientation applied.
         remarks: what the image has besides that is not read as it is: `FRAMES`, `BANDS`, `ALPHA`.
+        dtype: the type of its values, one of `TYPES`.
     """
 
     format: str
@@ -59,6 +61,23 @@ class Header(NamedTuple):
     height: int
     width: int
     remarks: tuple[str, ...] = ()
+    dtype: str = "uint8"
+
+
+class _Raw(NamedTuple):
+    """An image as its file has it, neither turned nor mapped to 8 bits.
+
+    Attributes:
+        values: (H, W, C) of any type, shrunk by `shrink`.
+        header: the file's, not turned.
+        orientation: the EXIF orientation, 1 to 8.
+        shrink: by how much the picture was shrunk when it was decoded.
+    """
+
+    values: Values
+    header: Header
+    orientation: int = 1
+    shrink: int = 1
 
 
 def _attempt(work: Callable[[], _T]) -> _T:
@@ -105,7 +124,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         return 1
     found = _of_metadata(lambda: image.getexif().get(ExifTags.Base.Orientation), None)
-    return found if isinstance(found, int) and found in _TURNS else 1
+    return found if isinstance(found, int) and found in ORIENTATIONS else 1
 
 
 def _extra_bands(image: Image.Image) -> tuple[bool, bool]:
@@ -125,25 +144,38 @@ def _header(image: Image.Image) -> Header:
     more_bands, not_alpha = _extra_bands(image)
     found = {BANDS: more_bands, ALPHA: image.has_transparency_data and not not_alpha}
     remarks = tuple(remark for remark, applies in found.items() if applies)
-    return Header(image.format or "unknown", 1 if _is_grey(image) else 3, height, width, remarks)
+    channels, dtype = 1 if _is_grey(image) else 3, _dtype(image)
+    return Header(image.format or "unknown", channels, height, width, remarks, dtype)
 
 
-def _completed(header: Header, image: Image.Image, orientation: int) -> Header:
-    """The header with the sides after rotation, and with the remark on frames.
+def _dtype(image: Image.Image) -> str:
+    """The type of an open image's values. Those of a PNG with 16-bit colours are 8 bits only in Pillow."""
+    if image.mode == "RGB" and isinstance(image, PngImagePlugin.PngImageFile) and not image.has_transparency_data:
+        return "uint16" if any(tile.args == "RGB;16B" for tile in image.tile) else "uint8"
+    return {"I": "int32", "F": "float32"}.get(image.mode, "uint16" if image.mode.startswith("I;16") else "uint8")
 
-    Frames are looked for last, because that may move Pillow's place in the file. Those of an MPO are previews and
-    gain maps.
+
+def _upright(header: Header, orientation: int) -> Header:
+    """The header with the sides after rotation."""
+    if not is_turned(orientation):
+        return header
+    return header._replace(height=header.width, width=header.height)
+
+
+def _with_frames(header: Header, image: Image.Image) -> Header:
+    """The header with the remark on frames, looked for last because that may move Pillow's place in the file.
+
+    Those of an MPO are previews and gain maps.
     """
-    has_frames = image.format != "MPO" and _of_metadata(lambda: bool(getattr(image, "is_animated", False)), False)
-    sides = (header.width, header.height) if orientation >= 5 else (header.height, header.width)
-    remarks = (FRAMES, *header.remarks) if has_frames else header.remarks
-    return header._replace(height=sides[0], width=sides[1], remarks=remarks)
+    if image.format == "MPO" or not _of_metadata(lambda: bool(getattr(image, "is_animated", False)), False):
+        return header
+    return header._replace(remarks=(FRAMES, *header.remarks))
 
 
 def _look(image: Image.Image) -> Header:
     """The header of an image, without decoding it. A PNG may store its orientation after the pixels."""
     behind = image.format == "PNG" and "exif" not in image.info
-    return _completed(_header(image), image, 1 if behind else _orientation(image))
+    return _with_frames(_upright(_header(image), 1 if behind else _orientation(image)), image)
 
 
 def _with_image(file: BinaryIO, use: Callable[[Image.Image], _T]) -> _T:
@@ -193,68 +225,141 @@ def read_header(file: BinaryIO) -> Header:
 
     def read() -> Header:
         if _is_array(file):
-            array = read_array_header(file)
-            return Header("NPY", array.channels, array.shape[0], array.shape[1])
+            return _of_array(read_array_header(file))
+        if (tiff := _tiff(file)) is not None:
+            tiff.check()
+            return _of_tiff(tiff)
         return _with_image(file, _look)
 
     return _attempt(read)
 
 
-def decode(file: BinaryIO, size: int, channels: int | None = None) -> tuple[Pixels, Header]:
-    """Decode an image and squash it to a square.
+def _of_array(array: ArrayHeader) -> Header:
+    return Header("NPY", array.channels, array.shape[0], array.shape[1], dtype=array.dtype.name)
+
+
+def _of_tiff(tiff: Tiff) -> Header:
+    return Header("TIFF", tiff.channels, *tiff.sides, (FRAMES,) if tiff.stacked else (), tiff.dtype)
+
+
+def _tiff(file: BinaryIO) -> Tiff | None:
+    """A TIFF that Pillow does not read whole. If its tables are damaged, Pillow may still read the first page."""
+    start = file.read(4)
+    file.seek(0)
+    found = _of_metadata(lambda: open_tiff(file), None) if start in MAGICS else None
+    if found is None:
+        file.seek(0)
+    return found
+
+
+def decode(
+    file: BinaryIO, cuts: Cuts, channels: int | None = None, levels: Levels | None = None
+) -> tuple[list[Pixels], Header]:
+    """Decode an image and cut square views out of it.
 
     The EXIF orientation is applied. The first frame of an animation or a stack is taken. Transparency is laid on
-    white. Palettes, CMYK and other colour spaces become RGB. 16-bit values are scaled by 255 / 65,535. A JPEG is
-    decoded at the smallest of its scales 1, 1/2, 1/4, 1/8 that is not below `size`; the rest of the resize is
-    bicubic and antialiased.
+    white. Palettes, CMYK and other colour spaces become RGB. Deep values are mapped to 8 bits by their levels, and
+    rounded after the resize. A JPEG is decoded at the smallest of its scales 1, 1/2, 1/4, 1/8 at which no view is
+    enlarged more than at scale 1.
 
     Args:
-        file: any format that Pillow reads, or .npy with (H, W) or (H, W, C) of uint8 or uint16.
-        size: side S of the result in pixels.
+        file: any format that Pillow reads; TIFF of 1 to 64 channels of any of `TYPES` (see `tiff`); or .npy with
+            (H, W) or (H, W, C) of any of `TYPES`.
+        cuts: gives the views, from the height and width of the original.
         channels: the number of channels to convert to (1: luma of ITU-R 601; 3: RGB). None keeps 1 for grey, 3 for
-            colour, and the channels of an array.
+            colour, and the channels of an array or a TIFF.
+        levels: of each channel after the conversion. Without them, only 8-bit images are read, and unsigned 16-bit
+            ones at full scale.
 
     Returns:
-        (S, S, C) uint8, and the header of the original.
+        A view (S, S, C) uint8 for each cut, and the header of the original.
 
     Raises:
-        ImageError: the image is broken, has 32-bit pixels (whose range is not known), or cannot be converted.
+        ImageError: the image is broken, has values of another kind or that are not finite, or cannot be converted.
     """
-
-    def read() -> tuple[Pixels, Header]:
-        if _is_array(file):
-            array = to_8_bits(read_array(file))
-            height, width, found = array.shape
-            pixels = _squash(array, size)
-            return convert(pixels, channels or found), Header("NPY", found, height, width)
-        return _with_image(file, lambda image: _decode(image, size, channels))
-
-    return _attempt(read)
+    return _attempt(lambda: _read(file, lambda raw: _views(raw, cuts, channels, levels), channels, cuts))
 
 
-def _decode(image: Image.Image, size: int, channels: int | None) -> tuple[Pixels, Header]:
-    opened, header = image, _header(image)
+def read_values(file: BinaryIO, channels: int) -> Values:
+    """The values of an image (H, W, C) in its own type, not turned.
+
+    Args:
+        file: as for `decode`.
+        channels: C.
+
+    Raises:
+        ImageError: as for `decode`.
+    """
+    return _attempt(lambda: _read(file, lambda raw: _converted(raw.values, channels), channels))
+
+
+def _read(file: BinaryIO, use: Callable[[_Raw], _T], channels: int | None, cuts: Cuts | None = None) -> _T:
+    """Read an image of any format and use it. Pillow's images are used while they are open."""
+    if _is_array(file):
+        values = read_array(file)
+        height, width, found = values.shape
+        return use(_Raw(values, Header("NPY", found, height, width, dtype=values.dtype.name)))
+    if (tiff := _tiff(file)) is not None:
+        return use(_Raw(tiff.read(), _of_tiff(tiff)))
+    return _with_image(file, lambda image: use(_decode(image, cuts, channels)))
+
+
+def _views(raw: _Raw, cuts: Cuts, channels: int | None, levels: Levels | None) -> tuple[list[Pixels], Header]:
+    """The views of an image in 8 bits, and its header with the sides after rotation."""
+    check_depth(raw.values.dtype, levels)
+    values = _converted(raw.values, channels or raw.values.shape[2])
+    samples: Samples = values
+    if values.dtype != np.uint8:
+        samples = (levels or Levels.full(values.shape[2])).apply(values)
+    picture = Picture(samples, raw.header.height, raw.header.width, raw.orientation, raw.shrink)
+    upright = _upright(raw.header, raw.orientation)
+    return [picture.view(cut) for cut in cuts(upright.height, upright.width)], upright
+
+
+def _converted(values: Values, channels: int) -> Values:
+    check_finite(values)
+    return convert(values, channels)
+
+
+def _decode(image: Image.Image, cuts: Cuts | None, channels: int | None) -> _Raw:
+    header = _header(image)
     if channels not in (None, 1, 3):
-        raise _unconvertible(header.channels, channels)
-    drafted = image.draft(None, (size, size))
-    box = drafted[1] if drafted else None  # the last row and column may lie in part outside the picture
-    _load(image)
+        raise unconvertible(header.channels, channels)
+    wanted, shrink = channels or header.channels, 1
+    if image.format in ("JPEG", "MPO") and cuts is not None:
+        upright = _upright(header, _orientation(image))
+        shrink = shrinkage(cuts(upright.height, upright.width))
+        if shrink > 1:  # Pillow takes the largest scale that keeps this size
+            image.draft(None, (header.width // shrink, header.height // shrink))
+    if header.dtype == "uint16" and isinstance(image, PngImagePlugin.PngImageFile) and image.mode == "RGB":
+        values = _sixteen_bit_colours(image)
+    else:
+        _load(image)
+        values = _values(image, ALPHA in header.remarks, wanted)
     orientation = _orientation(image)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray(to_8_bits(np.asarray(image)))
-    elif image.mode in ("I", "F"):
-        raise ImageError("it has 32-bit pixels, whose range is not known; convert it to 8 or 16 bits")
-    elif ALPHA in header.remarks:
+    return _Raw(values, _with_frames(header, image), orientation, shrink)
+
+
+def _sixteen_bit_colours(image: PngImagePlugin.PngImageFile) -> Values:
+    """The values of a PNG (H, W, 3), of which Pillow would drop the lower 8 bits."""
+    assert image.fp is not None
+    image.fp.seek(0)
+    content = torch.frombuffer(bytearray(image.fp.read()), dtype=torch.uint8)
+    values: Values = decode_png(content).permute(1, 2, 0).numpy()
+    return values
+
+
+def _values(image: Image.Image, is_transparent: bool, channels: int) -> Values:
+    """The values of a loaded image (H, W, C): deep ones as they are, all others with `channels`."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+        return deep.astype(deep.dtype.newbyteorder("="), copy=False)[:, :, None]
+    if is_transparent:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    mode = "L" if (channels or header.channels) == 1 else "RGB"
-    image = image.convert(mode)
-    if image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    if orientation in _TURNS:
-        image = image.transpose(_TURNS[orientation])
-    pixels = np.asarray(image)
-    return (pixels[:, :, None] if mode == "L" else pixels), _completed(header, opened, orientation)
+    mode = "L" if channels == 1 else "RGB"
+    values = np.asarray(image if image.mode == mode else image.convert(mode))
+    return values[:, :, None] if values.ndim == 2 else values
 
 
 def _load(image: Image.Image) -> None:
@@ -265,37 +370,6 @@ def _load(image: Image.Image) -> None:
             if tag in exif:
                 del exif[tag]
     image.load()
-
-
-def _squash(array: Pixels, size: int) -> Pixels:
-    """Resize (H, W, C) to (size, size, C), each channel on its own."""
-    if array.shape[:2] == (size, size):
-        return array
-    channels = (Image.fromarray(np.ascontiguousarray(array[:, :, c])) for c in range(array.shape[2]))
-    return np.stack([np.asarray(c.resize((size, size), Image.Resampling.BICUBIC)) for c in channels], axis=2)
-
-
-def convert(pixels: Pixels, channels: int) -> Pixels:
-    """Convert (..., C) to another number of channels: repeat grey, or take the luma of ITU-R 601.
-
-    Raises:
-        ImageError: there is no such conversion.
-    """
-    found = pixels.shape[-1]
-    if found == channels:
-        return pixels
-    if (found, channels) == (1, 3):
-        return np.repeat(pixels, 3, axis=-1)
-    if (found, channels) == (3, 1):
-        red, green, blue = np.moveaxis(pixels.astype(np.uint32), -1, 0)
-        # In Pillow's integer arithmetic, so that a .npy and a PNG of the same picture agree.
-        luma: Pixels = ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
-        return luma[..., None]
-    raise _unconvertible(found, channels)
-
-
-def _unconvertible(found: int, channels: int | None) -> ImageError:
-    return ImageError(f"{found} channels cannot be converted to {channels}, only 1 to 3 and 3 to 1")
 
 
 def encode(image: Image.Image) -> BinaryIO:

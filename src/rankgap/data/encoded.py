@@ -1,12 +1,16 @@
-"""Reading encoded images: one by one, or decoded into a tensor."""
+"""Reading encoded images: one by one, or decoded into tensors.
+
+Shapes: N images in a set, B in a batch, V views, C channels, S side of a view or of a stored image.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +19,16 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from rankgap.data.containers import Encoded
+from rankgap.data.cutting import PHOTO_CENTRE, Cut, Cuts, centre, whole
 from rankgap.data.decoding import Header, ImageError, decode, read_header
+from rankgap.data.levels import Levels, Pixels, check_depth
 from rankgap.data.names import said
-from rankgap.data.npy import Pixels
 from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
 
 _T = TypeVar("_T")
 _PART = 32  # images that a thread takes at once
+_KEPT = 2**20  # bytes; a file of up to this is read once for its header and its pixels
 
 
 def in_parts(function: Callable[[range], _T], count: int, *, threads: bool = True) -> Iterator[_T]:
@@ -89,6 +95,36 @@ def header_of(source: Encoded, index: int) -> Header:
         raise BrokenImageError(str(Broken(source.name(index), str(error)))) from error
 
 
+class Shape(NamedTuple):
+    """The side of a view in pixels, and how a crop is resized to it."""
+
+    size: int
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+class Boxes(Protocol):
+    """The crops of V views of B images, each (V, B), in whole pixels of the upright originals."""
+
+    @property
+    def top(self) -> Tensor:
+        """Pixels above the crops."""
+
+    @property
+    def left(self) -> Tensor:
+        """Pixels to the left of the crops."""
+
+    @property
+    def height(self) -> Tensor:
+        """The crops' heights."""
+
+    @property
+    def width(self) -> Tensor:
+        """The crops' widths."""
+
+
+_Boxes = TypeVar("_Boxes", bound=Boxes)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedImages:
     """Images of a source that are decoded when they are read.
@@ -96,28 +132,33 @@ class EncodedImages:
     Args:
         source: the encoded images.
         rows: (N,) int64, the source's images that belong to the set, in this order.
-        size: stored side S in pixels.
+        size: stored side S in pixels; of photographs, the side of the evaluation view.
+        photos: whether images are larger than S, so that every view is cut out of the original. If not, they are
+            squashed to S, and views are made from that.
         channels: C.
         convert: whether to convert images to `channels`; if not, an image with other channels is an error.
         example: the name of an image with `channels`, for that error.
         threads: whether to decode in threads. At 32 px they double the time, because they wait for Python's lock;
             they pay from about 128 px on.
+        levels: how the values of deep images become 8 bits; None if the images have 8 bits.
     """
 
     source: Encoded
     rows: npt.NDArray[np.int64]
     size: int
+    photos: bool
     channels: int
     convert: bool
     example: str
     threads: bool
+    levels: Levels | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def nbytes(self) -> int:
-        """The size of all images in bytes, decoded."""
+        """The size of all images in bytes, decoded and squashed."""
         return len(self) * self.channels * self.size**2
 
     def check(self, row: int, found: int) -> None:
@@ -140,13 +181,19 @@ class EncodedImages:
         """Read every header, so that a file that is not an image is found before training starts.
 
         Raises:
-            UserError: an image cannot be read or has other channels; the message names the first such image.
+            UserError: an image cannot be read, or has other channels or another depth; the message names the first
+                such image.
         """
 
         def check(part: range) -> None:
             for k in part:
                 row = int(self.rows[k])
-                self.check(row, header_of(self.source, row).channels)
+                header = header_of(self.source, row)
+                self.check(row, header.channels)
+                try:
+                    check_depth(header.dtype, self.levels)
+                except ValueError as error:
+                    raise BrokenImageError(str(Broken(self.source.name(row), str(error)))) from error
 
         with Waiting("reading the headers of images", len(self)) as waiting:
             for _ in in_parts(check, len(self)):
@@ -175,7 +222,7 @@ class EncodedImages:
         broken: dict[int, Broken] | None = None,
         waiting: Waiting | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Decode some of the images.
+        """Decode some of the images, squashed.
 
         Args:
             indices: B positions in [0, N).
@@ -190,29 +237,140 @@ class EncodedImages:
             BrokenImageError: an image cannot be read.
             UserError: an image has other channels; the message names it.
         """
-        rows = self.rows[np.asarray(indices, dtype=np.int64)]
-        images = np.empty((len(rows), self.channels, self.size, self.size), np.uint8)
-        sizes = np.empty((len(rows), 2), np.int32)
+        sizes = np.empty((len(indices), 2), np.int32)
 
-        def decode_one(file: BinaryIO) -> tuple[Pixels, Header]:
-            return decode(file, self.size, self.channels if self.convert else None)
+        def note(place: int, header: Header) -> None:
+            sizes[place] = header.height, header.width
+
+        (images,) = self._cut(indices, [self.size], lambda place: whole(self.size), note, broken, waiting)
+        return images, torch.from_numpy(sizes)
+
+    def centres(self, indices: Sequence[int] | Tensor, share: float = PHOTO_CENTRE) -> Tensor:
+        """The central squares of some of the images, decoded from the originals; errors are those of `read`.
+
+        Args:
+            indices: B positions in [0, N).
+            share: the side of the square, as a share of the shorter side.
+
+        Returns:
+            (B, C, S, S) uint8
+        """
+        (images,) = self._cut(indices, [self.size], lambda place: centre(self.size, share))
+        return images
+
+    def crops(
+        self, indices: Sequence[int] | Tensor, shapes: Sequence[Shape], draw: Callable[[Tensor, Tensor], _Boxes]
+    ) -> tuple[list[Tensor], _Boxes]:
+        """Crops of some of the images, decoded from the originals; errors are those of `read`.
+
+        All headers are read before the crops are drawn, and each image is then decoded once for all of its views.
+
+        Args:
+            indices: B positions in [0, N).
+            shapes: of the V views.
+            draw: heights and widths of the originals, each float32 (B,) -> their crops.
+
+        Returns:
+            V tensors (B, C, S, S) uint8, and what `draw` gave.
+        """
+        rows = self.rows[np.asarray(indices, dtype=np.int64)].tolist()
+        sizes = np.empty((2, len(rows)), np.float32)
+        kept: list[bytes | None] = [None] * len(rows)
+
+        def look(part: range) -> None:
+            for k in part:
+                try:
+                    header, kept[k] = read_image(self.source, rows[k], _header_and_content)
+                except ImageError as error:
+                    raise BrokenImageError(str(Broken(self.source.name(rows[k]), str(error)))) from error
+                sizes[:, k] = header.height, header.width
+
+        for _ in in_parts(look, len(rows), threads=self.threads):
+            pass
+        boxes = draw(*torch.from_numpy(sizes).unbind())
+        places = torch.stack([boxes.top, boxes.left, boxes.height, boxes.width], 2).int().transpose(0, 1).tolist()
+
+        def cuts_of(place: int) -> Cuts:
+            def cuts(height: int, width: int) -> Sequence[Cut]:
+                drawn = tuple(sizes[:, place])
+                # The orientation of a PNG may stand behind its pixels: then the header did not know it.
+                swapped = drawn == (width, height) != (height, width)
+                if not swapped and drawn != (height, width):
+                    raise ImageError("the file changed while it was read")
+                found = []
+                for (top, left, h, w), shape in zip(places[place], shapes, strict=True):
+                    found.append(Cut(left, top, w, h, *shape) if swapped else Cut(top, left, h, w, *shape))
+                return found
+
+            return cuts
+
+        return self._cut(indices, [shape.size for shape in shapes], cuts_of, contents=kept), boxes
+
+    def _cut(
+        self,
+        indices: Sequence[int] | Tensor,
+        sizes: Sequence[int],
+        cuts_of: Callable[[int], Cuts],
+        note: Callable[[int, Header], None] | None = None,
+        broken: dict[int, Broken] | None = None,
+        waiting: Waiting | None = None,
+        contents: Sequence[bytes | None] | None = None,
+    ) -> list[Tensor]:
+        """Decode some of the images once, and cut views out of them.
+
+        Args:
+            indices: B positions in [0, N).
+            sizes: the sides of the V views.
+            cuts_of: the views of the image at a place among the B.
+            note: is told the header of each place.
+            broken: as for `read`.
+            waiting: as for `read`.
+            contents: the files' contents, as far as they have been read.
+
+        Returns:
+            V tensors (B, C, S, S) uint8.
+        """
+        rows = self.rows[np.asarray(indices, dtype=np.int64)].tolist()
+        images = [np.empty((len(rows), self.channels, size, size), np.uint8) for size in sizes]
 
         def fill(part: range) -> None:
             for k in part:
-                row = int(rows[k])
+                content = None if contents is None else contents[k]
+
+                def look(file: BinaryIO, place: int = k) -> tuple[list[Pixels], Header]:
+                    return decode(file, cuts_of(place), self.channels if self.convert else None, self.levels)
+
                 try:
-                    pixels, header = read_image(self.source, row, decode_one)
+                    if content is None:
+                        views, header = read_image(self.source, rows[k], look)
+                    else:
+                        views, header = look(io.BytesIO(content))
                 except ImageError as error:
-                    image = Broken(self.source.name(row), str(error))
+                    image = Broken(self.source.name(rows[k]), str(error))
                     if broken is None:
                         raise BrokenImageError(str(image)) from error
                     broken[k] = image
                     continue
-                self.check(row, header.channels)
-                images[k] = pixels.transpose(2, 0, 1)
-                sizes[k] = header.height, header.width
+                self.check(rows[k], header.channels)
+                for made, view in zip(images, views, strict=True):
+                    made[k] = view.transpose(2, 0, 1)
+                if note is not None:
+                    note(k, header)
 
         for _ in in_parts(fill, len(rows), threads=self.threads):
             if waiting is not None:
                 waiting.add(_PART)
-        return torch.from_numpy(images), torch.from_numpy(sizes)
+        return [torch.from_numpy(each) for each in images]
+
+
+def _header_and_content(file: BinaryIO) -> tuple[Header, bytes | None]:
+    """The header of an image, and the file's content if it is small or in memory anyway."""
+    if isinstance(file, io.BytesIO):
+        content = file.getvalue()
+    elif file.seek(0, os.SEEK_END) <= _KEPT:
+        file.seek(0)
+        content = file.read()
+    else:
+        file.seek(0)
+        return read_header(file), None
+    return read_header(io.BytesIO(content)), content

@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rankgap.data.encoded import Broken, EncodedImages
+from rankgap.data.cutting import PHOTO_CENTRE
+from rankgap.data.encoded import Boxes, Broken, EncodedImages, Shape
 from rankgap.data.fingerprint import Fingerprint
+from rankgap.data.levels import Levels
+from rankgap.data.splits import Statistics
 
 
 class Batch(NamedTuple):
     """A batch of B images.
 
     Attributes:
-        images: (B, C, S, S) uint8, squashed to the stored square.
-        sizes: (B, 2) int32, height and width of the originals; None if the stored size is the original one.
+        images: (B, C, S, S) uint8: whole images squashed to the stored square; of photographs, the central square
+            that evaluation sees.
+        sizes: (B, 2) int32, height and width of squashed originals; None if the images are not squashed.
         labels: (B,) int64, or None.
     """
 
     images: Tensor
     sizes: Tensor | None
     labels: Tensor | None
+
+
+class Crops(NamedTuple):
+    """Random crops of B photographs, decoded from the originals.
+
+    Attributes:
+        crops: V tensors, (B, C, S, S) uint8, each with its view's S.
+        parameters: what drew the crops, with all that was drawn with them.
+    """
+
+    crops: list[Tensor]
+    parameters: Any
 
 
 class ImageSet:
@@ -35,6 +52,7 @@ class ImageSet:
         labels: (N,) int64, or None.
         mean: per-channel mean of values in [0, 1].
         std: per-channel population standard deviation of values in [0, 1].
+        levels: how the values of deep images became 8 bits; None if the images have 8 bits.
         sizes: (N, 2) int32, original height and width of `images` in memory, if they differ from S.
         classes: the names of the labels.
         skipped: images that were left out because they cannot be read.
@@ -57,6 +75,7 @@ class ImageSet:
         labels: Tensor | None,
         mean: Sequence[float],
         std: Sequence[float],
+        levels: Levels | None = None,
         *,
         sizes: Tensor | None = None,
         classes: Sequence[str] | None = None,
@@ -65,7 +84,7 @@ class ImageSet:
         fingerprint: Fingerprint | None = None,
     ) -> None:
         self.name, self.images, self.labels, self.sizes = name, images, labels, sizes
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std, self.levels = tuple(mean), tuple(std), levels
         self.classes = None if classes is None else list(classes)
         self.skipped = tuple(skipped)
         self.notes = list(notes)
@@ -74,9 +93,24 @@ class ImageSet:
         self.size: int = images.shape[2] if isinstance(images, Tensor) else images.size
 
     @property
+    def statistics(self) -> Statistics:
+        """Mean, standard deviation and levels, for other sets that are to be read in the same way."""
+        return Statistics(self.mean, self.std, self.levels)
+
+    @property
     def in_memory(self) -> bool:
         """Whether the images are in memory, decoded, so that batches need no worker processes."""
         return isinstance(self.images, Tensor)
+
+    @property
+    def _photos(self) -> EncodedImages | None:
+        """The images if they are photographs."""
+        return self.images if isinstance(self.images, EncodedImages) and self.images.photos else None
+
+    @property
+    def centre(self) -> float:
+        """The side of the central square that evaluation sees, as a share of an image's shorter side."""
+        return PHOTO_CENTRE if self._photos is not None else 1.0
 
     def __len__(self) -> int:
         return len(self.images)
@@ -87,7 +121,7 @@ class ImageSet:
         return f"{type(self).__name__}({self.name!r}, {len(self)} images, {shape}, {labels})"
 
     def batch(self, indices: Sequence[int] | Tensor) -> Batch:
-        """Some of the images, in the order of the indices.
+        """Some of the images as evaluation takes them, in the order of the indices.
 
         Args:
             indices: B positions in [0, N).
@@ -100,18 +134,46 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[index]
         if isinstance(self.images, Tensor):
             return Batch(self.images[index], None if self.sizes is None else self.sizes[index], labels)
+        if self.images.photos:
+            return Batch(self.images.centres(index), None, labels)
         images, sizes = self.images.read(index)
         return Batch(images, sizes, labels)
 
+    def for_views(
+        self, indices: Sequence[int] | Tensor, shapes: Sequence[Shape], draw: Callable[[Tensor, Tensor], Boxes]
+    ) -> Batch | Crops:
+        """Some of the images as random views need them: crops of photographs, and other images whole.
+
+        Args:
+            indices: B positions in [0, N).
+            shapes: of the V views.
+            draw: heights and widths of the originals, each float32 (B,) -> their crops; called for photographs.
+
+        Raises:
+            UserError: as for `batch`.
+        """
+        if self._photos is None:
+            return self.batch(indices)
+        return Crops(*self._photos.crops(indices, shapes, draw))
+
+    def choice(self, count: int, seed: int = 0) -> Tensor:
+        """The positions of the images that `sample` chooses, int64, in the set's order."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return order[:count].sort().values
+
     def sample(self, count: int, seed: int = 0) -> ImageSet:
-        """A random choice of at most `count` images, decoded in memory.
+        """A random choice of at most `count` images; photographs stay encoded, all others are decoded in memory.
 
         Args:
             count: the largest number of images.
             seed: of the choice; the same seed gives the same images.
         """
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        batch = self.batch(order[:count].sort().values)
+        chosen = self.choice(count, seed)
+        if self._photos is not None:
+            kept = replace(self._photos, rows=self._photos.rows[chosen.numpy()])
+            labels = None if self.labels is None else self.labels[chosen]
+            return ImageSet(self.name, kept, labels, *self.statistics, classes=self.classes)
+        batch = self.batch(chosen)
         return ImageSet(
-            self.name, batch.images, batch.labels, self.mean, self.std, sizes=batch.sizes, classes=self.classes
+            self.name, batch.images, batch.labels, *self.statistics, sizes=batch.sizes, classes=self.classes
         )

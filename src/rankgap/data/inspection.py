@@ -11,17 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankgap.data.channels import convert
 from rankgap.data.containers import Encoded
-from rankgap.data.decoding import ImageError, convert, decode
+from rankgap.data.cutting import whole
+from rankgap.data.decoding import ImageError, decode
+from rankgap.data.deep import levels_of
 from rankgap.data.encoded import Broken, EncodedImages, in_parts, read_image
-from rankgap.data.image_set import Batch, ImageSet
+from rankgap.data.image_set import ImageSet
+from rankgap.data.levels import Levels
 from rankgap.data.loading import (
-    dark_note,
+    Layout,
+    layout_of,
     moments_of,
-    pays_in_threads,
     readable_headers,
     remarks_on,
-    stored_size,
     value_counts,
 )
 from rankgap.data.names import shown
@@ -45,6 +48,7 @@ class Inspection:
         sizes: (height, width) of the originals, in pixels -> number of images, the most frequent first.
         channels: channels -> number of images, the most frequent first.
         formats: file format -> number of images, the most frequent first.
+        types: type of a value, such as uint16 -> number of images, the most frequent first.
         classes: class -> number of training images; None without labels.
         duplicates: the number of training images whose bytes equal those of an earlier training image.
         leaked: the number of test images whose bytes equal those of a training image.
@@ -63,6 +67,7 @@ class Inspection:
     sizes: dict[tuple[int, int], int]
     channels: dict[int, int]
     formats: dict[str, int]
+    types: dict[str, int]
     classes: dict[str, int] | None
     duplicates: int
     leaked: int
@@ -75,13 +80,12 @@ class Inspection:
         sides = np.repeat([s[axis] for s in self.sizes], list(self.sizes.values()))
         return int(sides.min()), float(np.median(sides)), int(sides.max())
 
-    def sample(self, count: int, seed: int = 0) -> tuple[list[str], Batch]:
+    def sample(self, count: int, seed: int = 0) -> tuple[list[str], ImageSet]:
         """A seeded random choice of up to `count` readable training images, and their names within the set."""
         images = self.images.images
         assert isinstance(images, EncodedImages)
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
-        names = [images.source.short(int(images.rows[k])) for k in chosen.tolist()]
-        return names, self.images.batch(chosen)
+        chosen = self.images.choice(count, seed)
+        return [images.source.short(int(images.rows[k])) for k in chosen.tolist()], self.images.sample(count, seed)
 
 
 @dataclass(slots=True)
@@ -93,6 +97,7 @@ class _Found:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
     digests: list[bytes] = field(default_factory=list)
     remarks: Counter[str] = field(default_factory=Counter)
     values: Tensor | int = 0  # (C, 256), how often each value occurs
@@ -103,6 +108,7 @@ class _Found:
         self.sizes += other.sizes
         self.channels += other.channels
         self.formats += other.formats
+        self.types += other.types
         self.digests += other.digests
         self.remarks += other.remarks
         self.values = self.values + other.values
@@ -127,33 +133,33 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     source = open_source(spec)
     spec = shown(spec)
     splits = [source.train] if source.test is None else [source.train, source.test]
-    _, headers = readable_headers(source.train.images, np.arange(len(source.train.images)))
+    rows, headers = readable_headers(source.train.images, np.arange(len(source.train.images)))
     if not headers:
         raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
     counts = Counter(h.channels for h in headers)
     aim = channels or (3 if set(counts) == {1, 3} else counts.most_common(1)[0][0])
-    stored = stored_size(headers, size)
-    threads = pays_in_threads(headers)
-    found = [_inspect_split(split.images, stored, aim, threads) for split in splits]
+    layout = layout_of(headers, size)
+    levels, level_notes = levels_of(source.train.images, rows, headers, aim, skips=True)
+    found = [_inspect_split(split.images, layout, aim, levels) for split in splits]
     train = found[0]
     if not train.rows:
         raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
     assert isinstance(train.values, Tensor)
-    mean, std = source.statistics if source.statistics and aim == 3 else moments_of(train.values)
+    mean, std, _ = source.statistics if source.statistics and aim == 3 else moments_of(train.values)
     both = _Found()
     for part in found:
         both.add(part)
     seen = both.sizes.total()
-    remarks = remarks_on(both.remarks, seen) + dark_note(train.values)
+    remarks = remarks_on(both.remarks, seen) + level_notes
     notes = (*source.notes, *(f"{spec}: {remark}" for remark in remarks))
     images = EncodedImages(
         source=source.train.images,
         rows=np.array(train.rows),
-        size=stored,
+        **layout._asdict(),
         channels=aim,
         convert=True,
         example="",
-        threads=threads,
+        levels=levels,
     )
     labels = None if source.train.labels is None else source.train.labels[torch.tensor(train.rows)]
     distinct = set(train.digests)
@@ -168,31 +174,35 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         sizes=dict(both.sizes.most_common()),
         channels=dict(both.channels.most_common()),
         formats=dict(both.formats.most_common()),
+        types=dict(both.types.most_common()),
         classes=_class_counts(source.train),
         duplicates=len(train.digests) - len(distinct),
         leaked=sum(d in distinct for d in found[-1].digests) if len(found) > 1 else 0,
         mean=mean,
         std=std,
-        images=ImageSet(spec, images, labels, mean, std, classes=classes, notes=notes),
+        images=ImageSet(spec, images, labels, mean, std, levels, classes=classes, notes=notes),
     )
 
 
 def _first_reason(images: Encoded) -> str:
     """Why the first image cannot be read."""
     try:
-        read_image(images, 0, lambda file: decode(file, 8))
+        read_image(images, 0, lambda file: decode(file, whole(8)))
     except ImageError as error:
         return f"{images.name(0)}: {error}"
     return f"{images.name(0)} can be decoded, but its header cannot be read"
 
 
-def _inspect_split(images: Encoded, size: int, channels: int, threads: bool) -> _Found:
+def _inspect_split(images: Encoded, layout: Layout, channels: int, levels: Levels | None) -> _Found:
+    # Levels are those of the converted channels; 8-bit images are converted once their own are counted.
+    first = None if levels is None else channels
+
     def look(part: range) -> _Found:
         found, pixels = _Found(), []
         for row in part:
             try:
                 content = read_image(images, row, lambda file: file.read())
-                values, header = decode(io.BytesIO(content), size)
+                (values,), header = decode(io.BytesIO(content), whole(layout.size), first, levels)
             except ImageError as error:
                 found.broken.append(Broken(images.name(row), str(error)))
                 continue
@@ -200,22 +210,23 @@ def _inspect_split(images: Encoded, size: int, channels: int, threads: bool) -> 
             found.sizes[header.height, header.width] += 1
             found.channels[header.channels] += 1
             found.formats[header.format] += 1
+            found.types[header.dtype] += 1
             found.remarks.update(header.remarks)
             try:
                 pixels.append(convert(values, channels))
-            except ImageError:  # its channel count is reported among the problems
+            except ValueError:  # its channel count is reported among the problems
                 continue
             found.rows.append(row)
         if pixels:
             found.values = value_counts(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2))
         return found
 
-    whole = _Found()
+    total = _Found()
     with Waiting("decoding images", len(images)) as waiting:
-        for part in in_parts(look, len(images), threads=threads):
-            whole.add(part)
+        for part in in_parts(look, len(images), threads=layout.threads):
+            total.add(part)
             waiting.add(len(part.digests) + len(part.broken))
-    return whole
+    return total
 
 
 def _problems(found: _Found, channels: int | None) -> tuple[str, ...]:

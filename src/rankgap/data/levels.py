@@ -11,7 +11,6 @@ Shapes: (H, W) size of an image, C channels, P pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from rankgap.errors import UserError
 
 Values = npt.NDArray[Any]
 Pixels = npt.NDArray[np.uint8]
+Samples = npt.NDArray[np.uint8] | npt.NDArray[np.float32]  # 8-bit values, or not yet rounded ones in [0, 255]
 Depth = Literal["8-bit", "integer", "floating-point"]
 
 PERCENTILES = (0.1, 99.9)  # of the values of a channel: they become 0 and 255
@@ -33,28 +33,38 @@ _TYPES: dict[str, Depth] = {"uint8": "8-bit"}
 _TYPES |= dict.fromkeys(("uint16", "int16", "uint32", "int32"), "integer")
 _TYPES |= dict.fromkeys(("float16", "float32", "float64"), "floating-point")
 TYPES = tuple(_TYPES)  # of pixels that are read, by NumPy's names
+FULL_SCALE = ("uint8", "uint16")  # the types of which the whole range is an image's: these may be mixed
 
 
 def depth(dtype: np.dtype[Any] | str) -> Depth:
     """The kind of number that pixels of a type are: images of different kinds share no scale."""
-    return _TYPES[np.dtype(dtype).newbyteorder("=").name]
+    return _TYPES[np.dtype(dtype).name]
 
 
-@dataclass(frozen=True, slots=True)
+def spread(count: int, most: int) -> npt.NDArray[np.int64]:
+    """Up to `most` of the positions [0, count), evenly spread."""
+    picked = min(count, most)
+    return np.arange(picked) * count // max(picked, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Levels:
     """One linear map for each of C channels.
 
     Args:
         low: the values that become 0.
         high: the values that become 255.
+        depth: the kind of number that the values are.
 
     Example:
-        >>> Levels((100.0,), (4100.0,)).apply(np.array([[[0], [100], [2100], [9999]]], np.uint16)).tolist()
+        >>> values = np.array([[[0], [100], [2100], [9999]]], np.uint16)
+        >>> Levels(low=(100.0,), high=(4100.0,), depth="integer").apply(values).tolist()
         [[[0.0], [0.0], [127.5], [255.0]]]
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+    depth: Literal["integer", "floating-point"]
 
     def __post_init__(self) -> None:
         if len(self.low) != len(self.high) or not all(
@@ -67,7 +77,7 @@ class Levels:
     @classmethod
     def full(cls, channels: int) -> Levels:
         """Full scale to full scale (65,535 to 255), so that 16-bit images are as bright as 8-bit ones."""
-        return cls((0.0,) * channels, (65535.0,) * channels)
+        return cls(low=(0.0,) * channels, high=(65535.0,) * channels, depth="integer")
 
     def apply(self, values: Values) -> npt.NDArray[np.float32]:
         """Values (..., C) of any type as float32 (..., C) in [0, 255], not rounded.
@@ -84,10 +94,30 @@ class Levels:
         return mapped
 
 
-def rounded(values: npt.NDArray[np.float32]) -> Pixels:
+def rounded(values: Samples) -> Pixels:
     """Values in about [0, 255] as uint8; a resize may overshoot the range."""
+    if values.dtype == np.uint8:
+        return values.astype(np.uint8, copy=False)
     whole: Pixels = np.rint(values.clip(0, 255)).astype(np.uint8)
     return whole
+
+
+def check_depth(dtype: np.dtype[Any] | str, levels: Levels | None) -> None:
+    """Refuse an image whose values are on another scale than a data set's: that of its levels, or 8 bits.
+
+    Without levels, 8-bit images are taken as they are, and unsigned 16-bit ones at full scale.
+
+    Raises:
+        ValueError: the pixels are of another kind.
+    """
+    name = np.dtype(dtype).name
+    if levels is None and name not in FULL_SCALE:
+        expected = "8-bit"
+    elif levels is not None and depth(name) != levels.depth:
+        expected = {"integer": "16-bit or 32-bit integer"}.get(levels.depth, levels.depth)
+    else:
+        return
+    raise ValueError(f"it has {name} pixels, where {expected} ones are expected; save all images alike")
 
 
 def check_finite(values: Values) -> None:
@@ -125,9 +155,8 @@ class Sampled:
     def add(self, image: Values) -> None:
         """Take up an image (H, W, C)."""
         flat = image.reshape(-1, image.shape[-1])
-        picked = min(len(flat), _PIXELS)
         self.images += 1
-        self.parts.append(flat[np.arange(picked) * len(flat) // picked])
+        self.parts.append(flat[spread(len(flat), _PIXELS)])
         self.lowest = min(self.lowest, float(image.min()))
         self.highest = max(self.highest, float(image.max()))
 
@@ -147,20 +176,20 @@ class Sampled:
         low, high = np.where(flat, values.min(0), low), np.where(flat, values.max(0), high)
         count = f"{self.images:,} image" + ("s" if self.images > 1 else "")
         for channel in np.flatnonzero(low == high)[:1].tolist():
-            which = "their values are" if len(low) == 1 else f"channel {channel + 1} is"
+            which = "every value" if len(low) == 1 else f"every value of channel {channel + 1}"
+            remedy = "" if len(low) == 1 else ", or leave that channel out of them"
             raise UserError(
-                f"{which} constant ({low[channel]:,.6g} in {count} looked at), so no range of values can become 0 "
-                "to 255: check how the files were written"
-                + ("" if len(low) == 1 else ", or leave that channel out of them")
+                f"{which} is {low[channel]:,.6g} in the {count} looked at, so no range of values can become 0 to "
+                f"255: check how the files were written{remedy}"
             )
-        levels = Levels(tuple(low.tolist()), tuple(high.tolist()))
+        kind = depth(values.dtype)
+        assert kind != "8-bit"
+        levels = Levels(low=tuple(low.tolist()), high=tuple(high.tolist()), depth=kind)
         share = f"{PERCENTILES[0]:g}% to {PERCENTILES[1]:g}% of {count}"
-        rule = (
-            f"{self._kind(values.dtype)}: values {_ranges(levels)} ({share}) become 0 to 255, channel by channel"
-        )
+        became = f"values {_ranges(levels)} ({share}) become 0 to 255, channel by channel"
         if flat.any():
-            rule += "; a channel that is nearly all one value is taken from its smallest to its largest"
-        return levels, rule
+            became += "; a channel that is nearly all one value is taken from its smallest to its largest"
+        return levels, f"{self._kind(values.dtype)}: {became}"
 
     def _kind(self, dtype: np.dtype[Any]) -> str:
         bits = 8 * dtype.itemsize
@@ -176,15 +205,3 @@ def _ranges(levels: Levels) -> str:
         return pairs[0]
     listed = [f"{pair} in channel {c}" for c, pair in enumerate(pairs[:_LISTED], 1)]
     return ", ".join(listed) + (f" and so on for {len(pairs)} channels" if len(pairs) > _LISTED else "")
-
-
-def mixed(name: str, found: str, other: str, wanted: str) -> UserError:
-    """The error for images of two depths in one data set, naming one of each."""
-    return UserError(
-        f"mixed depths: {name} has {found} pixels, {other} has {wanted}; save all images with one kind of pixels"
-    )
-
-
-def one_depth(types: Sequence[str]) -> bool:
-    """Whether images of these types share a scale: all of one depth, or of 8 and 16 bits, at full scale."""
-    return len({depth(kind) for kind in types}) <= 1 or set(types) <= {"uint8", "uint16"}

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from rankgap.data.levels import TYPES, Levels, Pixels, Values, rounded
+from rankgap.data.levels import TYPES, Values
 
 MAGIC = b"\x93NUMPY"
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -78,8 +78,3 @@ def read_array(file: BinaryIO) -> Values:
     array = values.reshape(header.shape, order="F" if header.fortran else "C")
     native = np.ascontiguousarray(array, header.dtype.newbyteorder("="))
     return native[:, :, None] if native.ndim == 2 else native
-
-
-def to_8_bits(values: Values) -> Pixels:
-    """Map full scale to full scale (65,535 to 255), so that images stay comparable in brightness."""
-    return values if values.dtype == np.uint8 else rounded(Levels.full(values.shape[-1]).apply(values))

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from rankgap.data import Batch, ImageSet
 from rankgap.data.batch_loader import BatchLoader
-from rankgap.views.random_views import eval_view
+from rankgap.views import eval_view
 
 BATCH, CPU_BATCH = 256, 64  # images per forward pass, by default
 

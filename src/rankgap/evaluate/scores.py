@@ -18,7 +18,7 @@ from rankgap.errors import UserError
 from rankgap.evaluate import label_free
 from rankgap.evaluate.features import evaluating
 from rankgap.spectra.effective_rank import effective_rank, rankme
-from rankgap.views.random_views import Views
+from rankgap.views import Views
 
 VIEWS = 4  # of each image, for the scores that need the views of training
 BATCH = 256  # images per forward pass

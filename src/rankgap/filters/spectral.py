@@ -22,7 +22,7 @@ from rankgap.errors import UserError, unknown
 from rankgap.filters.gains import AutoPower, Gain, Scale, parse_gain
 from rankgap.filters.products import gain_by_products
 from rankgap.filters.running import RunningMap
-from rankgap.spectra.float64 import KeepsFloat64
+from rankgap.spectra.float64 import KeepsFloat64, at_least_float32
 from rankgap.spectra.gram import check_batch, eigenbasis, gram_basis, rank_tolerance, svd_basis
 from rankgap.spectra.pair import Side
 from rankgap.spectra.processes import gather_rows
@@ -134,7 +134,7 @@ def _filtered(
     if branch == "target":
         z = z.detach()
     with torch.autocast(z.device.type, enabled=False):
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        z = at_least_float32(z)
         rows = gather_rows(z)  # (..., N, D)
         n, d = rows.shape[-2:]
         y = rows / math.sqrt(n) if scale == "rms" else rows
@@ -307,7 +307,7 @@ class SpectralFilter(KeepsFloat64):
             return p
         check_batch(z, "SpectralFilter")
         with torch.autocast(z.device.type, enabled=False):
-            z = z.to(torch.promote_types(z.dtype, torch.float32))
+            z = at_least_float32(z)
             held: Tensor = self.running(z.detach())
             return (z.detach() if self.branch == "target" else z) @ held.to(z.dtype)
 

@@ -1,6 +1,7 @@
 """Assignment to prototypes: SwAV's and DINO's online map, and their target maps.
 
-Shapes: V views, B images per view, N rows of a view over all processes, D embedding width, K prototypes.
+Shapes: V views that the map's branch sees, B images per view, N rows of a view over all processes, D embedding
+width, K prototypes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from rankgap.model.alignments import Assigned
 from rankgap.model.maps import Place, register_map
 from rankgap.model.prototypes import Prototypes
 from rankgap.model.schedule import Clock, Scheduled, is_frozen, ramp
+from rankgap.spectra.float64 import at_least_float32
 from rankgap.spectra.processes import gather_rows, own_share, world_max, world_size, world_sum
 
 _SHARP = (1e-6, 1e6)  # temperatures
@@ -40,7 +42,7 @@ class AssignmentOptions:
         check_within(self, temperature=_SHARP)
 
 
-@register_map("assignment", "online", options=AssignmentOptions(), assigns=True)
+@register_map("assignment", "online", options=AssignmentOptions(), assigns=True, per_image=True)
 class Assignment(nn.Module):
     """Soft assignment to prototypes, softmax(scores / t): the online map of SwAV and DINO.
 
@@ -55,8 +57,8 @@ class Assignment(nn.Module):
         self.temperature = options.temperature
 
     def forward(self, z: Tensor) -> Assigned:
-        """(V, B, D) -> probabilities (V, B, K) and their logarithm, float32."""
-        logits = self.prototypes(z).float() / self.temperature
+        """(V, B, D) -> probabilities (V, B, K) and their logarithm, in float32 or better."""
+        logits = self.prototypes(z) / self.temperature
         return Assigned(logits.softmax(dim=-1), logits.log_softmax(dim=-1))
 
 
@@ -69,10 +71,10 @@ def sinkhorn(scores: Tensor, *, eps: float = 0.05, iterations: int = 3) -> Tenso
         iterations: row and column normalisations; the last one makes the rows sum to 1.
 
     Returns:
-        (..., N, K) float32, each row a distribution; column sums tend to N / K.
+        (..., N, K) in float32 or better, each row a distribution; column sums tend to N / K.
     """
     with torch.autocast(scores.device.type, enabled=False):
-        logits = scores.float() / eps
+        logits = at_least_float32(scores) / eps
         # One maximum for all processes: another in each would weigh their rows differently.
         codes = (logits - world_max(logits.amax(dim=(-2, -1), keepdim=True))).exp()
         for _ in range(iterations):
@@ -129,7 +131,7 @@ class SinkhornCodes(Scheduled):
         self.steps, self.due = clock.step, not is_frozen(clock, self.queue_epochs)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(V, B, D) -> codes (V, B, K), float32."""
+        """(V, B, D) -> codes (V, B, K), in float32 or better."""
         batch, length = z.shape[1], self.queue.shape[1]  # of this process, of all
         if length == 0:
             return sinkhorn(self.prototypes(z), eps=self.eps, iterations=self.iterations)
@@ -190,8 +192,8 @@ class CentredAssignment(Scheduled):
         self.temperature = ramp(clock, o.warmup_temperature, o.temperature, o.warmup_epochs)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(V, B, D) -> probabilities (V, B, K), float32."""
-        scores = self.prototypes(z).float()
+        """(V, B, D) -> probabilities (V, B, K), in float32 or better."""
+        scores = self.prototypes(z)
         probabilities: Tensor = ((scores - self.centre) / self.temperature).softmax(dim=-1)
         if self.training:
             total = world_sum(torch.cat([scores.sum(dim=(0, 1)), scores.new_tensor([scores[..., 0].numel()])]))

@@ -1,10 +1,14 @@
-"""The picture as code: two views, an encoder, a projector, two maps, one alignment.
+"""The picture as code: views, an encoder, a projector, two maps, one alignment.
 
-    image -> two views -> encoder -> projector -+-> online map  -> P --+
-                                                |                      +-> alignment loss
-               (same weights, or an EMA copy) --+-> target map  -> T --+   (T carries no gradient)
+    image -> views -> encoder -> projector -+-> online map  -> P --+
+                                            |                      +-> alignment loss
+           (same weights, or an EMA copy) --+-> target map  -> T --+   (T carries no gradient)
 
-Shapes: V views, B images per view, C channels, F feature width, D embedding width, D' output width of a map.
+The online branch sees every view. The target branch sees the first G of them: all of them, or the large ones
+(multi-crop).
+
+Shapes: V online views, G target views, B images per view, C channels, F feature width, D embedding width, D'
+output width of a map.
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ class Outputs:
     Args:
         loss: the alignment loss, a 0-d tensor.
         online: P (V, B, D'), the online map's output, before any normalisation.
-        target: T (V, B, D'), the target map's output.
+        target: T (G, B, D'), the target map's output.
         features: the online encoder's features (V, B, F), the ones to use after training.
     """
 
@@ -59,8 +63,8 @@ class Outputs:
 class Branch(nn.Module):
     """One branch: an encoder, a projector and, if the method has them, prototypes.
 
-    Each view has its own batch-norm statistics, as in the methods' papers; without batch norm all views pass
-    together.
+    Each view has its own batch-norm statistics, as in the methods' papers; without batch norm, views of one size
+    pass together.
     """
 
     def __init__(self, encoder: nn.Module, projector: nn.Module, prototypes: Prototypes | None = None) -> None:
@@ -70,7 +74,7 @@ class Branch(nn.Module):
         self.prototypes = prototypes
 
     def forward(self, views: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Views (V, B, C, H, W), or a list of (B, C, H, W) -> features (V, B, F), embeddings (V, B, D)."""
+        """Views (V, B, C, H, W), or a list of views of any sizes -> features (V, B, F), embeddings (V, B, D)."""
         features = per_view(self.encoder, views)
         return features, self.projector(features)
 
@@ -91,6 +95,7 @@ class DualBranch(nn.Module):
         momentum: momentum of the EMA teacher at the start; it follows a cosine to 1 (BYOL section 3.3). None: the
             target branch shares the online weights.
         stop_gradient: whether the target is a constant, as in all methods except the symmetric ones.
+        targets: G, the number of views that the target branch sees, the first ones; None for all.
 
     Example:
         >>> from rankgap.model.alignments import cosine
@@ -109,6 +114,7 @@ class DualBranch(nn.Module):
         *,
         momentum: float | None = None,
         stop_gradient: bool = True,
+        targets: int | None = None,
     ) -> None:
         super().__init__()
         self.online = online
@@ -118,19 +124,22 @@ class DualBranch(nn.Module):
         self.alignment = alignment
         self.momentum = momentum
         self.stop_gradient = stop_gradient
+        self.targets = targets
 
     def forward(self, views: Tensor | Sequence[Tensor]) -> Outputs:
         """One pass of both branches.
 
         Args:
-            views: (V, B, C, H, W), or a list of V tensors (B, C, H, W); V >= 2, B >= 2 in training.
+            views: (V, B, C, H, W), or a list of V tensors (B, C, H, W), whose sizes may differ; those that the
+                target branch sees come first. V >= 2, B >= 2 in training.
         """
         features, z = self.online(views)  # (V, B, F), (V, B, D)
         given: Tensor | Assigned = self.online_map(z)
         p = outputs_of(given)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
             if self.teacher is not None:
-                z = self.teacher(views)[1]
+                z = self.teacher(views[: self.targets])[1]
+            z = z[: self.targets]
             t = self.target_map(z.detach() if self.stop_gradient else z)
         with torch.autocast(p.device.type, enabled=False):  # a loss in bfloat16 has only two digits
             loss = self.alignment(given, t)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rankgap.errors import UserError
 from rankgap.filters.running import RunningMap
 from rankgap.model.maps import Place, register_map
+from rankgap.spectra.float64 import at_least_float32
 from rankgap.spectra.gram import check_batch, eigenbasis, rank_tolerance, solve_gram
 
 _LANCZOS_STEPS = 32
@@ -128,7 +129,7 @@ class ClosedFormPredictor(nn.Module):
         """
         check_batch(z, "a closed-form predictor")
         with torch.autocast(z.device.type, enabled=False):
-            z = z.to(torch.promote_types(z.dtype, torch.float32))
+            z = at_least_float32(z)
             held: Tensor = self.running(z.detach())
             p = z @ held.to(z.dtype)
             return p.detach() + (z - z.detach()) if self.form.straight else p

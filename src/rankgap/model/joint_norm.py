@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from rankgap.spectra.float64 import at_least_float32
 from rankgap.spectra.processes import joint_sum, world_size
 
 
@@ -43,7 +44,7 @@ class JointBatchNorm(_BatchNorm):
 
     def _joint(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            z = x.to(torch.promote_types(x.dtype, torch.float32))
+            z = at_least_float32(x)
             others = [d for d in range(x.ndim) if d != 1]
             of_channel = [-1, *[1] * (x.ndim - 2)]
             sums = joint_sum(torch.cat([z.sum(others), z.new_tensor([z.numel() / z.shape[1]])]))

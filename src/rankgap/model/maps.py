@@ -42,7 +42,7 @@ class Place:
     Args:
         side: the branch.
         dim: width D of the embeddings.
-        views: number of views V.
+        views: number of views that the map sees: V on the online branch, G on the target branch.
         prototypes: the branch's prototypes, if the method has any.
         argument: what the user wrote after the map's name (directset:2), or the gain of a filter.
     """
@@ -69,6 +69,7 @@ class MapKind:
         options: the defaults, an instance of the map's own dataclass.
         predicts: whether the map takes the predictor's place.
         assigns: whether it assigns to prototypes, which the branch must have; a filter or predictor comes first.
+        per_image: whether the rows of other images have no influence on a row.
         argument: one word for what follows the name after a colon; empty if the name stands alone.
         configure: (options, argument) -> the options to use; raises `UserError` if the argument is invalid.
     """
@@ -79,6 +80,7 @@ class MapKind:
     options: Any
     predicts: bool = False
     assigns: bool = False
+    per_image: bool = False
     argument: str = ""
     configure: Callable[[Any, str], Any] = _as_they_are
 
@@ -97,6 +99,7 @@ def register_map(
     options: Any,
     predicts: bool = False,
     assigns: bool = False,
+    per_image: bool = False,
     argument: str = "",
     configure: Callable[[Any, str], Any] = _as_they_are,
 ) -> Callable[[_B], _B]:
@@ -124,6 +127,7 @@ def register_map(
             options=options,
             predicts=predicts,
             assigns=assigns,
+            per_image=per_image,
             argument=argument,
             configure=configure,
         )

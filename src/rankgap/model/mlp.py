@@ -5,10 +5,10 @@ Shapes: V views, B images per view, D embedding width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -74,7 +74,7 @@ def mlp(
         raise UserError(f"an MLP needs an input and an output width, got {list(dims)}")
     activations: dict[str, Callable[[], nn.Module]] = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU}
     layers: list[nn.Module] = []
-    for width_in, width in pairwise(dims[:-1]):
+    for width_in, width in itertools.pairwise(dims[:-1]):
         layers.append(nn.Linear(width_in, width, bias=not norm))
         if norm:
             layers.append(nn.BatchNorm1d(width))
@@ -91,15 +91,20 @@ def mixes_images(module: nn.Module) -> bool:
 
 
 def per_view(module: nn.Module, views: Tensor | Sequence[Tensor]) -> Tensor:
-    """Views (V, B, ...), or a list of them -> (V, B, ...): batch norm sees one view at a time (SimSiam, BYOL).
+    """Views (V, B, ...), or a list of views that may differ in size -> (V, B, ...).
 
-    Without batch norm, views in one tensor pass together: the same numbers in one forward pass.
+    Batch norm sees one view at a time (SimSiam, BYOL). Without it, neighbouring views of one size pass together:
+    the same numbers in one forward pass.
     """
-    if isinstance(views, Tensor) and not mixes_images(module):
+    if mixes_images(module):
+        return torch.stack([module(view) for view in views])
+    if isinstance(views, Tensor):
         flat: Tensor = module(views.flatten(0, 1))
         together: Tensor = flat.unflatten(0, views.shape[:2])
         return together
-    return torch.stack([module(view) for view in views])
+    runs = [list(run) for _, run in itertools.groupby(views, lambda view: view.shape)]
+    made = [part for run in runs for part in module(torch.cat(run)).chunk(len(run))]
+    return torch.stack(made)
 
 
 class PerView(nn.Module):

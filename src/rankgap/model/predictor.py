@@ -28,7 +28,7 @@ class PredictorOptions:
         check_widths(self, self.widths)
 
 
-@register_map("predictor", "online", options=PredictorOptions(), predicts=True)
+@register_map("predictor", "online", options=PredictorOptions(), predicts=True, per_image=True)
 class Predictor(PerView):
     """A multi-layer perceptron from embeddings (V, B, D) to predictions (V, B, D), for each view separately.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rankgap.errors import check_within
 from rankgap.model.schedule import Clock, Scheduled, is_frozen
+from rankgap.spectra.float64 import at_least_float32
 from rankgap.spectra.processes import is_distributed
 
 
@@ -60,12 +61,12 @@ class Prototypes(Scheduled):
         self.frozen = is_frozen(clock, self.freeze_epochs)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(..., D) -> cosines (..., K), float32: temperatures magnify what bfloat16 would round away."""
+        """(..., D) -> cosines (..., K), float32 or better: temperatures magnify what bfloat16 rounds away."""
         weight: Tensor = self.weight
         if self.frozen:  # distributed training expects a gradient for every parameter, so it gets a zero one
             weight = weight.detach() + 0 * weight if is_distributed() else weight.detach()
         with torch.autocast(z.device.type, enabled=False):
-            return F.linear(F.normalize(z.float(), dim=-1), F.normalize(weight, dim=1))
+            return F.linear(F.normalize(at_least_float32(z), dim=-1), F.normalize(weight, dim=1))
 
 
 def drop_frozen_gradients(model: nn.Module) -> None:

@@ -22,6 +22,7 @@ def build(
     channels: int = 3,
     size: int = 32,
     views: int = 2,
+    targets: int | None = None,
 ) -> DualBranch:
     """A branch model: a plain `nn.Module` whose forward takes views and returns `Outputs`.
 
@@ -34,6 +35,7 @@ def build(
         channels: channels of an image.
         size: side of a view in pixels (it decides the stem).
         views: number of views per step.
+        targets: number of views that the target branch sees, the first ones; None for all.
 
     Raises:
         UserError: an unknown method, map, gain or backbone; the message suggests the nearest name.
@@ -47,4 +49,4 @@ def build(
     row = design(method, online=online, target=target) if isinstance(method, str) else method
     heads = heads or load_recipe("cifar", row.body)
     encoder = build_encoder(backbone, channels=channels, size=size)
-    return assemble(row, encoder, heads, features=encoder.features, views=views)
+    return assemble(row, encoder, heads, features=encoder.features, views=views, targets=targets)

@@ -17,6 +17,7 @@ from rankgap.filters.gains import Scale
 from rankgap.model.methods import title
 from rankgap.run.flags import flag, parameters, plain_list
 from rankgap.run.reader import parse_yaml, read, read_text
+from rankgap.views.view_config import LARGEST_VIEW
 
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 Autocast = Literal["bf16-mixed", "16-mixed", "32-true"]
@@ -24,10 +25,10 @@ Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 _LONGEST = 120  # bytes of a folder's name that we make; file systems take 255, some of them 143
-LARGEST_VIEW = 8192  # pixels; beyond this, not even a batch of two fits into memory
 _LEAST = {
     "epochs": 1,
     "batch_size": 2,
+    "accumulate": 1,
     "rank_every": 1,
     "devices": 1,
     "limit": 2,
@@ -62,7 +63,9 @@ class TrainConfig:
         channels: convert all images to this many channels (1 or 3); by default all must have the same number.
         backbone: resnet_tiny, or any timm name; by default resnet_tiny on a CPU and resnet18 elsewhere.
         epochs: passes over the images.
-        batch_size: images per step, over all devices.
+        batch_size: images per batch, over all devices.
+        accumulate: batches per optimiser step, for a GPU that cannot hold a larger batch; the learning rate is
+            that of all their images together.
         recipe: auto (the method's published recipe, adapted if the run is small), cifar or imagenet100 (as
             published), or the path of a YAML file.
         lr: peak learning rate for a batch of 256, in place of the recipe's.
@@ -109,6 +112,7 @@ class TrainConfig:
     backbone: str | None = None
     epochs: int = 100
     batch_size: int = 256
+    accumulate: int = 1
     recipe: str = "auto"
     lr: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)

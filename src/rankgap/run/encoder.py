@@ -17,7 +17,7 @@ from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
 from rankgap.run.imports import saying_what_to_import
 from rankgap.spectra.pair import Side
-from rankgap.views.random_views import eval_view
+from rankgap.views import eval_view
 
 
 class TrainedEncoder(nn.Module):
@@ -128,6 +128,7 @@ def load_encoder(
         channels=saved.model.channels,
         size=saved.model.size,
         views=len(saved.recipe.views),
+        targets=saved.recipe.targets,
     )
     state.load_model(trained)
     encoder = TrainedEncoder(trained.encoder(branch), saved.model.size, saved.model.mean, saved.model.std)

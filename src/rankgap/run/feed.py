@@ -29,10 +29,11 @@ class EpochBatches(Dataset[Batch]):
         self, images: ImageSet, work: Work, seed: int, step: int, *, process: int = 0, processes: int = 1
     ) -> None:
         epoch, offset = divmod(step, work.steps_per_epoch)
+        count = work.steps_per_epoch * work.accumulate
         generator = torch.Generator().manual_seed(order_seed(seed, epoch))
         order = torch.randperm(len(images), generator=generator)
-        used = order[: work.steps_per_epoch * work.batch_size].view(work.steps_per_epoch, -1)
-        self.images, self.batches = images, used[offset:, process::processes]
+        used = order[: count * work.batch_size].view(count, -1)
+        self.images, self.batches = images, used[offset * work.accumulate :, process::processes]
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import warnings
 from typing import Any
 
 import lightning as L
@@ -11,14 +9,14 @@ import torch
 from torch import Tensor
 
 from rankgap.data.image_set import Batch
-from rankgap.errors import NonFiniteError
+from rankgap.errors import NonFiniteError, UserError
 from rankgap.filters.spectral import SpectralFilter
 from rankgap.model.branches import DualBranch, Outputs
 from rankgap.model.schedule import Clock, views_seed
 from rankgap.run.optimizer import OptimizerOptions, build_optimizer
 from rankgap.run.work import Work
 from rankgap.spectra.processes import gather_rows, joint_mean
-from rankgap.views.random_views import Views
+from rankgap.views import Views
 from rankgap.watch.monitor import RankMonitor
 
 
@@ -62,9 +60,8 @@ class SelfSupervised(L.LightningModule):
         self.step = 0
         self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
         self.last_reading: dict[str, float] = {}
-        self._outputs: Outputs | None = (
-            None  # kept during a step that is to be read, with the loss of all processes
-        )
+        self._outputs: Outputs | None = None  # kept of the newest batch during a step that is to be read
+        self._losses: list[Tensor] = []  # of the batches of this step, each of all processes
         self._generator: torch.Generator | None = None
 
     @property
@@ -82,27 +79,29 @@ class SelfSupervised(L.LightningModule):
         return build_optimizer(self.model, self.optimizer)
 
     def on_fit_start(self) -> None:
-        """Warn that accumulated gradients are not a larger batch."""
-        if (passes := self.trainer.accumulate_grad_batches) > 1:
-            warnings.warn(
-                f"accumulating {passes} gradients does not make a batch {passes} times as large: spectra, codes, "
-                f"centres and batch norms still see {self.work.batch_size} images",
-                stacklevel=1,
+        """Reject a trainer that accumulates another number of batches than the clock counts to a step."""
+        if (passes := self.trainer.accumulate_grad_batches) != self.work.accumulate:
+            raise UserError(
+                f"the trainer accumulates {passes} batches per step, but the run's work says "
+                f"{self.work.accumulate}: pass Work(accumulate={passes}, ...)"
             )
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """Make the views, run both branches, and return the loss."""
         clock = self.clock
         self.model.prepare(clock)
-        peak, rate = (self.optimizer.peak(self.work.batch_size), self.optimizer.rate(clock, self.work.batch_size))
+        images = self.work.images_per_step
+        peak, rate = self.optimizer.peak(images), self.optimizer.rate(clock, images)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = peak if group["constant"] else rate
         if self._generator is None:
             self._generator = torch.Generator(self.device)
-        self._generator.manual_seed(views_seed(self.seed, self.step, self.global_rank))
+        number = self.step * self.work.accumulate + len(self._losses)  # of the batch in the run
+        self._generator.manual_seed(views_seed(self.seed, number, self.global_rank))
         outputs: Outputs = self.model(self.views(batch.images, batch.sizes, self._generator))
         loss = joint_mean(outputs.loss.detach())  # so that all processes stop where one loss is not finite
-        self._outputs = dataclasses.replace(outputs, loss=loss) if self.is_read else None
+        self._losses.append(loss)
+        self._outputs = outputs if self.is_read else None
         self.first_bad = torch.where((self.first_bad < 0) & ~torch.isfinite(loss), self.step, self.first_bad)
         return outputs.loss
 
@@ -112,19 +111,23 @@ class SelfSupervised(L.LightningModule):
         self.model.update_teacher(self.clock)
         if self._outputs is not None:
             self.check_finite()
-            self._read(self._outputs)
-            self._outputs = None
+            self._read(self._outputs, torch.stack(self._losses).mean())
+        self._outputs, self._losses = None, []
         self.step += 1
 
-    def _read(self, outputs: Outputs) -> None:
-        """Read the joint batch of all processes, so that no number depends on how many there are."""
-        online, target = gather_rows(outputs.online), gather_rows(outputs.target)
+    def _read(self, outputs: Outputs, loss: Tensor) -> None:
+        """Read the joint batch of all processes, so that no number depends on how many there are.
+
+        Of the online branch, only the views that the target branch sees too are read: views of one size.
+        """
+        target = gather_rows(outputs.target)
+        online = gather_rows(outputs.online[: len(target)])
         self.monitor.update(online, target, step=self.step, exponent=self._exponent())
         self.last_reading = (
-            {"epoch": self.clock.epoch, "loss": float(outputs.loss)}
+            {"epoch": self.clock.epoch, "loss": float(loss)}
             | self.monitor.history[-1].numbers()
             | {
-                "lr": self.optimizer.rate(self.clock, self.work.batch_size),
+                "lr": self.optimizer.rate(self.clock, self.work.images_per_step),
                 "momentum": self.model.momentum_at(self.clock),
             }
         )

@@ -30,7 +30,7 @@ from rankgap.run.reader import plain, read
 from rankgap.run.recipes import SIDES, Recipe, load_recipe, override
 from rankgap.run.saved import FORMAT, SavedData, SavedModel, SavedRun, checkout_commit, library_versions
 from rankgap.run.work import Work
-from rankgap.views.random_views import Views
+from rankgap.views import Views
 
 MOST_WORKERS = 1024  # processes
 
@@ -77,6 +77,11 @@ class Plan:
         """The recipe's views at this run's size."""
         return Views(self.recipe.views, self.size, self.train.mean, self.train.std)
 
+    def target_views(self) -> Views:
+        """Those views that both branches see."""
+        seen = self.recipe.views[: self.recipe.targets]
+        return Views(seen, self.size, self.train.mean, self.train.std)
+
     def saved(self) -> SavedRun:
         """The part that `config.yaml` keeps."""
         return SavedRun(
@@ -89,6 +94,7 @@ class Plan:
                 size=self.size,
                 mean=self.train.mean,
                 std=self.train.std,
+                levels=self.train.levels,
             ),
             recipe=self.recipe,
             work=self.work,
@@ -158,10 +164,13 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         override(published, settings).used_by(method)
         _check_used(config, method)
     train, tests = _image_sets(asked, saved, given.images)
-    if len(train) < config.batch_size and (saved is None or config.resume):
+    if len(train) < config.batch_size * config.accumulate and (saved is None or config.resume):
+        batches, flags = "a batch", "--batch-size"
+        if config.accumulate > 1:
+            batches, flags = f"{config.accumulate} batches", "--batch-size or --accumulate"
         raise UserError(
-            f"{config.data} has {len(train)} training images, fewer than a batch of {config.batch_size}: "
-            f"lower --batch-size"
+            f"{config.data} has {len(train)} training images, fewer than {batches} of {config.batch_size}: "
+            f"lower {flags}"
         )
     size = view_size(asked.size, train)
     torch.manual_seed(config.seed)
@@ -172,9 +181,10 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         epochs=config.epochs,
         features=encoder.features,
         devices=config.devices,
+        accumulate=config.accumulate,
     )
     notes: list[str] = []
-    recipe = published if saved is None else saved.recipe
+    recipe = published.sized(size) if saved is None else saved.recipe
     if saved is None:
         if config.recipe == "auto":
             recipe, notes = published_recipe(config.data, method.body, size, train.channels)
@@ -185,13 +195,18 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
     if mixes_images(encoder):
         notes.append(f"{backbone} sees one view at a time, so that each view has its own batch-norm statistics")
     else:
-        notes.append(f"{backbone} sees all views in one forward pass: it has no batch norm")
+        notes.append(f"{backbone} sees all views of one size in one forward pass: it has no batch norm")
+    model = assemble(
+        method, encoder, recipe, features=encoder.features, views=len(recipe.views), targets=recipe.targets
+    )
+    notes += presets.note_on_views(recipe, size)
+    notes += presets.note_on_accumulation(method, model, work)
     return Plan(
         config=config,
         method=method,
         recipe=recipe,
         work=work,
-        model=assemble(method, encoder, recipe, features=encoder.features, views=len(recipe.views)),
+        model=model,
         backbone=backbone,
         size=size,
         train=train,
@@ -241,7 +256,8 @@ def _check_used(config: TrainConfig, method: Method) -> None:
 
 def published_recipe(data: str, body: str, size: int, channels: int) -> tuple[Recipe, list[str]]:
     """The published recipe with views adapted to the images, and notes on what was changed."""
-    return presets.adapt_views(load_recipe("cifar" if size <= 96 else "imagenet100", body), data, channels)
+    recipe = load_recipe("cifar" if size <= 96 else "imagenet100", body).sized(size)
+    return presets.adapt_views(recipe, data, channels)
 
 
 def view_size(asked: int | None, images: ImageSet) -> int:
@@ -308,12 +324,14 @@ def _image_sets(
             limit=config.limit,
             seed=config.seed,
             on_bad_image=skips,
-            statistics=None if saved is None else (saved.model.mean, saved.model.std),
+            statistics=None if saved is None else saved.model.statistics,
         )
     tests = {} if test is None else {"test": test}
     for name, data in config.eval.items():
         with _remedy(f"--eval {name}=NEW", saved):
-            first, second = load_data(data, size=size, channels=train.channels, on_bad_image=skips)
+            first, second = load_data(
+                data, size=size, channels=train.channels, on_bad_image=skips, statistics=train.statistics
+            )
         tests[name] = second or first
     check_sets(train, tests)
     return train, tests

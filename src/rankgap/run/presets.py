@@ -6,15 +6,18 @@ a small one. `adapt` changes the settings that then go wrong, and says what it c
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 from rankgap.model.assignments import SinkhornOptions
+from rankgap.model.branches import DualBranch
 from rankgap.model.closed_forms import ClosedForm
 from rankgap.model.methods import Method
+from rankgap.model.mlp import mixes_images
 from rankgap.model.predictor import PredictorOptions
 from rankgap.run.recipes import Recipe
 from rankgap.run.work import Work
-from rankgap.views.random_views import ViewConfig
+from rankgap.views import ViewConfig
 
 Jitter = tuple[float, float, float, float]
 MILD_JITTER: Jitter = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
@@ -24,12 +27,13 @@ MILD_CROP = 0.2  # share of the image's area; the minimum in SimSiam and MoCo
 
 
 def _milder(view: ViewConfig) -> ViewConfig:
+    """A view with milder jitter and a larger crop; a local view, which the target does not see, is to be small."""
     brightness, contrast, saturation, hue = map(min, view.jitter, MILD_JITTER)
     least, greatest = view.scale
     return replace(
         view,
         jitter=(brightness, contrast, saturation, hue),
-        scale=(min(max(least, MILD_CROP), greatest), greatest),
+        scale=(min(max(least, MILD_CROP), greatest), greatest) if view.target else view.scale,
     )
 
 
@@ -128,6 +132,31 @@ def _memories(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[
     return replace(recipe, teacher=teacher, online=online), notes
 
 
+def note_on_views(recipe: Recipe, size: int) -> list[str]:
+    """A note on views that differ in size or in who sees them; empty if they do not."""
+    counts = Counter((view.size or size, view.target) for view in recipe.views)
+    if len(counts) < 2:
+        return []
+    seen = {True: "seen by both branches", False: "by the online branch alone"}
+    return [
+        "views: " + ", ".join(f"{count} of {px} px ({seen[target]})" for (px, target), count in counts.items())
+    ]
+
+
+def note_on_accumulation(method: Method, model: DualBranch, work: Work) -> list[str]:
+    """A note on what still sees a single batch where gradients are accumulated; empty if they are not."""
+    if work.accumulate == 1:
+        return []
+    kinds = [kind for side in ("online", "target") for kind, _ in method.maps(side)]
+    looking = ["batch norm"] if mixes_images(model) else []
+    looking += [kind.name for kind in kinds if not kind.per_image]
+    looking += ["the centring"] if method.alignment == "centred_cosine" else []
+    step = f"one step for every {work.accumulate} batches of {work.batch_size}"
+    if not looking:
+        return [f"{step}, which is one batch of {work.images_per_step} in every respect but the readings"]
+    return [f"{step}; {', '.join(looking)} and the readings still see {work.batch_size} images at a time"]
+
+
 def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
     """Combinations known to fail, one sentence each with what to do; empty if there are none."""
     found, prototypes = [], recipe.prototypes
@@ -153,7 +182,7 @@ def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
         )
     if method.assigns and prototypes.freeze_epochs >= work.epochs:
         found.append(f"the prototypes are frozen for all {work.epochs} epochs: lower prototypes.freeze_epochs")
-    if work.images % work.batch_size == 1:
+    if work.images % work.images_per_step == 1:
         found.append("the last batch of an epoch would hold 1 image, too few for batch norm: it is left out")
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from rankgap.data import Batch, Inspection, inspect
 from rankgap.model.methods import design
 from rankgap.run.config import TrainConfig
 from rankgap.run.plan import published_recipe, view_size
-from rankgap.views.random_views import Views
+from rankgap.views import Views
 
 
 class Preview(NamedTuple):
@@ -21,13 +22,13 @@ class Preview(NamedTuple):
         found: the inspection of all images.
         names: names of B of them.
         batch: these B images.
-        views: their views (V, B, C, S, S) in [0, 1].
+        views: their V views (B, C, S, S) in [0, 1].
     """
 
     found: Inspection
     names: list[str]
     batch: Batch
-    views: Tensor
+    views: Sequence[Tensor]
 
 
 def preview(config: TrainConfig, *, images: int = 24) -> Preview:
@@ -48,4 +49,4 @@ def preview(config: TrainConfig, *, images: int = 24) -> Preview:
     # With mean 0 and deviation 1 the views stay in [0, 1], ready to be shown.
     views = Views(recipe.views, size, [0.0] * train.channels, [1.0] * train.channels)
     generator = torch.Generator().manual_seed(config.seed)
-    return Preview(found, names, batch, views(batch.images, batch.sizes, generator))
+    return Preview(found, names, batch, list(views(batch.images, batch.sizes, generator)))

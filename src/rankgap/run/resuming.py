@@ -128,7 +128,7 @@ class BegunRun:
         if new.epochs == old.epochs:
             steps = f"{new.steps:,} steps instead of {old.steps:,}"
             return (f"{new.images:,} images instead of {old.images:,}: {steps}",)
-        before, after = (plan.recipe.optimizer.rate(work.clock(step), work.batch_size) for work in (old, new))
+        before, after = (plan.recipe.optimizer.rate(work.clock(step), work.images_per_step) for work in (old, new))
         return (
             f"{new.epochs} epochs instead of {old.epochs}: learning rate and momentum continue on the schedules "
             f"for {new.epochs} epochs, so the rate at epoch {new.clock(step).epoch:.4g} is {after:.2g} instead of "

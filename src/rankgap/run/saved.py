@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Self
 
 from rankgap.data.fingerprint import Fingerprint
+from rankgap.data.levels import Levels
+from rankgap.data.splits import Statistics
 from rankgap.errors import UserError, check_within
-from rankgap.run.config import LARGEST_VIEW, TrainConfig
+from rankgap.run.config import TrainConfig
 from rankgap.run.imports import saying_what_to_import
 from rankgap.run.reader import read
 from rankgap.run.recipes import Recipe, with_map_options
 from rankgap.run.work import Work
+from rankgap.views.view_config import LARGEST_VIEW
 
 FORMAT = 2  # of config.yaml; rankgap 0.1 wrote none
 _LIBRARIES = ("rankgap", "torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy")
@@ -31,6 +34,7 @@ class SavedModel:
         size: side of a view in pixels.
         mean: mean of each channel in [0, 1], for normalisation.
         std: standard deviation of each channel in [0, 1].
+        levels: how the values of deep images (16 or 32 bits) become 0 ... 255; None if images have 8 bits.
     """
 
     backbone: str
@@ -38,11 +42,19 @@ class SavedModel:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    levels: Levels | None = None
 
     def __post_init__(self) -> None:
         check_within(self, channels=(1, 2**16), size=(2, LARGEST_VIEW), std=(1e-9, 1e9), mean=(-1e9, 1e9))
         if not len(self.mean) == len(self.std) == self.channels:
             raise UserError(f"mean and std must have one number for each of the {self.channels} channels")
+        if self.levels is not None and len(self.levels.low) != self.channels:
+            raise UserError(f"levels must have one pair of numbers for each of the {self.channels} channels")
+
+    @property
+    def statistics(self) -> Statistics:
+        """How other images are read as the run's were."""
+        return Statistics(self.mean, self.std, self.levels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -56,7 +56,7 @@ def score_run(
         state.load_model(plan.model)
         inputs = {
             "features": extract_features(encoder, sample, size=plan.size).features,
-            "views": view_features(encoder, sample, plan.views()),
+            "views": view_features(encoder, sample, plan.target_views()),
         }
         rated[path.stem] = {name: rate(s, inputs[s.takes], repeats=repeats) for name, s in SCORES.items()}
     found = RunScores(

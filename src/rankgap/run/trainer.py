@@ -159,7 +159,7 @@ def _run(
 def _results(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints) -> dict[str, Any]:
     """Evaluate a trained run, and write its `results.json`."""
     config, folder = plan.config, checkpoints.folder
-    images = module.step * config.batch_size
+    images = module.step * plan.work.images_per_step
     results: dict[str, Any] = _last_reading(folder) | {
         "seconds": checkpoints.seconds,
         "images_per_second": images / checkpoints.seconds,
@@ -187,6 +187,7 @@ def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks
         trainer = L.Trainer(
             max_steps=plan.work.steps - module.step,
             max_epochs=-1,
+            accumulate_grad_batches=plan.work.accumulate,
             accelerator=plan.device.type,
             devices=config.devices,
             # Every buffer of ours is computed from all processes, and so is the same in each: the batch norms'

@@ -19,7 +19,8 @@ class Work:
 
     Args:
         images: training images.
-        batch_size: images per step, over all devices.
+        batch_size: images per batch, over all devices.
+        accumulate: batches per optimiser step, whose gradients are averaged.
         epochs: passes over the images.
         features: width of the encoder's output.
         devices: processes that share a batch.
@@ -30,15 +31,22 @@ class Work:
     epochs: int
     features: int
     devices: int = 1
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         count = (1, 2**53)
         check_within(self, images=count, batch_size=count, epochs=count, features=count, devices=count)
+        check_within(self, accumulate=count)
+
+    @property
+    def images_per_step(self) -> int:
+        """Images per optimiser step."""
+        return self.batch_size * self.accumulate
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps per epoch; an incomplete last batch is left out."""
-        return max(self.images // self.batch_size, 1)
+        """Optimiser steps per epoch; an incomplete last step is left out."""
+        return max(self.images // self.images_per_step, 1)
 
     @property
     def steps(self) -> int:
@@ -48,7 +56,7 @@ class Work:
     @property
     def small(self) -> bool:
         """Whether the preset for small work applies."""
-        return self.images <= SMALL_IMAGES and self.batch_size <= SMALL_BATCH and self.steps < LONG
+        return self.images <= SMALL_IMAGES and self.images_per_step <= SMALL_BATCH and self.steps < LONG
 
     @property
     def rank_every(self) -> int:

@@ -139,7 +139,7 @@ def follow(folder: RunFolder, every: float) -> None:
             steps = pace.steps_per_second
             if steps is None and beat and beat.step and beat.seconds and beat.state == "training":
                 steps = beat.step / beat.seconds
-            speed = steps * saved.work.batch_size if steps else None
+            speed = steps * saved.work.images_per_step if steps else None
             show.update(folder.results().get(SPEED.key, speed) if end else speed)
             if end is not None:
                 return

@@ -61,7 +61,7 @@ def duration(seconds: float) -> str:
 
 def time_left(work: Work, step: int, images_per_second: float | None) -> float | None:
     """Seconds until the last step at a given speed; None if the speed is not known."""
-    return (work.steps - step) * work.batch_size / images_per_second if images_per_second else None
+    return (work.steps - step) * work.images_per_step / images_per_second if images_per_second else None
 
 
 def measured(row: Mapping[str, float], images_per_second: float | None) -> list[str]:

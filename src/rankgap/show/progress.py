@@ -99,7 +99,7 @@ class Progress(L.Callback):
     def speed(self) -> float | None:
         """Images per second; None if not known yet."""
         steps = self.pace.steps_per_second
-        return None if steps is None else steps * self.module.work.batch_size
+        return None if steps is None else steps * self.module.work.images_per_step
 
     def _ends_a_line(self, module: SelfSupervised) -> bool:
         epoch, rest = divmod(module.step, module.work.steps_per_epoch)

@@ -23,20 +23,24 @@ _LETTER = 6  # average width of a letter
 _SMALLEST, _LARGEST = 96, 224  # small images are enlarged, and large ones shrunk, to these sides if there is room
 
 
-def contact_sheet(images: Tensor, views: Tensor, names: Sequence[str], path: str | Path) -> Figure:
+def contact_sheet(
+    images: Tensor, views: Tensor | Sequence[Tensor], names: Sequence[str], path: str | Path
+) -> Figure:
     """Draw images beside their views, so that you see what the model will see.
 
     Args:
         images: originals, uint8 (B, C, H, W).
-        views: (V, B, C, h, w), not normalised: values are shown from 0 to 1 and clipped outside.
+        views: V views (B, C, h, w), not normalised: values are shown from 0 to 1 and clipped outside. Views
+            smaller than the largest are drawn smaller.
         names: B names; one that is wider than the pictures above it is shortened in the middle.
         path: the PNG's file; its folder is created if there is none.
     """
-    assert views.shape[1] == len(images) == len(names) > 0, (views.shape, images.shape, len(names))
+    assert all(len(view) == len(images) == len(names) > 0 for view in views), (images.shape, len(names))
     number = 1 + len(views)
-    cell, columns = _grid(len(images), number, views.shape[-1])
-    originals = images.float()[None] / 255  # (1, B, C, H, W)
-    tiles = np.concatenate([_tiles(originals, cell), _tiles(views, cell)])  # (1 + V, B, cell, cell, 3)
+    largest = max(view.shape[-1] for view in views)
+    cell, columns = _grid(len(images), number, largest)
+    sides = [cell, *(max(1, cell * view.shape[-1] // largest) for view in views)]
+    tiles = [_tiles(each, side) for each, side in zip([images.float() / 255, *views], sides, strict=True)]
     group, row = number * (cell + _GAP) + _BETWEEN - _GAP, cell + _NAME
     width = max(_LEAST_WIDTH, columns * group - _BETWEEN + 2 * _MARGIN)
     height = _TOP + math.ceil(len(images) / columns) * row + _MARGIN
@@ -50,8 +54,8 @@ def contact_sheet(images: Tensor, views: Tensor, names: Sequence[str], path: str
     for index, name in enumerate(names):
         x, y = _MARGIN + index % columns * group, _TOP + index // columns * row
         for column in range(number):
-            left = x + column * (cell + _GAP)
-            canvas[y : y + cell, left : left + cell] = tiles[column, index]
+            left, side = x + column * (cell + _GAP), sides[column]
+            canvas[y : y + side, left : left + side] = tiles[column][index]
             if index < columns:
                 write(left, _TOP - 5, f"view {column}" if column else "image", 8)
         write(x, y + cell + 15, shorten(name, (group - _BETWEEN) // _LETTER), 7)
@@ -96,14 +100,12 @@ def _grid(count: int, number: int, side: int) -> tuple[int, int]:
 
 
 def _tiles(stack: Tensor, cell: int) -> NDArray[np.uint8]:
-    """Images (V, B, C, h, w) in [0, 1] as RGB (V, B, cell, cell, 3); enlarged ones keep sharp pixels."""
+    """Images (B, C, h, w) in [0, 1] as RGB (B, cell, cell, 3); enlarged ones keep sharp pixels."""
     stack = stack.detach().float().cpu().clamp(0, 1)
-    stack = stack[:, :, :3] if stack.shape[2] >= 3 else stack[:, :, :1].expand(-1, -1, 3, -1, -1)
-    shrinks = max(stack.shape[-2:]) > cell
-    flat = stack.flatten(0, 1)
-    if shrinks:
-        flat = F.interpolate(flat, size=(cell, cell), mode="bilinear", antialias=True)
+    stack = stack[:, :3] if stack.shape[1] >= 3 else stack[:, :1].expand(-1, 3, -1, -1)
+    if max(stack.shape[-2:]) > cell:
+        stack = F.interpolate(stack, size=(cell, cell), mode="bilinear", antialias=True)
     else:
-        flat = F.interpolate(flat, size=(cell, cell), mode="nearest-exact")
-    tiles: NDArray[np.uint8] = flat.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
-    return tiles.reshape(*stack.shape[:2], cell, cell, 3)
+        stack = F.interpolate(stack, size=(cell, cell), mode="nearest-exact")
+    tiles: NDArray[np.uint8] = stack.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    return tiles

@@ -1,7 +1,10 @@
-"""Float64 work runs on a tensor's own device, or on the CPU if the device has no float64 (Apple's GPUs).
+"""The precision of our arithmetic.
 
-This module is the only place with the rule. Decompositions and float64 sums use it, and their results stay on the
-device that it chooses; a filter moves its output back. On a CPU or on CUDA, nothing is moved.
+Spectra, filters and losses are computed in float32 or better, whatever autocast gives them. Float64 work runs on a
+tensor's own device, or on the CPU if the device has no float64 (Apple's GPUs).
+
+This module is the only place with these rules. Decompositions and float64 sums use it, and their results stay on
+the device that it chooses; a filter moves its output back. On a CPU or on CUDA, nothing is moved.
 """
 
 from __future__ import annotations
@@ -11,6 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def at_least_float32(z: Tensor) -> Tensor:
+    """Return `z` in float32, or in float64 if that is what it is in."""
+    return z.to(torch.promote_types(z.dtype, torch.float32))
 
 
 def float64_device(z: Tensor) -> torch.device:

@@ -8,8 +8,8 @@ Shapes: V views, B images, C channels, (H, W) stored size of an image, S side of
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,82 +18,55 @@ from torch import Tensor, nn
 
 from rankgap.errors import UserError
 from rankgap.views.colour import colour_basis, colour_matrices, luma_weights
-from rankgap.views.resampling import KERNELS, Taps, bicubic, blur_matrix, crop_taps, separable
+from rankgap.views.eval_view import check_images, check_normalisation, original_sizes
+from rankgap.views.parameters import Draw, Parameters
+from rankgap.views.resampling import KERNELS, Taps, blur_matrix, crop_taps
 from rankgap.views.view_config import ViewConfig
 
-__all__ = ["Parameters", "ViewConfig", "Views", "eval_view"]
-
-_TRIES = 10  # crops to try before the central one is taken, as in torchvision
 _BLOCK = 2**19  # values to process at once on a CPU
 
 
-class Parameters(NamedTuple):
-    """The random numbers of V views of B images; all are (V, B). Crops are in pixels of the original images.
+class _Run(NamedTuple):
+    """Consecutive views of one size.
 
-    For an image that is not jittered, the three factors are 1 and the hue shift, in turns, is 0. `quarters` is the
-    number of quarter turns, counter-clockwise.
+    Attributes:
+        size: side of these views in pixels.
+        views: which views they are.
+        kernel: the interpolation kernel of each, on distances (2, views, ...).
     """
 
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
-    brightness: Tensor
-    contrast: Tensor
-    saturation: Tensor
-    hue: Tensor
-    sigma: Tensor
-    flip: Tensor
-    grey: Tensor
-    blur: Tensor
-    solarize: Tensor
-    vertical_flip: Tensor
-    quarters: Tensor
+    size: int
+    views: slice
+    kernel: Callable[[Tensor], Tensor]
 
 
-def _ranges(config: ViewConfig) -> list[tuple[float, float]]:
-    """The bounds of each uniform number to draw: areas, log ratios, factors, hue, sigma, position."""
-    least, greatest = config.ratio
-    return [
-        *[config.scale] * _TRIES,
-        *[(math.log(least), math.log(greatest))] * _TRIES,
-        *[(max(0.0, 1 - strength), 1 + strength) for strength in config.jitter[:3]],
-        (-config.jitter[3], config.jitter[3]),
-        config.blur_sigma,
-        (0, 1),
-        (0, 1),
-    ]
+class _Tones(NamedTuple):
+    """The colour maps of all views: y = matrices x + lift of the mean grey.
 
-
-def _chances(config: ViewConfig) -> list[float]:
-    return [config.jitter_p, config.flip, config.grey_p, config.blur_p, config.solarize_p]
-
-
-def _first_that_fits(
-    areas: Tensor, ratios: Tensor, ratio: Tensor, height: Tensor, width: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The size of each crop: that of the first try that fits, else the largest central one with an allowed ratio.
-
-    Args:
-        areas: (V, 10, B), of the tries, in pixels.
-        ratios: (V, 10, B), of the tries, width / height.
-        ratio: (V, 2, 1), the smallest and the largest allowed.
-        height: (B,), of the images.
-        width: (B,), of the images.
-
-    Returns:
-        Height and width (V, B) of the crops, and whether a try fitted, bool (V, B).
+    Attributes:
+        matrices: (V, B, C, C), to normalised values.
+        lift: (V, B), the share of the mean grey that contrast adds.
     """
-    widths, heights = (areas * ratios).sqrt_().round_(), (areas / ratios).sqrt_().round_()
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    found, first = fits.byte().max(1, keepdim=True)  # the first of equal maxima
-    least, greatest = ratio.unbind(1)  # (V, 1)
-    central_height = torch.where(width < height * least, (width / least).round_(), height)
-    central_width = torch.where(width > height * greatest, (height * greatest).round_(), width)
-    fitted = found[:, 0] > 0
-    h = torch.where(fitted, heights.gather(1, first)[:, 0], central_height)
-    w = torch.where(fitted, widths.gather(1, first)[:, 0], central_width)
-    return h, w, fitted
+
+    matrices: Tensor
+    lift: Tensor
+
+
+def _runs(configs: Sequence[ViewConfig], sizes: Sequence[int]) -> Iterator[_Run]:
+    start = 0
+    for size, run in itertools.groupby(sizes):
+        stop = start + len(list(run))
+        yield _Run(size, slice(start, stop), partial(_kernel, configs[start:stop]))
+        start = stop
+
+
+def _kernel(configs: Sequence[ViewConfig], distances: Tensor) -> Tensor:
+    """The kernel of each view on distances (2, V, ...)."""
+    kinds = {config.interpolation for config in configs}
+    if len(kinds) == 1:
+        return KERNELS[kinds.pop()](distances)
+    each = zip(configs, distances.unbind(1), strict=True)
+    return torch.stack([KERNELS[config.interpolation](d) for config, d in each], 1)
 
 
 def _blur(views: Tensor, sigma: Tensor) -> Tensor:
@@ -134,7 +107,7 @@ class Views(nn.Module):
 
     Args:
         configs: one for each of the V views.
-        size: side S of a view, in pixels.
+        size: side in pixels of each view whose own size is None.
         mean: per-channel mean in [0, 1] to normalise with.
         std: per-channel standard deviation of values in [0, 1] to normalise with.
 
@@ -147,10 +120,6 @@ class Views(nn.Module):
         torch.Size([2, 4, 3, 32, 32])
     """
 
-    ranges: Tensor
-    chances: Tensor
-    orientation: Tensor
-    ratio: Tensor
     luma: Tensor
     basis: Tensor
     gain: Tensor
@@ -162,74 +131,27 @@ class Views(nn.Module):
         self, configs: Sequence[ViewConfig], size: int, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
-        _check_normalisation(size, mean, std)
-        self.configs, self.size = tuple(configs), size
+        check_normalisation(size, mean, std)
+        self.configs = tuple(configs)
+        self.sizes = tuple(config.size or size for config in configs)
+        self.draw = Draw(configs)
+        self._runs = tuple(_runs(self.configs, self.sizes))
         scale = torch.tensor(std, dtype=torch.float64)
         black = -torch.tensor(mean, dtype=torch.float64) / scale
         constants = {
-            "ranges": torch.tensor([_ranges(c) for c in configs]).mT[..., None],  # (V, 2, 27, 1)
-            "chances": torch.tensor([_chances(c) for c in configs])[..., None],  # (V, 5, 1)
-            "orientation": torch.tensor([(c.vertical_flip, c.turn) for c in configs])[..., None],  # (V, 2, 1)
-            "ratio": torch.tensor([c.ratio for c in configs])[..., None],  # (V, 2, 1)
             "luma": luma_weights(len(mean)),
             "basis": colour_basis(len(mean)),  # (4, C*C)
             "gain": 1 / (255 * scale)[:, None],  # (C, 1), from [0, 255] to normalised values
             "black": black[:, None],  # (C, 1)
-            # One bound for each value of a row: a CPU clamps ten times slower if bounds repeat within a row.
-            "low": black.repeat(size),  # (S*C,)
-            "high": (black + 1 / scale).repeat(size),
+            "low": black,  # (C,)
+            "high": black + 1 / scale,
         }
         for name, constant in constants.items():
             self.register_buffer(name, constant.float(), persistent=False)
 
-    def draw(self, height: Tensor, width: Tensor, generator: torch.Generator | None = None) -> Parameters:
-        """Draw the parameters of all views, with the distribution of torchvision's transforms on single images.
-
-        `RandomResizedCrop` tries ten crops and takes the first that fits. Here the ten crops of all images and
-        views are drawn at once.
-
-        Args:
-            height: float32 (B,), of the original images in pixels.
-            width: float32 (B,), of the original images in pixels.
-            generator: a generator on the device of `height`; the default generator if None.
-        """
-        low, high = self.ranges.unbind(1)
-        numbers = low.shape[1]
-        shape = len(self.configs), numbers + self.chances.shape[1], len(height)
-        uniform = torch.rand(shape, generator=generator, device=height.device)
-        x = torch.addcmul(low, high - low, uniform[:, :numbers])
-        areas, ratios, (*factors, hue, sigma, y, z) = (
-            x[:, :_TRIES] * (height * width),
-            x[:, _TRIES : 2 * _TRIES].exp(),
-            x[:, 2 * _TRIES :].unbind(1),
-        )
-        jitter, flip, grey, blur, solarize = (uniform[:, numbers:] < self.chances).unbind(1)
-        h, w, fitted = _first_that_fits(areas, ratios, self.ratio, height, width)
-        top, left = (
-            torch.where(fitted, torch.minimum((u * (free + 1)).floor_(), free), (free / 2).floor_())
-            for u, free in ((y, height - h), (z, width - w))
-        )
-        brightness, contrast, saturation = (torch.where(jitter, factor, 1.0) for factor in factors)
-        colours = brightness, contrast, saturation, torch.where(jitter, hue, 0.0)
-        orientation = self._draw_orientation(flip, generator)
-        return Parameters(top, left, h, w, *colours, sigma, flip, grey, blur, solarize, *orientation)
-
-    def _draw_orientation(self, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """The vertical flips, bool, and the quarter turns, int64, both of the shape of `like` (V, B).
-
-        If no view has any, no random numbers are drawn, so that all other parameters stay the same.
-        """
-        if not any(config.vertical_flip or config.turn for config in self.configs):
-            return torch.zeros_like(like), torch.zeros_like(like, dtype=torch.int64)
-        uniform = torch.rand((2, *like.shape), generator=generator, device=like.device)
-        vertical_flip, turn = self.orientation.unbind(1)  # (V, 1)
-        # Each third of [0, turn) is one, two or three quarter turns.
-        thirds = (3 * uniform[1] / turn.clamp(min=1e-9)).clamp(max=3.0).long().clamp(max=2)
-        return uniform[0] < vertical_flip, torch.where(uniform[1] < turn, 1 + thirds, 0)
-
     def forward(
         self, images: Tensor, sizes: Tensor | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
+    ) -> Tensor | list[Tensor]:
         """V views of each image.
 
         Args:
@@ -239,54 +161,92 @@ class Views(nn.Module):
             generator: the only source of randomness, on the device of the images; the default generator if None.
 
         Returns:
-            float32 (V, B, C, S, S), each view channels-last in memory.
+            float32 (V, B, C, S, S), each view channels-last in memory; a list of V views if their sizes differ.
 
         Raises:
             UserError: the images or sizes have another dtype or shape.
         """
-        _check_images(images, sizes, len(self.luma))
-        b, c, h, w = images.shape
-        height, width = _original_sizes(images, sizes)
-        out = images.new_empty(len(self.configs), b, self.size, self.size, c, dtype=torch.float32)
-        # Small blocks stay in a CPU's caches and its allocator reuses them; an accelerator takes the whole batch.
-        block = b if images.device.type != "cpu" else max(1, _BLOCK // max(c * h * w, out[0, 0].numel()))
+        check_images(images, sizes, len(self.luma))
+        h, w = images.shape[-2:]
+        height, width = original_sizes(images, sizes)
         with torch.autocast(images.device.type, enabled=False):  # half precision would band the colours
             p = self.draw(height, width, generator)
             scale = torch.stack([h / height, w / width])[:, None]  # (2, 1, B), stored pixels per original pixel
             corner, extent = torch.stack([p.top, p.left]) * scale, torch.stack([p.height, p.width]) * scale
-            rows, columns = crop_taps(corner, extent, (h, w), self.size, self._kernel, p.flip)
-            gain = p.brightness * p.contrast
-            colours = colour_matrices(self.basis, self.luma, gain, p.saturation, p.hue, p.grey) * self.gain
-            lift = p.brightness - gain  # (V, B), the share of the mean grey that contrast adds
-            for part in (slice(start, start + block) for start in range(0, b, block)):
+            taps = []
+            for size, views, kernel in self._runs:
+                taps.append(crop_taps(corner[:, views], extent[:, views], (h, w), size, kernel, p.flip[views]))
+            tones, out = self._tones(p), self._empty(images)
+            for part in self._blocks(images):
                 pixels = images[part].to(torch.float32, memory_format=torch.contiguous_format)
-                for v, config in enumerate(self.configs):
-                    at = v, part
-                    self._render_(
-                        out[at],
-                        pixels,
-                        Taps(rows.weights[at], rows.pixels[at]).matrices(h),
-                        Taps(columns.weights[at], columns.pixels[at]).matrices(w),
-                        colours[at],
-                        lift[at],
-                    )
-                    if config.blur_p > 0:
-                        _apply_(out[at], p.blur[at], _blur, p.sigma[at])
-                    if config.solarize_p > 0:
-                        _apply_(out[at], p.solarize[at], self._solarize)
-                    if config.vertical_flip > 0:
-                        _apply_(out[at], p.vertical_flip[at], partial(torch.flip, dims=(1,)))
-                    for k in (1, 2, 3) if config.turn > 0 else ():
-                        _apply_(out[at], p.quarters[at] == k, partial(torch.rot90, k=k, dims=(1, 2)))
-        return out.permute(0, 1, 4, 2, 3)
+                for run, made, (rows, columns) in zip(self._runs, out, taps, strict=True):
+                    for k, v in enumerate(range(*run.views.indices(len(self.configs)))):
+                        self._render_(
+                            made[k, part],
+                            pixels,
+                            Taps(rows.weights[k, part], rows.pixels[k, part]).matrices(h),
+                            Taps(columns.weights[k, part], columns.pixels[k, part]).matrices(w),
+                            tones.matrices[v, part],
+                            tones.lift[v, part],
+                        )
+                        self._finish_(made[k, part], v, part, p)
+        return _as_views(out)
 
-    def _kernel(self, distances: Tensor) -> Tensor:
-        """The kernel of each view on distances (2, V, ...)."""
-        kinds = {config.interpolation for config in self.configs}
-        if len(kinds) == 1:
-            return KERNELS[kinds.pop()](distances)
-        each = zip(self.configs, distances.unbind(1), strict=True)
-        return torch.stack([KERNELS[config.interpolation](d) for config, d in each], 1)
+    def finish(self, crops: Sequence[Tensor], parameters: Parameters) -> Tensor | list[Tensor]:
+        """The views of crops that have been cut and resized elsewhere, such as while their images were decoded.
+
+        Args:
+            crops: V tensors, uint8 (B, C, S, S): the crops that `parameters` name, at each view's size.
+            parameters: what `draw` gave, on the device of the crops.
+
+        Returns:
+            What `forward` returns.
+
+        Raises:
+            UserError: the crops have another number, dtype or shape.
+        """
+        c = len(self.luma)
+        if len(crops) != len(self.configs):
+            raise UserError(f"expected crops of {len(self.configs)} views, got {len(crops)}")
+        for crop, size in zip(crops, self.sizes, strict=True):
+            if crop.dtype != torch.uint8 or crop.ndim != 4 or tuple(crop.shape[1:]) != (c, size, size):
+                raise UserError(
+                    f"expected uint8 crops (B, {c}, {size}, {size}), got {crop.dtype} {tuple(crop.shape)}"
+                )
+        with torch.autocast(crops[0].device.type, enabled=False):
+            tones, out = self._tones(parameters), self._empty(crops[0])
+            for part in self._blocks(crops[0]):
+                for run, made in zip(self._runs, out, strict=True):
+                    for k, v in enumerate(range(*run.views.indices(len(crops)))):
+                        self._colour_(
+                            made[k, part],
+                            crops[v][part],
+                            parameters.flip[v, part],
+                            tones.matrices[v, part],
+                            tones.lift[v, part],
+                        )
+                        self._finish_(made[k, part], v, part, parameters)
+        return _as_views(out)
+
+    def _tones(self, p: Parameters) -> _Tones:
+        gain = p.brightness * p.contrast
+        matrices = colour_matrices(self.basis, self.luma, gain, p.saturation, p.hue, p.grey) * self.gain
+        return _Tones(matrices, p.brightness - gain)
+
+    def _empty(self, images: Tensor) -> list[Tensor]:
+        """Room for the views of each run, (V', B, S, S, C)."""
+        b, c = images.shape[:2]
+        return [
+            images.new_empty(views.stop - views.start, b, size, size, c, dtype=torch.float32)
+            for size, views, _ in self._runs
+        ]
+
+    def _blocks(self, images: Tensor) -> Iterator[slice]:
+        """Blocks that stay in a CPU's caches and whose memory is reused; an accelerator takes the whole batch."""
+        b, c, h, w = images.shape
+        largest = max(h * w, max(self.sizes) ** 2) * c
+        block = b if images.device.type != "cpu" else max(1, _BLOCK // largest)
+        return (slice(start, start + block) for start in range(0, b, block))
 
     def _render_(
         self, view: Tensor, pixels: Tensor, rows: Tensor, columns: Tensor, colours: Tensor, lift: Tensor
@@ -300,71 +260,44 @@ class Views(nn.Module):
         view = view.flatten(2)
         # The product with `rows` comes last, because it works with the channels in any layout.
         torch.bmm(rows.mT, coloured.mT.reshape(b, h, -1), out=view)
-        view.clamp_(self.low, self.high)
+        self._clamp_(view)
+
+    def _colour_(self, view: Tensor, crop: Tensor, flip: Tensor, colours: Tensor, lift: Tensor) -> None:
+        """Write colours(crop), mirrored where `flip` says so and clamped, into `view` (B, S, S, C)."""
+        mirrored = torch.where(flip[:, None, None, None], crop.flip(-1), crop)
+        pixels = (
+            mirrored.permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)
+        )
+        mean = pixels.mean(1) @ self.luma  # (B,), of the crop before the jitter
+        shift = torch.addcmul(self.black, self.gain, (lift * mean)[:, None, None])  # (B, C, 1)
+        torch.baddbmm(shift.mT, pixels, colours.mT, out=view.flatten(1, 2))
+        self._clamp_(view.flatten(2))
+
+    def _clamp_(self, rows: Tensor) -> None:
+        """Clamp (B, S, S*C) to black and white."""
+        # One bound for each value of a row: a CPU clamps ten times slower if bounds repeat within a row.
+        size = rows.shape[1]
+        rows.clamp_(self.low.repeat(size), self.high.repeat(size))
+
+    def _finish_(self, view: Tensor, v: int, part: slice, p: Parameters) -> None:
+        """What follows the colours, in place, on images `part` of view v (B, S, S, C)."""
+        config = self.configs[v]
+        if config.blur_p > 0:
+            _apply_(view, p.blur[v, part], _blur, p.sigma[v, part])
+        if config.solarize_p > 0:
+            _apply_(view, p.solarize[v, part], self._solarize)
+        if config.vertical_flip > 0:
+            _apply_(view, p.vertical_flip[v, part], partial(torch.flip, dims=(1,)))
+        for k in (1, 2, 3) if config.turn > 0 else ():
+            _apply_(view, p.quarters[v, part] == k, partial(torch.rot90, k=k, dims=(1, 2)))
 
     def _solarize(self, views: Tensor) -> Tensor:
         """Invert the values of 0.5 or more in normalised views (B, S, S, C)."""
-        middle = ((self.low + self.high) / 2).view(self.size, -1)
+        middle = ((self.low + self.high) / 2).repeat(views.shape[1]).view(views.shape[1], -1)
         return middle - (views - middle).abs_()
 
 
-def eval_view(
-    images: Tensor, sizes: Tensor | None, size: int, mean: Sequence[float], std: Sequence[float]
-) -> Tensor:
-    """The one view from which features are read: the largest central square, resized and normalised.
-
-    The resize is bicubic, and antialiased where it shrinks (Keys's kernel, as in PIL). At H = W = S the pixels are
-    those of the image.
-
-    Args:
-        images: uint8 (B, C, H, W).
-        sizes: (B, 2) original height and width, or None (see `Views.forward`).
-        size: side S of the view, in pixels.
-        mean: per-channel mean in [0, 1] to normalise with.
-        std: per-channel standard deviation of values in [0, 1] to normalise with.
-
-    Returns:
-        float32 (B, C, S, S)
-
-    Raises:
-        UserError: the images or sizes have another dtype or shape, or a number is outside its range.
-    """
-    _check_normalisation(size, mean, std)
-    _check_images(images, sizes, len(mean))
-    h, w = images.shape[-2:]
-    height, width = _original_sizes(images, sizes)
-    side = torch.minimum(height, width)
-    corner = torch.stack([(height - side) / 2, (width - side) / 2]).floor_()
-    scale = torch.stack([h / height, w / width])
-    with torch.autocast(images.device.type, enabled=False):
-        rows, columns = crop_taps(corner * scale, side * scale, (h, w), size, bicubic)
-        view = separable(images.float(), rows.matrices(h), columns.matrices(w)).div_(255).clamp_(0, 1)
-        mean_, std_ = torch.tensor([mean, std], device=images.device)[:, :, None, None].unbind()
-        return view.sub_(mean_).div_(std_)
-
-
-def _original_sizes(images: Tensor, sizes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Original height and width, (B,) float32, on the images' device."""
-    if sizes is None:
-        b, _, h, w = images.shape
-        return torch.full((b,), float(h), device=images.device), torch.full((b,), float(w), device=images.device)
-    height, width = sizes.to(images.device, torch.float32, non_blocking=True).unbind(1)
-    return height, width
-
-
-def _check_normalisation(size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-    if size < 1:
-        raise UserError(f"expected a view size of 1 pixel or more, got {size}")
-    if len(mean) != len(std) or not mean or not all(s > 0 for s in std):
-        raise UserError(
-            f"expected mean and std with one number per channel, std above 0, got {list(mean)} and {list(std)}"
-        )
-
-
-def _check_images(images: Tensor, sizes: Tensor | None, channels: int) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != channels:
-        raise UserError(f"expected uint8 images (B, {channels}, H, W), got {images.dtype} {tuple(images.shape)}")
-    if sizes is not None and tuple(sizes.shape) != (len(images), 2):
-        raise UserError(
-            f"expected sizes ({len(images)}, 2), height and width of each image, got {tuple(sizes.shape)}"
-        )
+def _as_views(runs: Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """Views (V, B, S, S, C) as (V, B, C, S, S), or as a list of views if their sizes differ."""
+    made = [run.permute(0, 1, 4, 2, 3) for run in runs]
+    return made[0] if len(made) == 1 else [view for run in made for view in run]

@@ -10,6 +10,7 @@ from rankgap.errors import UserError, unknown
 from rankgap.views.resampling import KERNELS
 
 Interpolation = Literal["bicubic", "bilinear"]
+LARGEST_VIEW = 8192  # pixels; beyond this, not even a batch of two fits into memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,6 +21,8 @@ class ViewConfig:
     orientations are equally likely.
 
     Args:
+        size: side of the view in pixels; None for the run's.
+        target: whether the target branch sees the view; the online branch sees every view.
         scale: the smallest and largest area of the crop, as shares of the image's area in (0, 1].
         ratio: the smallest and largest width / height of the crop, which is drawn uniformly in its logarithm.
         flip: probability of a horizontal flip.
@@ -38,6 +41,8 @@ class ViewConfig:
         UserError: a value is outside its range.
     """
 
+    size: int | None = None
+    target: bool = True
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
@@ -52,6 +57,8 @@ class ViewConfig:
     interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
+        if self.size is not None and not 1 <= self.size <= LARGEST_VIEW:
+            raise UserError(f"expected size to be from 1 to {LARGEST_VIEW} pixels, got {self.size}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(
                 f"expected scale=(smallest, largest) with 0 < smallest <= largest <= 1, got {self.scale}"

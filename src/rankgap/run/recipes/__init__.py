@@ -1,7 +1,8 @@
 """Recipes: the settings a method is trained with, in YAML that is read into dataclasses.
 
 A recipe is a YAML file under `recipes/<data set>/<body>.yaml`; each method names its body. The options of a map
-nest under its branch and its name, `target.sinkhorn.eps`, as the map itself defines them.
+nest under its branch and its name, `target.sinkhorn.eps`, as the map itself defines them. A view with `count: 8`
+stands for eight such views.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from rankgap.model.methods import Method
 from rankgap.run.optimizer import OptimizerOptions
 from rankgap.run.reader import parse_yaml, plain, read, read_over, read_text
 from rankgap.spectra.pair import Side
-from rankgap.views.random_views import ViewConfig
+from rankgap.views import ViewConfig
 
 SIDES: tuple[Side, ...] = get_args(Side)
+MOST_VIEWS = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +34,7 @@ class Recipe(Heads):
     Args:
         about: the accuracy it reaches, in what time, on what hardware, over how many seeds, and who reports it.
         optimizer: optimiser and learning-rate schedule.
-        views: augmentation of each view, two or more.
+        views: augmentation of each view, two or more; those that the target branch sees come first.
     """
 
     about: str
@@ -42,6 +44,31 @@ class Recipe(Heads):
     def __post_init__(self) -> None:
         if len(self.views) < 2:
             raise UserError(f"views: a recipe needs two views or more, got {len(self.views)}")
+        seen = [view.target for view in self.views]
+        if not seen[0] or seen != sorted(seen, reverse=True):
+            raise UserError(
+                f"views: those that the target branch sees come first, one at least; got target={seen}"
+            )
+
+    @property
+    def targets(self) -> int:
+        """G, the number of views that the target branch sees."""
+        return sum(view.target for view in self.views)
+
+    def sized(self, size: int) -> Recipe:
+        """The recipe with its views in proportion to the run's: 96 beside 224 become 41 beside 96.
+
+        Args:
+            size: side in pixels of the largest of the views that the target branch sees, where they have sizes.
+        """
+        own = max((view.size or 0 for view in self.views if view.target), default=0)
+        if not own:
+            return self
+        views = tuple(
+            view if view.size is None else dataclasses.replace(view, size=max(1, round(view.size * size / own)))
+            for view in self.views
+        )
+        return dataclasses.replace(self, views=views)
 
     def used_by(self, method: Method) -> Recipe:
         """The recipe with options for exactly the maps that a method has."""
@@ -62,7 +89,23 @@ def recipe_from(values: object, where: str) -> Recipe:
     Raises:
         UserError: an unknown or missing key, or a value of the wrong type; the message names its place.
     """
-    return with_map_options(read(Recipe, values, where), where)
+    return with_map_options(read(Recipe, _counted(values, where), where), where)
+
+
+def _counted(values: object, where: str) -> object:
+    """The values with each view that has a count in its place that many times."""
+    if not isinstance(values, Mapping) or not isinstance(views := values.get("views"), list):
+        return values
+    each: list[object] = []
+    for index, view in enumerate(views):
+        own = dict(view) if isinstance(view, Mapping) else view
+        count = own.pop("count", 1) if isinstance(own, dict) else 1
+        if type(count) is not int or not 1 <= count <= MOST_VIEWS:
+            raise UserError(
+                f"{where}.views.{index}.count takes a whole number from 1 to {MOST_VIEWS}, got {count!r}"
+            )
+        each += [own] * count
+    return {**values, "views": each}
 
 
 def with_map_options(recipe: Recipe, where: str) -> Recipe:
