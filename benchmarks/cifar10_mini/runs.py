@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rankgap.evaluate.batches import views_of
 from rankgap.run.config import TrainConfig, file_name
 from rankgap.run.feed import EpochBatches
 from rankgap.run.folder import RunFolder
@@ -157,7 +158,7 @@ def pooled(folder: RunFolder) -> PairSpectrum:
     batches = EpochBatches(plan.train, work, seed=0, step=0)
     for index in range(len(batches)):
         batch = batches[index]
-        outputs = model(views(batch.images, batch.sizes, generator))
+        outputs = model(views_of(views, batch, generator))
         pair = pair or PairSpectra(outputs.online.shape[-1])
         pair.update(outputs.online.flatten(0, 1), outputs.target.flatten(0, 1))
     assert pair is not None

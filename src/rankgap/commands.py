@@ -236,11 +236,11 @@ def inspect_data(
     for file in (out, broken):
         if file is not None:
             check_writable(Path(file).parent)
-    found, names, batch, views = preview(config)
+    found, names, pictures, views = preview(config)
     if broken is not None:
         replace_file(Path(broken), "".join(f"{image}\n" for image in found.broken).encode())
     with writing(picture):
-        contact_sheet(batch.images, views, names, picture)
+        contact_sheet(pictures, views, names, picture)
     show_inspection(found, views[0].shape[-1], picture)
     return EXIT_PROBLEMS if found.problems else 0
 

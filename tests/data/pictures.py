@@ -8,7 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
 
 from rankgap.data.cutting import whole
 from rankgap.data.decoding import Header, decode
@@ -39,3 +40,15 @@ def squashed(file: BinaryIO, size: int, channels: int | None = None) -> tuple[An
     """The whole picture as (size, size, C), and its header."""
     (found,), header = decode(file, whole(size), channels)
     return found, header
+
+
+def photograph(size: tuple[int, int] = (375, 500), which: int = 0) -> Image.Image:
+    """One of scikit-learn's two photographs (427 x 640), cut to an aspect ratio and resized."""
+    picture = Image.fromarray(load_sample_images().images[which])
+    return ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.LANCZOS)
+
+
+def psnr(found: Any, wanted: Any) -> float:
+    """The peak signal-to-noise ratio of values from 0 to 255, in dB."""
+    error = np.square(np.asarray(found, float) - np.asarray(wanted, float)).mean()
+    return float(10 * np.log10(255**2 / max(error, 1e-9)))

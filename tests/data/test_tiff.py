@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import Image
 
 from rankgap.data.levels import TYPES
 from rankgap.data.tiff import Tiff, open_tiff
@@ -132,21 +132,6 @@ def test_other_colours_are_left_to_pillow(mode: str) -> None:
 def test_four_deep_bands_are_channels_though_the_fourth_is_declared_transparent() -> None:
     array = values(20, 24, 4)
     assert np.array_equal(opened(written(array)).read(), array)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_orientation_is_applied_as_pillow_does(orientation: int) -> None:
-    array = values(6, 9)
-    file = written(array, extratags=[(274, 3, 1, orientation, True)], metadata=None)
-    found = opened(file)
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    plain = io.BytesIO()
-    Image.fromarray(array.astype(np.uint8)).save(plain, "TIFF", exif=exif)
-    with Image.open(plain) as image:
-        wanted = np.asarray(image)
-    assert found.sides == wanted.shape
-    assert np.array_equal(found.read()[..., 0], wanted)
 
 
 # Hostile files

@@ -177,3 +177,56 @@ def test_digits_are_never_mirrored() -> None:
     recipe, notes = adapt_views(load_recipe("cifar", "byol"), "digits", 1)
     assert all(view.flip == view.solarize_p == 0 for view in recipe.views)
     assert notes
+
+
+LOCAL = {"size": 96, "scale": [0.05, 0.4], "target": False}
+
+
+def multicrop(**more: Any) -> Any:
+    """A recipe with two large views and three local ones."""
+    views = [{"count": 2, "size": 224}, {**LOCAL, "count": 3}]
+    return recipe_from(values() | {"views": views} | more, "recipe")
+
+
+def test_a_count_stands_for_so_many_views_and_only_the_first_are_the_target_s() -> None:
+    recipe = multicrop()
+    assert [(view.size, view.target) for view in recipe.views] == [(224, True)] * 2 + [(96, False)] * 3
+    assert recipe.targets == 2
+    assert recipe_from(yaml.safe_load(yaml.safe_dump(plain(recipe))), "recipe") == recipe
+    changed = override(recipe, {"views.4.size": 64, "views.0.flip": 0})
+    assert [view.size for view in changed.views] == [224, 224, 96, 96, 64]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(224, (224, 96)), (96, (96, 41)), (64, (64, 27)), (32, (32, 14)), (2, (2, 1))]
+)
+def test_views_keep_their_proportions_at_another_size(size: int, expected: tuple[int, int]) -> None:
+    recipe = multicrop().sized(size)
+    assert (recipe.views[0].size, recipe.views[-1].size) == expected
+    two = load_recipe("cifar", "simsiam")
+    assert two.sized(size) == two  # views without a size of their own take the run's
+
+
+@pytest.mark.parametrize(
+    ("views", "says"),
+    [
+        ([LOCAL, {"count": 2}], r"those that the target branch sees come first.*got target \[False, True, True\]"),
+        ([LOCAL, LOCAL], "at least one"),
+        ([{"count": 0}, {}], r"recipe\.views\.0\.count takes a whole number from 1 to 64, got 0"),
+        ([{}, {"count": 2.5}], r"recipe\.views\.1\.count takes a whole number from 1 to 64, got 2\.5"),
+        ([{}, {"count": True}], r"recipe\.views\.1\.count .* got True"),
+        ([{}, {"count": 10**9}], r"recipe\.views\.1\.count takes"),
+        ([{}, {"size": 0}], r"recipe\.views\.1: expected size to be from 1 to 8192 pixels, got 0"),
+        ([{}, {"size": 1.5}], r"recipe\.views\.1\.size takes a whole number, got 1\.5"),
+        ([{}, {"target": "no"}], r"recipe\.views\.1\.target takes true or false, got 'no'"),
+        ([{}, 3], r"recipe\.views\.1 takes keys and values, got 3"),
+    ],
+)
+def test_views_that_make_no_sense_are_refused(views: list[Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        recipe_from(values() | {"views": views}, "recipe")
+
+
+def test_the_preset_leaves_local_crops_small() -> None:
+    adapted, _ = adapt(multicrop(), METHODS["simsiam"], SMALL)
+    assert [view.scale for view in adapted.views] == [(0.2, 1.0)] * 2 + [(0.05, 0.4)] * 3

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from rankgap.data.image_set import Batch
 from rankgap.errors import UserError
 
 
@@ -18,16 +17,16 @@ class _Failure(NamedTuple):
     message: str
 
 
-class _Reported(Dataset[Batch | _Failure]):
+class _Reported(Dataset[Any]):
     """A set of batches whose errors leave a worker process as values: raised, they would arrive as a traceback."""
 
-    def __init__(self, batches: Dataset[Batch]) -> None:
+    def __init__(self, batches: Dataset[Any]) -> None:
         self.batches = batches
 
     def __len__(self) -> int:
         return len(self.batches)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> Batch | _Failure:
+    def __getitem__(self, index: int) -> Any:
         if get_worker_info() is None:
             return self.batches[index]
         try:
@@ -40,7 +39,7 @@ class BatchLoader(DataLoader[Any]):
     """Yields the batches of a set in order.
 
     Args:
-        batches: each item is a whole batch.
+        batches: each item is a whole batch, `Batch` or `Crops`.
         workers: processes that decode ahead; 0 decodes when a batch is asked for.
         pin_memory: whether to put batches where a GPU fetches them from.
 
@@ -48,7 +47,7 @@ class BatchLoader(DataLoader[Any]):
         UserError: an image is broken; the same one line with and without workers.
     """
 
-    def __init__(self, batches: Dataset[Batch], *, workers: int = 0, pin_memory: bool = False) -> None:
+    def __init__(self, batches: Dataset[Any], *, workers: int = 0, pin_memory: bool = False) -> None:
         super().__init__(
             _Reported(batches),
             batch_size=None,

@@ -53,11 +53,22 @@ def whole(size: int) -> Cuts:
 
 
 def centre(size: int, share: float) -> Cuts:
-    """The central square whose side is a share of the shorter side."""
+    """The central square whose side is a share of the shorter side.
+
+    It is what remains if the shorter side is resized to size / share and the centre is cut out, with torchvision's
+    rounding of the longer side and of the margins.
+    """
+    resized = round(size / share)
 
     def cuts(height: int, width: int) -> Sequence[Cut]:
-        side = share * min(height, width)
-        return [Cut((height - side) / 2, (width - side) / 2, side, side, size)]
+        shorter = min(height, width)
+
+        def along(side: int) -> tuple[float, float]:
+            length = resized * side // shorter
+            return round((length - size) / 2) * side / length, size * side / length
+
+        (top, high), (left, wide) = along(height), along(width)
+        return [Cut(top, left, high, wide, size)]
 
     return cuts
 
@@ -65,6 +76,16 @@ def centre(size: int, share: float) -> Cuts:
 def is_turned(orientation: int) -> bool:
     """Whether height and width change places when the orientation is applied."""
     return _TURNS[orientation][2]
+
+
+def turned(pixels: Samples, orientation: int) -> Samples:
+    """Pixels (H, W, ...) turned upright."""
+    upwards, leftwards, swapped = _TURNS[orientation]
+    if upwards:
+        pixels = pixels[::-1]
+    if leftwards:
+        pixels = pixels[:, ::-1]
+    return pixels.swapaxes(0, 1) if swapped else pixels
 
 
 def shrinkage(cuts: Sequence[Cut]) -> int:
@@ -108,12 +129,7 @@ class Picture:
         box = (left, top, left + width, top + height)
         if self.shrink > 1:
             box = (box[0] / self.shrink, box[1] / self.shrink, box[2] / self.shrink, box[3] / self.shrink)
-        view = rounded(_resized(self.pixels, box, size, interpolation))
-        if upwards:
-            view = view[::-1]
-        if leftwards:
-            view = view[:, ::-1]
-        return view.swapaxes(0, 1) if swapped else view
+        return rounded(turned(_resized(self.pixels, box, size, interpolation), self.orientation))
 
 
 def _resized(pixels: Samples, box: tuple[float, float, float, float], size: int, interpolation: str) -> Samples:

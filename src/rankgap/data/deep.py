@@ -12,6 +12,10 @@ from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
 
 
+class MixedDepthsError(UserError):
+    """Images of a data set share no scale; the message names one of each kind."""
+
+
 def levels_of(
     images: Encoded, rows: Sequence[int], headers: Sequence[Header], channels: int, *, skips: bool = False
 ) -> tuple[Levels | None, list[str]]:
@@ -29,7 +33,8 @@ def levels_of(
         read at full scale.
 
     Raises:
-        UserError: images of two depths are mixed (one of each is named), one is broken, or a channel is constant.
+        MixedDepthsError: some images are of another kind than others.
+        UserError: an image is broken and not skipped, or a channel is constant.
     """
     named = {header.dtype: row for row, header in zip(rows, headers, strict=True)}
     if named.keys() <= {*FULL_SCALE} and "uint8" in named:
@@ -37,13 +42,13 @@ def levels_of(
         if not deep:
             return None, []
         return None, [
-            f"{deep:,} of {len(headers):,} images looked at have 16 bits beside 8-bit ones, so 0 to 65,535 becomes "
-            "0 to 255 in them; if they hold fewer bits (12-bit values), save all images alike"
+            f"{deep:,} of {len(headers):,} images looked at have 16 bits beside 8-bit ones, so 0 to 65,535 "
+            "becomes 0 to 255 in them; if they hold fewer bits (12-bit values), save all images alike"
         ]
     kinds = {depth(dtype): dtype for dtype in named}
     if len(kinds) > 1:
         one, other = (f"{images.name(named[dtype])} has {dtype} pixels" for dtype in [*kinds.values()][:2])
-        raise UserError(f"mixed depths: {one}, {other}; save all images alike")
+        raise MixedDepthsError(f"mixed depths: {one}, {other}; save all images alike")
     sampled = Sampled()
     chosen = [rows[k] for k in spread(len(rows), SAMPLE)]
     with Waiting("looking for the levels of images", len(chosen)) as waiting:

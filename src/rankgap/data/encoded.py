@@ -133,6 +133,7 @@ class EncodedImages:
         source: the encoded images.
         rows: (N,) int64, the source's images that belong to the set, in this order.
         size: stored side S in pixels; of photographs, the side of the evaluation view.
+        side: the largest shorter side of an original, in pixels, as far as headers were read.
         photos: whether images are larger than S, so that every view is cut out of the original. If not, they are
             squashed to S, and views are made from that.
         channels: C.
@@ -146,6 +147,7 @@ class EncodedImages:
     source: Encoded
     rows: npt.NDArray[np.int64]
     size: int
+    side: int
     photos: bool
     channels: int
     convert: bool

@@ -180,19 +180,18 @@ def decode_item(
         UserError: the image cannot be read or converted; the message names it.
     """
     layout = layout_of([header_of(items, index)], size)
-    photos = layout.photos or centre < 1
+    if centre < 1:
+        layout = layout._replace(size=size, photos=True)
     decoder = EncodedImages(
         source=items,
         rows=np.array([index]),
-        size=size if photos else layout.size,
-        photos=photos,
+        **layout._replace(threads=False)._asdict(),
         channels=channels,
         convert=True,
         example="",
-        threads=False,
         levels=levels,
     )
-    return (decoder.centres([0], centre), None) if photos else decoder.read([0])
+    return (decoder.centres([0], centre), None) if layout.photos else decoder.read([0])
 
 
 def given_source(images: Any, labels: Any = None, test: Any = None, test_labels: Any = None) -> Source:

@@ -108,6 +108,13 @@ class ImageSet:
         return self.images if isinstance(self.images, EncodedImages) and self.images.photos else None
 
     @property
+    def side(self) -> int:
+        """The largest shorter side of an original, in pixels, as far as headers were read."""
+        if isinstance(self.images, EncodedImages):
+            return self.images.side
+        return self.size if self.sizes is None else int(self.sizes.amin(1).amax())
+
+    @property
     def centre(self) -> float:
         """The side of the central square that evaluation sees, as a share of an image's shorter side."""
         return PHOTO_CENTRE if self._photos is not None else 1.0

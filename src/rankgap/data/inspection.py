@@ -15,7 +15,7 @@ from rankgap.data.channels import convert
 from rankgap.data.containers import Encoded
 from rankgap.data.cutting import whole
 from rankgap.data.decoding import ImageError, decode
-from rankgap.data.deep import levels_of
+from rankgap.data.deep import MixedDepthsError, levels_of
 from rankgap.data.encoded import Broken, EncodedImages, in_parts, read_image
 from rankgap.data.image_set import ImageSet
 from rankgap.data.levels import Levels
@@ -123,7 +123,8 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         channels: the number of channels (1 or 3) to convert all images to.
 
     Raises:
-        UserError: there is no such data set, or none of its images can be read.
+        UserError: there is no such data set, none of its images can be read, or a channel of deep images is
+            constant.
 
     Example:
         >>> report = inspect("digits")
@@ -139,7 +140,11 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     counts = Counter(h.channels for h in headers)
     aim = channels or (3 if set(counts) == {1, 3} else counts.most_common(1)[0][0])
     layout = layout_of(headers, size)
-    levels, level_notes = levels_of(source.train.images, rows, headers, aim, skips=True)
+    levels, level_notes, problems = None, list[str](), list[str]()
+    try:
+        levels, level_notes = levels_of(source.train.images, rows, headers, aim, skips=True)
+    except MixedDepthsError as error:
+        problems.append(str(error))
     found = [_inspect_split(split.images, layout, aim, levels) for split in splits]
     train = found[0]
     if not train.rows:
@@ -167,7 +172,7 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     return Inspection(
         name=spec,
         notes=notes,
-        problems=_problems(both, channels),
+        problems=(*problems, *_problems(both, channels)),
         train=len(source.train.images),
         test=None if source.test is None else len(source.test.images),
         broken=tuple(both.broken),

@@ -132,11 +132,13 @@ class Layout(NamedTuple):
 
     Attributes:
         size: the side S to which they are squashed; of photographs, the side of the evaluation view.
+        side: the largest shorter side that was found.
         photos: whether they are photographs, which stay encoded.
         threads: whether they are large enough to decode in threads (see `EncodedImages`).
     """
 
     size: int
+    side: int
     photos: bool
     threads: bool
 
@@ -154,10 +156,10 @@ def layout_of(headers: Sequence[Header], size: int | None) -> Layout:
     """
     sides = {side for h in headers for side in (h.height, h.width)}
     longest, view = max(sides), size or _VIEW
-    threads = longest > _SMALL
+    side, threads = max(min(h.height, h.width) for h in headers), longest > _SMALL
     if (len(sides) == 1 and longest <= _SMALL) or longest <= round(view / PHOTO_CENTRE):
-        return Layout(longest, photos=False, threads=threads)
-    return Layout(view, photos=True, threads=threads)
+        return Layout(longest, side, photos=False, threads=threads)
+    return Layout(view, side, photos=True, threads=threads)
 
 
 def layout(

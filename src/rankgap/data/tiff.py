@@ -51,7 +51,7 @@ class Tiff(NamedTuple):
     Attributes:
         source: all of its pages, or the first one.
         axes: letters of the axes of `source`; the channels' are C or S.
-        orientation: how it is turned, 1 to 8 as in Exif.
+        orientation: how it is to be turned, 1 to 8 as in Exif.
         stacked: whether the file has further planes or images, which are not read.
     """
 
@@ -73,9 +73,9 @@ class Tiff(NamedTuple):
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Height and width, upright."""
+        """Height and width, not turned."""
         height, width = (self.source.shape[self.axes.index(axis)] for axis in "YX")
-        return (width, height) if self.orientation >= 5 else (height, width)
+        return height, width
 
     def check(self) -> None:
         """Refuse a file before its pixels are read.
@@ -96,7 +96,7 @@ class Tiff(NamedTuple):
             raise ValueError("the file is cut short, or some of its planes are in other files")
 
     def read(self) -> Values:
-        """The pixels (H, W, C) in their own type, upright.
+        """The pixels (H, W, C) in their own type, not turned.
 
         Raises:
             ValueError: as for `check`.
@@ -109,7 +109,7 @@ class Tiff(NamedTuple):
         axes = [axis for axis in self.axes if axis in "YX" + _CHANNELS]
         values = np.moveaxis(values, (axes.index("Y"), axes.index("X")), (0, 1))
         values = values.reshape(*values.shape[:2], -1)  # (H, W, C)
-        return np.ascontiguousarray(_upright(values, self.orientation), values.dtype.newbyteorder("="))
+        return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
 
 
 def open_tiff(file: BinaryIO) -> Tiff | None:
@@ -186,12 +186,3 @@ def _has_segments(page: TiffPage | TiffFrame, stored: int, size: int) -> bool:
         and max(offset + count for offset, count in zip(offsets, counts, strict=True)) <= size
         and sum(counts) >= stored
     )
-
-
-def _upright(values: Values, orientation: int) -> Values:
-    """Turn (H, W, C) by an orientation of Exif."""
-    if orientation >= 5:
-        values = values.swapaxes(0, 1)
-    rows = slice(None, None, -1) if orientation in (3, 4, 7, 8) else slice(None)
-    columns = slice(None, None, -1) if orientation in (2, 3, 6, 7) else slice(None)
-    return values[rows, columns]

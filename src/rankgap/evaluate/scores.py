@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rankgap.data import ImageSet
 from rankgap.errors import UserError
 from rankgap.evaluate import label_free
+from rankgap.evaluate.batches import batch_for, views_of
 from rankgap.evaluate.features import evaluating
 from rankgap.spectra.effective_rank import effective_rank, rankme
 from rankgap.views import Views
@@ -207,9 +208,8 @@ def view_features(
     parts = []
     with evaluating(encoder):
         for rows in torch.split(torch.arange(len(images)), BATCH):
-            batch = images.batch(rows)
             drawn: list[Tensor] = []
             while len(drawn) < count:
-                drawn += views(batch.images, batch.sizes, generator).unbind(0)
+                drawn += views_of(views, batch_for(views, images, rows, generator), generator)
             parts.append(torch.stack([encoder(view).float() for view in drawn[:count]], dim=1))
     return torch.cat(parts)

@@ -48,7 +48,7 @@ class Checkpoints(L.Callback):
         """At the end of an epoch, write `last.ckpt` and any other checkpoint that is due."""
         assert isinstance(pl_module, SelfSupervised)
         epoch, rest = divmod(pl_module.step, pl_module.work.steps_per_epoch)
-        if rest:
+        if rest or not pl_module.between_steps:
             return
         names = []
         if self.keep_every and epoch % self.keep_every == 0:
@@ -99,7 +99,7 @@ class SpectraFile(L.Callback):
         assert isinstance(pl_module, SelfSupervised)
         monitor, work, step = pl_module.monitor, pl_module.work, pl_module.step - 1
         every = monitor.every * max(work.steps // (SNAPSHOTS * monitor.every), 1)
-        due = step % every == 0 or step == work.steps - 1
+        due = pl_module.between_steps and (step % every == 0 or step == work.steps - 1)
         if due and is_main_process() and monitor.history and monitor.history[-1].step == step:
             self.folder.add_spectra(monitor.batch_spectrum())
 

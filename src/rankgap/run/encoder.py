@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankgap.data.given import FEW, Items, decode_item, pixels
+from rankgap.data.levels import Levels
 from rankgap.errors import UserError
 from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
 from rankgap.model.methods import design
@@ -33,11 +34,23 @@ class TrainedEncoder(nn.Module):
         size: S, side of a view in pixels.
         mean: mean of each channel in [0, 1].
         std: standard deviation of each channel in [0, 1].
+        levels: how the values of deep images become 0 ... 255; None for images of 8 bits.
+        centre: the side of the central square that is seen, as a share of an image's shorter side.
     """
 
-    def __init__(self, encoder: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        levels: Levels | None = None,
+        *,
+        centre: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.encoder, self.size, self.mean, self.std = encoder, size, tuple(mean), tuple(std)
+        self.encoder, self.size, self.centre = encoder, size, centre
+        self.mean, self.std, self.levels = tuple(mean), tuple(std), levels
 
     def forward(self, images: Any) -> Tensor:
         """Features of images: (B, F), or (F,) for a single image.
@@ -45,11 +58,12 @@ class TrainedEncoder(nn.Module):
         Args:
             images: a tensor (B, C, H, W), an array (B, H, W, C), or either without channels (B, H, W); a list or
                 data set of images, which may differ in size; or one image. An image is a PIL image, a path, or an
-                array or tensor (H, W), (H, W, C) or (C, H, W). Values are uint8 or uint16; `data.given.pixels`
-                says which axis holds the channels.
+                array or tensor (H, W), (H, W, C) or (C, H, W). Values are as in the run's images: uint8 (or uint16
+                at full scale), or deep values, which the run's levels map. `data.given.channels_last` says which
+                axis holds the channels.
 
         Raises:
-            UserError: an image cannot be read or converted, or does not hold integers; the message names it.
+            UserError: an image cannot be read or converted, or holds values of another kind; the message names it.
         """
         if single := not _is_many(images, len(self.mean)):
             images = [images]
@@ -65,13 +79,14 @@ class TrainedEncoder(nn.Module):
         """Normalised images (B, C, S, S), batch by batch."""
         device, channels = device_of(self), len(self.mean)
         stack: Tensor | None = None
-        if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape[1:-2] == (channels,):
+        as_it_is = self.levels is None and isinstance(images, Tensor) and images.dtype == torch.uint8
+        if as_it_is and images.shape[1:-2] == (channels,):
             stack = images  # may already be on a GPU
         elif hasattr(images, "ndim"):
-            stack = pixels(images[:, None] if images.ndim == 3 else images, channels)
+            stack = pixels(images[:, None] if images.ndim == 3 else images, channels, self.levels)
         for start in range(0, len(images), batch):
             if stack is not None:
-                yield self._view(stack[start : start + batch].to(device), None)
+                yield self._view(stack[start : start + batch].to(device))
                 continue
             part = range(start, min(start + batch, len(images)))
             yield torch.cat([self._one(images, k, device, channels) for k in part])
@@ -79,15 +94,22 @@ class TrainedEncoder(nn.Module):
     def _one(self, images: Sequence[Any], index: int, device: torch.device, channels: int) -> Tensor:
         image = images[index]
         if isinstance(image, str | Path) or not hasattr(image, "ndim"):
-            stored, sizes = decode_item(Items(images), index, size=self.size, channels=channels)
-            return self._view(stored.to(device), sizes)
+            stored, sizes = decode_item(
+                Items(images),
+                index,
+                size=self.size,
+                channels=channels,
+                levels=self.levels,
+                centre=self.centre,
+            )
+            return eval_view(stored.to(device), sizes, self.size, self.mean, self.std)
         try:
-            return self._view(pixels(image, channels)[None].to(device), None)
+            return self._view(pixels(image, channels, self.levels)[None].to(device))
         except UserError as error:
             raise UserError(f"image {index}: {error}") from error
 
-    def _view(self, images: Tensor, sizes: Tensor | None) -> Tensor:
-        return eval_view(images, sizes, self.size, self.mean, self.std)
+    def _view(self, images: Tensor) -> Tensor:
+        return eval_view(images, None, self.size, self.mean, self.std, self.centre)
 
 
 def _is_many(images: Any, channels: int) -> bool:
@@ -131,5 +153,6 @@ def load_encoder(
         targets=saved.recipe.targets,
     )
     state.load_model(trained)
-    encoder = TrainedEncoder(trained.encoder(branch), saved.model.size, saved.model.mean, saved.model.std)
+    seen = saved.model
+    encoder = TrainedEncoder(trained.encoder(branch), seen.size, *seen.statistics, centre=seen.centre)
     return encoder.eval().requires_grad_(False)

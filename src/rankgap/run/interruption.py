@@ -14,6 +14,8 @@ from typing import Any
 
 import lightning as L
 
+from rankgap.run.module import SelfSupervised
+
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -34,7 +36,10 @@ class Interruption(L.Callback):
                 signal.signal(number, self._ask)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """Stop if any process of the run was asked to."""
+        """Stop at the end of a step if any process of the run was asked to."""
+        assert isinstance(pl_module, SelfSupervised)
+        if not pl_module.between_steps:
+            return
         asked = trainer.strategy.reduce_boolean_decision(self._asked, all=False)
         trainer.should_stop = trainer.should_stop or asked
 

@@ -8,8 +8,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from rankgap.data.image_set import Batch
+from rankgap.data import Batch, Crops
 from rankgap.errors import NonFiniteError, UserError
+from rankgap.evaluate.batches import views_of
 from rankgap.filters.spectral import SpectralFilter
 from rankgap.model.branches import DualBranch, Outputs
 from rankgap.model.schedule import Clock, views_seed
@@ -70,6 +71,11 @@ class SelfSupervised(L.LightningModule):
         return self.work.clock(self.step)
 
     @property
+    def between_steps(self) -> bool:
+        """Whether an optimiser step has just ended, so that no gradient waits for more batches."""
+        return not self._losses
+
+    @property
     def is_read(self) -> bool:
         """Whether this step is read: every `rank_every`-th step, and the last one."""
         return self.step % self.monitor.every == 0 or self.step == self.work.steps - 1
@@ -86,7 +92,7 @@ class SelfSupervised(L.LightningModule):
                 f"{self.work.accumulate}: pass Work(accumulate={passes}, ...)"
             )
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def training_step(self, batch: Batch | Crops, index: int) -> Tensor:
         """Make the views, run both branches, and return the loss."""
         clock = self.clock
         self.model.prepare(clock)
@@ -98,7 +104,7 @@ class SelfSupervised(L.LightningModule):
             self._generator = torch.Generator(self.device)
         number = self.step * self.work.accumulate + len(self._losses)  # of the batch in the run
         self._generator.manual_seed(views_seed(self.seed, number, self.global_rank))
-        outputs: Outputs = self.model(self.views(batch.images, batch.sizes, self._generator))
+        outputs: Outputs = self.model(views_of(self.views, batch, self._generator))
         loss = joint_mean(outputs.loss.detach())  # so that all processes stop where one loss is not finite
         self._losses.append(loss)
         self._outputs = outputs if self.is_read else None

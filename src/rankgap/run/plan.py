@@ -95,6 +95,7 @@ class Plan:
                 mean=self.train.mean,
                 std=self.train.std,
                 levels=self.train.levels,
+                centre=self.train.centre,
             ),
             recipe=self.recipe,
             work=self.work,
@@ -192,6 +193,7 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
                 recipe, small_notes = presets.adapt(recipe, method, work)
                 notes += small_notes
         recipe = override(recipe, settings).used_by(method)
+        presets.check_view_sizes(recipe, max(train.side, asked.size or 0))
     if mixes_images(encoder):
         notes.append(f"{backbone} sees one view at a time, so that each view has its own batch-norm statistics")
     else:

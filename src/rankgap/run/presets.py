@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
+from rankgap.errors import UserError
 from rankgap.model.assignments import SinkhornOptions
 from rankgap.model.branches import DualBranch
 from rankgap.model.closed_forms import ClosedForm
@@ -130,6 +131,24 @@ def _memories(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list[
             online[name] = replace(options, momentum=slowest)
             notes.append(f"correlation momentum {slowest:.4f}: the predictor looks back over a quarter of the run")
     return replace(recipe, teacher=teacher, online=online), notes
+
+
+def check_view_sizes(recipe: Recipe, largest: int) -> None:
+    """Reject a view that is larger than every image.
+
+    Args:
+        recipe: the recipe, with the sizes that its views have in this run.
+        largest: the largest shorter side of an image in pixels, or --size where it asks for more.
+
+    Raises:
+        UserError: a view is larger.
+    """
+    for number, view in enumerate(recipe.views):
+        if view.size is not None and view.size > largest:
+            raise UserError(
+                f"views.{number}.size is {view.size} px, and no image has more than {largest} px on its shorter "
+                f"side: lower it, such as --settings views.{number}.size={largest}"
+            )
 
 
 def note_on_views(recipe: Recipe, size: int) -> list[str]:

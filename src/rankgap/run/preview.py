@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from rankgap.data import Batch, Inspection, inspect
+from rankgap.data import Inspection, inspect
+from rankgap.data.encoded import EncodedImages
+from rankgap.evaluate.batches import batch_for, views_of
 from rankgap.model.methods import design
 from rankgap.run.config import TrainConfig
 from rankgap.run.plan import published_recipe, view_size
@@ -21,13 +24,13 @@ class Preview(NamedTuple):
     Attributes:
         found: the inspection of all images.
         names: names of B of them.
-        batch: these B images.
+        pictures: these B images, uint8 (B, C, H, H), each shown whole with its own aspect ratio.
         views: their V views (B, C, S, S) in [0, 1].
     """
 
     found: Inspection
     names: list[str]
-    batch: Batch
+    pictures: Tensor
     views: Sequence[Tensor]
 
 
@@ -45,8 +48,25 @@ def preview(config: TrainConfig, *, images: int = 24) -> Preview:
     found = inspect(config.data, size=config.size, channels=config.channels)
     size, train = view_size(config.size, found.images), found.images
     recipe, _ = published_recipe(config.data, method.body, size, train.channels)
-    names, batch = found.sample(images, config.seed)
+    names, sample = found.sample(images, config.seed)
     # With mean 0 and deviation 1 the views stay in [0, 1], ready to be shown.
     views = Views(recipe.views, size, [0.0] * train.channels, [1.0] * train.channels)
     generator = torch.Generator().manual_seed(config.seed)
-    return Preview(found, names, batch, list(views(batch.images, batch.sizes, generator)))
+    rows = range(len(sample))
+    drawn = views_of(views, batch_for(views, sample, rows, generator), generator)
+    return Preview(found, names, _whole(sample.images, rows), list(drawn))
+
+
+def _whole(images: Tensor | EncodedImages, rows: range) -> Tensor:
+    """Images with their own aspect ratio, in the middle of a white square."""
+    assert isinstance(images, EncodedImages)
+    squashed, sizes = images.read(rows)
+    side = squashed.shape[-1]
+    found = torch.full_like(squashed, 255)
+    for square, picture, size in zip(found, squashed, sizes, strict=True):
+        height, width = (max(1, round(side * each / max(size.tolist()))) for each in size.tolist())
+        top, left = (side - height) // 2, (side - width) // 2
+        square[:, top : top + height, left : left + width] = F.interpolate(
+            picture[None], (height, width), mode="bilinear", antialias=True
+        )[0]
+    return found

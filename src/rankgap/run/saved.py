@@ -35,6 +35,8 @@ class SavedModel:
         mean: mean of each channel in [0, 1], for normalisation.
         std: standard deviation of each channel in [0, 1].
         levels: how the values of deep images (16 or 32 bits) become 0 ... 255; None if images have 8 bits.
+        centre: the side of the central square that evaluation sees, as a share of an image's shorter side: 7/8 of
+            photographs, whose views are cut out of the originals, else 1.
     """
 
     backbone: str
@@ -43,9 +45,11 @@ class SavedModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     levels: Levels | None = None
+    centre: float = 1.0
 
     def __post_init__(self) -> None:
         check_within(self, channels=(1, 2**16), size=(2, LARGEST_VIEW), std=(1e-9, 1e9), mean=(-1e9, 1e9))
+        check_within(self, centre=(0.1, 1.0))
         if not len(self.mean) == len(self.std) == self.channels:
             raise UserError(f"mean and std must have one number for each of the {self.channels} channels")
         if self.levels is not None and len(self.levels.low) != self.channels:

@@ -74,6 +74,8 @@ class Progress(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Show the newest reading."""
+        if not self.module.between_steps:
+            return
         now, cpu = time.perf_counter(), time.thread_time()
         is_first = self.module.step == self.first + 1
         is_warm_up = is_first and (

@@ -63,7 +63,7 @@ def contact_sheet(
     header(
         figure,
         "Images and their views",
-        "Each image as stored, beside the views of it that the model sees.",
+        "Each image beside the views of it that the model sees.",
     )
     with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

@@ -21,7 +21,7 @@ from rankgap.watch.doctor import Diagnosis
 from rankgap.watch.verdict import Verdict
 
 if TYPE_CHECKING:  # a table must not wait for Lightning, timm and scipy
-    from rankgap.data import Inspection
+    from rankgap.data import ImageSet, Inspection
     from rankgap.evaluate.scores import RunScores
     from rankgap.run.plan import Plan
     from rankgap.theory.design import Assessment
@@ -226,6 +226,10 @@ def _counts(counts: Mapping[Any, int], show: Callable[[Any], str] = str, most: i
     return text + (f", and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
+def _kept(images: ImageSet) -> str:
+    return "the originals" if images.centre < 1 else f"images stored at {images.size} x {images.size}"
+
+
 def show_inspection(found: Inspection, size: int, picture: Path) -> None:
     """Print what a data set holds, what is broken, and what training would refuse.
 
@@ -243,7 +247,7 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
         "height, px": heights,
         "width, px": widths,
         "height x width": _counts(found.sizes, lambda side: f"{side[0]} x {side[1]}", most=4),
-        "views": f"{size} x {size}, from images stored at {found.images.size} x {found.images.size}",
+        "views": f"{size} x {size}, cut out of {_kept(found.images)}",
         "channels": _counts(found.channels),
         "formats": _counts(found.formats),
         "classes": "no labels" if found.classes is None else _counts(found.classes),

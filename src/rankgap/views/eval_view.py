@@ -15,9 +15,14 @@ from rankgap.views.resampling import bicubic, crop_taps, separable
 
 
 def eval_view(
-    images: Tensor, sizes: Tensor | None, size: int, mean: Sequence[float], std: Sequence[float]
+    images: Tensor,
+    sizes: Tensor | None,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    centre: float = 1.0,
 ) -> Tensor:
-    """The one view from which features are read: the largest central square, resized and normalised.
+    """The one view from which features are read: a central square, resized and normalised.
 
     The resize is bicubic, and antialiased where it shrinks (Keys's kernel, as in PIL). At H = W = S the pixels are
     those of the image.
@@ -28,6 +33,8 @@ def eval_view(
         size: side S of the view, in pixels.
         mean: per-channel mean in [0, 1] to normalise with.
         std: per-channel standard deviation of values in [0, 1] to normalise with.
+        centre: side of the square, as a share of the shorter side. Below 1, the square is what remains if the
+            shorter side is resized to S / centre and the centre is cut out, with torchvision's rounding.
 
     Returns:
         float32 (B, C, S, S)
@@ -39,11 +46,15 @@ def eval_view(
     check_images(images, sizes, len(mean))
     h, w = images.shape[-2:]
     height, width = original_sizes(images, sizes)
-    side = torch.minimum(height, width)
-    corner = torch.stack([(height - side) / 2, (width - side) / 2]).floor_()
+    sides = torch.stack([height, width])  # (2, B)
+    extent = torch.minimum(height, width).expand_as(sides)
+    corner = ((sides - extent) / 2).floor_()
+    if centre < 1:
+        lengths = (round(size / centre) * sides / extent).floor_()  # after the resize
+        corner, extent = ((lengths - size) / 2).round_() * sides / lengths, size * sides / lengths
     scale = torch.stack([h / height, w / width])
     with torch.autocast(images.device.type, enabled=False):
-        rows, columns = crop_taps(corner * scale, side * scale, (h, w), size, bicubic)
+        rows, columns = crop_taps(corner * scale, extent * scale, (h, w), size, bicubic)
         view = separable(images.float(), rows.matrices(h), columns.matrices(w)).div_(255).clamp_(0, 1)
         mean_, std_ = torch.tensor([mean, std], device=images.device)[:, :, None, None].unbind()
         return view.sub_(mean_).div_(std_)

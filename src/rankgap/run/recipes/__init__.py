@@ -47,7 +47,7 @@ class Recipe(Heads):
         seen = [view.target for view in self.views]
         if not seen[0] or seen != sorted(seen, reverse=True):
             raise UserError(
-                f"views: those that the target branch sees come first, one at least; got target={seen}"
+                f"views: those that the target branch sees come first, at least one; got target {seen}"
             )
 
     @property
