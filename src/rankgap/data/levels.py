@@ -179,7 +179,7 @@ class Sampled:
             which = "every value" if len(low) == 1 else f"every value of channel {channel + 1}"
             remedy = "" if len(low) == 1 else ", or leave that channel out of them"
             raise UserError(
-                f"{which} is {low[channel]:,.6g} in the {count} looked at, so no range of values can become 0 to "
+                f"{which} is {_number(low[channel])} in the {count} looked at, so no range of values can become 0 to "
                 f"255: check how the files were written{remedy}"
             )
         kind = depth(values.dtype)
@@ -196,11 +196,15 @@ class Sampled:
         if depth(dtype) == "integer" and self.lowest >= 0:
             return f"{bits}-bit images with {int(self.highest).bit_length()} bits in use"
         kind = f"{bits}-bit" + ("" if depth(dtype) == "integer" else " floating-point")
-        return f"{kind} images with values of {self.lowest:,.6g} to {self.highest:,.6g}"
+        return f"{kind} images with values of {_number(self.lowest)} to {_number(self.highest)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.4g}"
 
 
 def _ranges(levels: Levels) -> str:
-    pairs = [f"from {low:,.6g} to {high:,.6g}" for low, high in zip(levels.low, levels.high, strict=True)]
+    pairs = [f"from {_number(low)} to {_number(high)}" for low, high in zip(levels.low, levels.high, strict=True)]
     if len(pairs) == 1:
         return pairs[0]
     listed = [f"{pair} in channel {c}" for c, pair in enumerate(pairs[:_LISTED], 1)]

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankgap.data import Inspection, inspect
-from rankgap.data.encoded import EncodedImages
+from rankgap.data import ImageSet, Inspection, inspect
 from rankgap.evaluate.batches import batch_for, views_of
 from rankgap.model.methods import design
 from rankgap.run.config import TrainConfig
@@ -54,13 +53,15 @@ def preview(config: TrainConfig, *, images: int = 24) -> Preview:
     generator = torch.Generator().manual_seed(config.seed)
     rows = range(len(sample))
     drawn = views_of(views, batch_for(views, sample, rows, generator), generator)
-    return Preview(found, names, _whole(sample.images, rows), list(drawn))
+    return Preview(found, names, _whole(sample), list(drawn))
 
 
-def _whole(images: Tensor | EncodedImages, rows: range) -> Tensor:
+def _whole(sample: ImageSet) -> Tensor:
     """Images with their own aspect ratio, in the middle of a white square."""
-    assert isinstance(images, EncodedImages)
-    squashed, sizes = images.read(rows)
+    images, sizes = sample.images, sample.sizes
+    squashed, sizes = (images, sizes) if isinstance(images, Tensor) else images.read(range(len(sample)))
+    if sizes is None:
+        return squashed
     side = squashed.shape[-1]
     found = torch.full_like(squashed, 255)
     for square, picture, size in zip(found, squashed, sizes, strict=True):
