@@ -179,8 +179,8 @@ class Sampled:
             which = "every value" if len(low) == 1 else f"every value of channel {channel + 1}"
             remedy = "" if len(low) == 1 else ", or leave that channel out of them"
             raise UserError(
-                f"{which} is {_number(low[channel])} in the {count} looked at, so no range of values can become 0 to "
-                f"255: check how the files were written{remedy}"
+                f"{which} is {_number(low[channel])} in the {count} looked at, so no range of values can become 0 "
+                f"to 255: check how the files were written{remedy}"
             )
         kind = depth(values.dtype)
         assert kind != "8-bit"
