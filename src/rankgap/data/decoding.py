@@ -35,7 +35,7 @@ _IS_ALPHA = {1, 2}  # of that tag's values
 _AS_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # modes that a PNG keeps; a TIFF keeps the others
 
 FRAMES = "more frames or pages than the first, which alone is read"
-BANDS = "further bands, which are dropped; to keep them, save all bands as .npy (H, W, C)"
+BANDS = "further bands, which are dropped; to keep them, save the TIFF with LZW or deflate, or as .npy (H, W, C)"
 ALPHA = "transparency (an alpha channel), which is laid on white"
 
 
