@@ -258,8 +258,8 @@ def decode(
 
     The EXIF orientation is applied. The first frame of an animation or a stack is taken. Transparency is laid on
     white. Palettes, CMYK and other colour spaces become RGB. Deep values are mapped to 8 bits by their levels, and
-    rounded after the resize. A JPEG is decoded at the smallest of its scales 1, 1/2, 1/4, 1/8 at which no view is
-    enlarged more than at scale 1.
+    rounded after the resize; a PNG of 16 bits with transparency is read in 8. A JPEG is decoded at the smallest of
+    its scales 1, 1/2, 1/4, 1/8 at which no view is enlarged more than at scale 1.
 
     Args:
         file: any format that Pillow reads; TIFF of 1 to 64 channels of any of `TYPES` (see `tiff`); or .npy with

@@ -80,17 +80,12 @@ class Levels:
         return cls(low=(0.0,) * channels, high=(65535.0,) * channels, depth="integer")
 
     def apply(self, values: Values) -> npt.NDArray[np.float32]:
-        """Values (..., C) of any type as float32 (..., C) in [0, 255], not rounded.
-
-        The arithmetic is in float32 for types of up to 16 bits and for float32, and otherwise in float64.
-        """
+        """Values (..., C) of any type as float32 (..., C) in [0, 255], not rounded; computed in float64."""
         assert values.shape[-1] == len(self.low), (values.shape, self)
         mapped = np.empty(values.shape, np.float32)
-        exact = np.result_type(values.dtype, np.float32)
         for c, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
-            bottom, top = exact.type(low), exact.type(high)
-            share = np.clip(values[..., c].astype(exact), bottom, top) - bottom
-            mapped[..., c] = share / (top - bottom) * exact.type(255)
+            share = (values[..., c].astype(np.float64) - low) / (high - low)
+            mapped[..., c] = 255 * share.clip(0, 1)
         return mapped
 
 
