@@ -29,7 +29,7 @@ def twelve_bits(channels: int = 1, seed: int = 0) -> Any:
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_levels_are_numpy_s_percentiles_of_each_channel(channels: int) -> None:
     images = [twelve_bits(channels, seed) * np.arange(1, channels + 1, dtype=np.uint16) for seed in range(4)]
-    levels, _ = sampled(*images).decide()
+    levels, _ = sampled(*images).decide("a.png")
     low, high = np.percentile(np.stack(images), PERCENTILES, axis=(0, 1, 2))
     assert levels == Levels(low=tuple(low.tolist()), high=tuple(high.tolist()), depth="integer")
 
@@ -38,7 +38,7 @@ def test_a_large_image_gives_ten_thousand_pixels_from_all_over_it() -> None:
     rows = np.broadcast_to(np.arange(1000, dtype=np.uint16)[:, None, None], (1000, 300, 1))
     found = sampled(rows, np.ascontiguousarray(rows.swapaxes(0, 1)[:, :1000]))
     assert [len(part) for part in found.parts] == [10_000, 10_000]
-    levels, _ = found.decide()
+    levels, _ = found.decide("a.png")
     assert abs(levels.low[0] - 1) < 3
     assert abs(levels.high[0] - 998) < 3
 
@@ -46,7 +46,7 @@ def test_a_large_image_gives_ten_thousand_pixels_from_all_over_it() -> None:
 def test_hot_pixels_do_not_decide_the_range() -> None:
     image = twelve_bits()
     image[0, :3] = 65535
-    levels, said = sampled(image).decide()
+    levels, said = sampled(image).decide("a.png")
     assert levels.high[0] < 4096
     assert said.startswith("16-bit images with 16 bits in use: values from ")
 
@@ -116,47 +116,47 @@ def test_the_range_of_32_bit_integers_is_kept_though_float32_would_not() -> None
     [
         (
             np.full((4, 4, 1), 7, np.uint16),
-            "every value is 7 in the 2 images looked at, .*check how the files were written$",
+            r"every value is 7 in a\.png and the others of the 2 images .*check how the files were written$",
         ),
         (
             np.stack([np.arange(16).reshape(4, 4), np.zeros((4, 4))], 2).astype(np.float32),
-            "every value of channel 2 is 0 in the 2 images looked at.*leave that channel out of them$",
+            r"every value of channel 2 is 0 in a\.png and .*leave that channel out of them$",
         ),
     ],
 )
 def test_a_constant_channel_has_no_range(image: Any, says: str) -> None:
     with pytest.raises(UserError, match=says) as caught:
-        sampled(image, image).decide()
+        sampled(image, image).decide("a.png")
     assert "\n" not in str(caught.value)
 
 
 def test_one_constant_image_among_others_is_fine() -> None:
-    levels, _ = sampled(np.full((60, 70, 1), 9, np.uint16), twelve_bits()).decide()
+    levels, _ = sampled(np.full((60, 70, 1), 9, np.uint16), twelve_bits()).decide("a.png")
     assert levels.low[0] < levels.high[0]
 
 
 def test_a_channel_that_is_nearly_all_background_takes_its_whole_range() -> None:
     image = np.zeros((100, 100, 1), np.float32)
     image[3, 4] = 2.5
-    levels, said = sampled(image).decide()
+    levels, said = sampled(image).decide("a.png")
     assert levels == Levels(low=(0.0,), high=(2.5,), depth="floating-point")
     assert "nearly all one value" in said
 
 
 def test_the_note_states_type_range_percentiles_and_number_of_images() -> None:
     ramp = np.arange(4001, dtype=np.uint16).reshape(1, -1, 1)
-    _, said = sampled(ramp, ramp).decide()
+    _, said = sampled(ramp, ramp).decide("a.png")
     assert said == (
         "16-bit images with 12 bits in use: values from 4 to 3,996 (0.1% to 99.9% of 2 images) become 0 to 255, "
         "channel by channel"
     )
-    _, said = sampled((ramp.repeat(6, 2) / 4000).astype(np.float32)).decide()
+    _, said = sampled((ramp.repeat(6, 2) / 4000).astype(np.float32)).decide("a.png")
     assert said.startswith(
         "32-bit floating-point images with values of 0 to 1: values from 0.001 to 0.999 in channel 1, from 0.001 "
         "to 0.999 in channel 2"
     )
     assert "and so on for 6 channels (0.1% to 99.9% of 1 image)" in said
-    _, said = sampled(ramp.astype(np.int16) - 5).decide()
+    _, said = sampled(ramp.astype(np.int16) - 5).decide("a.png")
     assert said.startswith("16-bit images with values of -5 to 3,995: values from -1 to 3,991 ")
 
 

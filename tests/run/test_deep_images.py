@@ -229,6 +229,6 @@ def test_a_constant_set_is_one_line_before_anything_is_trained(
         tifffile.imwrite(tmp_path / "data" / f"{i}.tif", np.full((16, 16), 300, kind))
     assert main(["train", *FAST, "--data", f"folder:{tmp_path / 'data'}", "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "every value is 300 in the 16 images looked at" in line
+    assert "every value is 300 in " in line
     assert "check how the files were written" in line
     assert not (tmp_path / "run").exists()

@@ -61,5 +61,5 @@ def levels_of(
             waiting.add(1)
     if not sampled.images:
         return levels_of(images, rows, headers, channels)  # the first one's reason stands for all
-    levels, note = sampled.decide()
+    levels, note = sampled.decide(images.name(chosen[0]))
     return levels, [note]

@@ -155,11 +155,14 @@ class Sampled:
         self.lowest = min(self.lowest, float(image.min()))
         self.highest = max(self.highest, float(image.max()))
 
-    def decide(self) -> tuple[Levels, str]:
+    def decide(self, example: str) -> tuple[Levels, str]:
         """The levels of a data set, and a sentence for the user that states them.
 
         They are the 0.1% and 99.9% percentiles of a channel's values (interpolated linearly, as NumPy does). Where
         these are equal, as in images that are nearly all background, they are its smallest and largest value.
+
+        Args:
+            example: the name of one of the images, for an error.
 
         Raises:
             UserError: a channel is constant.
@@ -174,8 +177,8 @@ class Sampled:
             which = "every value" if len(low) == 1 else f"every value of channel {channel + 1}"
             remedy = "" if len(low) == 1 else ", or leave that channel out of them"
             raise UserError(
-                f"{which} is {_number(low[channel])} in the {count} looked at, so no range of values can become 0 "
-                f"to 255: check how the files were written{remedy}"
+                f"{which} is {_number(low[channel])} in {example} and the others of the {count} looked at, so no "
+                f"range of values can become 0 to 255: check how the files were written{remedy}"
             )
         kind = depth(values.dtype)
         assert kind != "8-bit"
