@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -39,6 +40,7 @@ _DECODED = (
     COMPRESSION.ZSTD,
 )
 _DENSEST = 20_000  # bytes that one byte of a file may become; a blank image takes half of that
+_MOST_PAGES = 4_096  # of a file whose axes are looked at; of one with more, Pillow reads the first
 _MOST_VALUES = 4  # times the pixels that Pillow decodes
 
 # It logs what it finds wrong with a file. What matters to the user is raised.
@@ -118,6 +120,7 @@ def open_tiff(file: BinaryIO) -> Tiff | None:
     Raises:
         Exception: nearly anything, if the file's tables are broken.
     """
+    _check_chain(file)
     # Not _multifile: OME may name other files, which would be opened.
     tiff = TiffFile(file, _multifile=False, is_mmstack=False, is_ndtiff=False)
     first, series = tiff.pages.first, tiff.series[0]
@@ -133,6 +136,25 @@ def open_tiff(file: BinaryIO) -> Tiff | None:
     orientation = first.tags.valueof(_ORIENTATION)
     found = Tiff(source, axes, orientation if orientation in range(1, 9) else 1, stacked)
     return None if _is_plain(found, first, outside) else found
+
+
+def _check_chain(file: BinaryIO) -> None:
+    """Refuse tables that lead back to one another, which `tifffile` would follow for ever, and very many pages."""
+    start = file.read(16)
+    order = "<" if start.startswith(b"II") else ">"
+    is_big = struct.unpack_from(order + "H", start, 2) == (43,)
+    number, offset, tag = ("Q", "Q", 20) if is_big else ("H", "I", 12)
+    (place,) = struct.unpack_from(order + offset, start, 8 if is_big else 4)
+    seen: set[int] = set()
+    while place:
+        if place in seen or len(seen) == _MOST_PAGES:
+            raise ValueError("its tables lead back to one another, or it has too many pages")
+        seen.add(place)
+        file.seek(place)
+        (tags,) = struct.unpack(order + number, file.read(struct.calcsize(number)))
+        file.seek(tag * tags, 1)
+        (place,) = struct.unpack(order + offset, file.read(struct.calcsize(offset)))
+    file.seek(0)
 
 
 def _named(series: TiffPageSeries, page: TiffPage) -> str:
