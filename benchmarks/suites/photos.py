@@ -1,7 +1,7 @@
 """Batches of views from JPEG photographs of 500 x 375, decoded by two worker processes.
 
-Our workers deliver crops, and leave colours, blur and normalisation to the device. torchvision's do all of it on the
-CPU; a row without colours on their side shows how much of the ratio that is.
+Our workers deliver crops, and leave colours, blur and normalisation to the device. torchvision's do all of that on
+the CPU; a row without colours on their side shows how much of the ratio that is.
 """
 
 from __future__ import annotations

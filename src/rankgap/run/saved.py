@@ -11,6 +11,7 @@ from typing import Self
 
 from rankgap.data.fingerprint import Fingerprint
 from rankgap.errors import UserError, check_within
+from rankgap.model.backbones import Stem
 from rankgap.run.config import TrainConfig
 from rankgap.run.imports import saying_what_to_import
 from rankgap.run.reader import read
@@ -32,6 +33,7 @@ class SavedModel:
         size: side of a view in pixels.
         mean: mean of each channel in [0, 1], for normalisation.
         std: standard deviation of each channel in [0, 1].
+        stem: the stem of a ResNet, which pretrained weights may decide.
         centre: the side of the central square that evaluation sees, as a share of an image's shorter side: 7/8 of
             photographs, whose views are cut out of the originals, else 1.
     """
@@ -41,6 +43,7 @@ class SavedModel:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    stem: Stem = "auto"
     centre: float = 1.0
 
     def __post_init__(self) -> None:
