@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.testing import assert_close
@@ -19,6 +22,7 @@ from benchmarks.mechanism.__main__ import HERE, cell
 from benchmarks.mechanism.analysis import early_difference, foretold, gain_of, interval, tau_by_place
 from benchmarks.page import PAGE, run
 from benchmarks.suites.scale import Growth, doubled, grow
+from tests.data.pictures import encoded, pixels
 
 
 def test_the_gpu_script_runs_on_small_work_and_resumes(tmp_path: Path) -> None:
@@ -120,6 +124,36 @@ def test_the_mechanism_script_measures_trains_again_and_writes(tmp_path: Path) -
     assert text.startswith("# About")
     assert "| simsiam | 1 |" in text
     assert "Spearman" in text
+
+
+def test_the_start_script_continues_an_encoder_on_images_that_it_has_not_seen(tmp_path: Path) -> None:
+    for name, seeds in (("train", range(512)), ("test", range(512, 520))):
+        columns = {"img": [encoded(pixels(seed=seed)) for seed in seeds], "label": [seed % 2 for seed in seeds]}
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    runs = tmp_path / "runs"
+    script = (
+        "import benchmarks.start.__main__ as m, pathlib, sys\n"
+        f"m.HERE = pathlib.Path({str(runs)!r})\n"
+        "m.HERE.mkdir(exist_ok=True)\n"
+        "(m.HERE / 'ABOUT.md').write_text('# About')\n"
+        f"sys.argv = ['start', '--data', 'hf:{tmp_path}', '--out', {str(runs)!r}, '--seeds', '0'] + "
+        "['--first', '256', '--then', '256', '--first-epochs', '1', '--epochs', '1']\n"
+        "m.main()\n"
+    )
+    cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=os.environ | cache)
+    parts = [pq.read_table(runs / f"images-{name}-seed0/train.parquet")["img"] for name in ("first", "then")]
+    first_images, then_images = (set(part.to_pylist()) for part in parts)
+    assert len(first_images | then_images) == 512
+    first, then = (
+        json.loads((runs / "seed0" / name / "results.json").read_text()) for name in ("first", "continued")
+    )
+    assert then["start"]["knn"] is not None
+    assert "knn" not in first
+    kept = {run["row"]: run["results"]["knn"] for run in json.loads((runs / "results.json").read_text())["runs"]}
+    assert kept.keys() == {"frozen start", "continued", "from scratch"}
+    assert kept["frozen start"] == then["start"]["knn"]
+    assert f"| frozen start | 1 | {100 * kept['frozen start']:.1f} | - |" in (runs / "README.md").read_text()
 
 
 def test_the_page_s_code_draws_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -334,6 +334,16 @@ def test_every_kind_of_state_survives_an_interruption(method: str, flags: list[s
     assert_close(cut, whole, rtol=0, atol=0)
 
 
+def test_checkpointed_gradients_change_no_number_of_a_run(tmp_path: Path) -> None:
+    flags = ["--epochs", "1", "--rank-every", "1", "--precision", "32-true"]
+    assert train(tmp_path / "plain", *flags) == 0
+    assert train(tmp_path / "again", *flags, "--grad-checkpointing") == 0
+    for name in ("metrics.csv", "spectra.jsonl"):
+        assert (tmp_path / "plain" / name).read_text() == (tmp_path / "again" / name).read_text()
+    plain, again = (RunFolder(tmp_path / name).load_checkpoint().model for name in ("plain", "again"))
+    assert_close(again, plain, rtol=0, atol=0)
+
+
 def test_a_compiled_encoder_trains_like_an_uncompiled_one(tmp_path: Path) -> None:
     flags = ["--epochs", "1", "--rank-every", "1", "--precision", "32-true"]
     assert train(tmp_path / "plain", *flags) == 0

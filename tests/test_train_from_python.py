@@ -145,7 +145,7 @@ def test_a_data_set_by_name_and_a_list_of_pictures_train_too(digits: dict[str, A
         ({"epochs": "three"}, "epochs takes a whole number, got 'three'"),
         ({"data": "digits"}, "train takes no keyword data"),
         ({"model": "resnet_tinny"}, "did you mean 'resnet_tiny'"),
-        ({"model": "vit_small_patch16_224.dino"}, r"cannot start from pretrained weights \(dino\)"),
+        ({"model": "vit_small_patch16_224.dino"}, r"names pretrained weights \(dino\): add --init timm"),
         ({"model": nn.Conv2d(1, 4, 3)}, r"one vector for each image, got shape \(1, 4, 6, 6\)"),
         ({"model": nn.Conv2d(3, 4, 3)}, "Conv2d does not take 1-channel images of 8 px"),
         ({"labels": [1]}, "1442 labels, one for each train image, got 1"),

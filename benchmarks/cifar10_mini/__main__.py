@@ -51,10 +51,10 @@ def spread(values: list[float]) -> str:
     return plus_minus(float(np.mean(values)), float(np.std(values, ddof=1)))
 
 
-def gain(runs: list[Finished], baseline: list[Finished]) -> str:
-    """The difference in kNN points from the baseline, seed by seed: mean and 95% interval (Student's t)."""
-    scores = {run.seed: KNN.scaled(run.results) for run in baseline}
-    differences = np.array([KNN.scaled(run.results) - scores[run.seed] for run in runs if run.seed in scores])
+def gain(runs: list[Finished], baseline: list[Finished], column: Column = KNN) -> str:
+    """The difference in points from the baseline, seed by seed: mean and 95% interval (Student's t)."""
+    scores = {run.seed: column.scaled(run.results) for run in baseline}
+    differences = np.array([column.scaled(run.results) - scores[run.seed] for run in runs if run.seed in scores])
     if len(differences) < 2 or not differences.any():
         return "-"
     half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)

@@ -104,7 +104,7 @@ def mini_config(
 def run_one(config: TrainConfig) -> Finished:
     """Train a run or resume it; if it is finished, read its results."""
     folder, worker = RunFolder(config.path), multiprocessing.parent_process() is not None
-    if not folder.results():
+    if "seconds" not in folder.results():  # a run that has only scored its start is not finished
         config = resumed(folder.path, {}) if folder.checkpoint.is_file() else replace(config, overwrite=True)
         # In one terminal, several progress bars would overwrite each other.
         train(config, callbacks=[] if worker else [Progress(f"{config.title} seed {config.seed}")])

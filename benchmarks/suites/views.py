@@ -43,27 +43,28 @@ def kornia_views(configs: tuple[ViewConfig, ...]) -> Callable[[Tensor], list[Ten
     return lambda images: [pipeline(images) for pipeline in pipelines]
 
 
+def torchvision_view(c: ViewConfig, size: int, *, blur: int) -> Any:
+    """A recipe's view of a PIL image in torchvision v2; `blur` is the side of its kernel in pixels."""
+    steps: list[Any] = [
+        v2.RandomResizedCrop(size, scale=c.scale, ratio=c.ratio, interpolation=InterpolationMode.BICUBIC),
+        v2.RandomHorizontalFlip(c.flip),
+        v2.RandomApply([v2.ColorJitter(*c.jitter)], c.jitter_p),
+        v2.RandomGrayscale(c.grey_p),
+    ]
+    if c.blur_p > 0:
+        steps.append(v2.RandomApply([v2.GaussianBlur(blur, (0.1, 2.0))], c.blur_p))
+    if c.solarize_p > 0:
+        steps.append(v2.RandomSolarize(128, c.solarize_p))
+    steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    return v2.Compose(steps)
+
+
 class Pictures(Dataset[Any]):
     """PIL images with the recipe's operations in torchvision v2, as in a usual training loop."""
 
     def __init__(self, images: Tensor, configs: tuple[ViewConfig, ...]) -> None:
         self.images = [v2.functional.to_pil_image(image) for image in images]
-        self.views = [self._one(c) for c in configs]
-
-    @staticmethod
-    def _one(c: ViewConfig) -> Any:
-        steps: list[Any] = [
-            v2.RandomResizedCrop(SIZE, scale=c.scale, ratio=c.ratio, interpolation=InterpolationMode.BICUBIC),
-            v2.RandomHorizontalFlip(c.flip),
-            v2.RandomApply([v2.ColorJitter(*c.jitter)], c.jitter_p),
-            v2.RandomGrayscale(c.grey_p),
-        ]
-        if c.blur_p > 0:
-            steps.append(v2.RandomApply([v2.GaussianBlur(3, (0.1, 2.0))], c.blur_p))
-        if c.solarize_p > 0:
-            steps.append(v2.RandomSolarize(128, c.solarize_p))
-        steps += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-        return v2.Compose(steps)
+        self.views = [torchvision_view(c, SIZE, blur=3) for c in configs]
 
     def __len__(self) -> int:
         return len(self.images)

@@ -22,7 +22,7 @@ from rankgap.model.predictor import PredictorOptions
 from rankgap.model.prototypes import PrototypeOptions
 from rankgap.model.schedule import Clock
 from rankgap.run.build import build
-from rankgap.run.optimizer import OptimizerOptions, build_optimizer
+from rankgap.run.optimizer import OptimizerOptions, build_optimizer, ready_gradients
 from rankgap.spectra.processes import gather_rows, joint_mean
 from tests.processes import WORLD, needs_distributed, run_on_processes
 from tests.training import INPUTS, tiny_encoder
@@ -62,7 +62,8 @@ def batches() -> Iterator[Tensor]:
 
 def train(model: DualBranch, forward: Callable[[Tensor], Outputs], rows: slice) -> list[Step]:
     """A few steps on some rows of each batch, and all that the processes should agree on, of each step."""
-    optimizer = build_optimizer(model, OptimizerOptions(lr=0.05, weight_decay=1e-2, decay_all=True))
+    options = OptimizerOptions(lr=0.05, weight_decay=1e-2, decay_all=True)
+    optimizer = build_optimizer(model, options)
     steps = []
     for number, views in enumerate(batches()):
         clock = Clock(step=number, steps=STEPS, steps_per_epoch=STEPS_PER_EPOCH)
@@ -70,6 +71,7 @@ def train(model: DualBranch, forward: Callable[[Tensor], Outputs], rows: slice) 
         out = forward(views[:, rows])
         optimizer.zero_grad()
         out.loss.backward()
+        ready_gradients(optimizer, model, options)
         optimizer.step()
         model.update_teacher(clock)
         found = {"loss": joint_mean(out.loss.detach()), "P": gather_rows(out.online), "T": gather_rows(out.target)}

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from rankgap.model.schedule import Clock, is_frozen, learning_rate, order_seed, ramp, teacher_momentum, views_seed
+from rankgap.model.schedule import (
+    Clock,
+    is_frozen,
+    learning_rate,
+    order_seed,
+    ramp,
+    teacher_momentum,
+    views_seed,
+    weight_decay,
+)
 
 
 def clock(step: int) -> Clock:
@@ -47,3 +56,9 @@ def test_any_seed_of_a_run_gives_seeds_that_torch_takes() -> None:
     for seed in (0, 20261125153000, 2**63 - 1):
         for derived in (order_seed(seed, 10**6), views_seed(seed, 10**7, 64)):
             torch.Generator().manual_seed(derived)
+
+
+def test_weight_decay_goes_from_one_value_to_the_other_by_a_cosine() -> None:
+    values = [weight_decay(clock(step), 0.04, 0.4) for step in (0, 25, 50, 100)]
+    assert values == pytest.approx([0.04, 0.4 - 0.18 * (1 + math.cos(math.pi / 4)), 0.22, 0.4])
+    assert weight_decay(clock(30), 0.1, 0.1) == pytest.approx(0.1)

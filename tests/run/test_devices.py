@@ -7,18 +7,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 from rankgap.cli import main
+from rankgap.model.backbones import build_encoder
 from rankgap.run.folder import RunFolder
 from tests.processes import needs_distributed
 
 FLAGS = ["--method", "swav", "--limit", "128", "--batch-size", "64", "--epochs", "1", "--rank-every", "1"]
 FLAGS += ["--precision", "32-true", "--accelerator", "cpu", "--loggers", "none", "--protocol", "none"]
-# Views that no random number changes, and a queue in use from the second step on.
+# Views that no random number changes; a queue in use and an encoder that is trained from the second step on.
 STILL = ["scale=[1,1]", "ratio=[1,1]", "flip=0", "jitter_p=0", "grey_p=0"]
-SETTINGS = ["target.sinkhorn.queue=64", "target.sinkhorn.queue_epochs=0"]
+SETTINGS = ["target.sinkhorn.queue=64", "target.sinkhorn.queue_epochs=0", "optimizer.freeze_encoder_epochs=0.5"]
 SETTINGS += [f"views.{view}.{still}" for view in (0, 1) for still in STILL]
 
 
@@ -31,14 +33,24 @@ def queue(folder: RunFolder) -> Tensor:
 @needs_distributed
 def test_what_a_run_logs_does_not_depend_on_the_number_of_devices(tmp_path: Path) -> None:
     one, two = (RunFolder(tmp_path / name) for name in ("one", "two"))
-    given = ["train", *FLAGS, "--settings", *SETTINGS]
+    torch.save(build_encoder("resnet_tiny", channels=1, size=8).network.state_dict(), tmp_path / "start.pt")
+    given = ["train", *FLAGS, "--init", str(tmp_path / "start.pt"), "--settings", *SETTINGS]
     assert main([*given, "--out", str(one.path)]) == 0
-    command = [sys.executable, "-m", "rankgap", *given, "--devices", "2", "--out", str(two.path)]
+    # The second run also computes its activations again, and must not count their statistics twice.
+    more = ["--devices", "2", "--grad-checkpointing", "--out", str(two.path)]
+    command = [sys.executable, "-m", "rankgap", *given, *more]
     subprocess.run(command, check=True, capture_output=True)
+    assert two.results()["start"] == one.results()["start"]  # one process scores it
     wanted, found = one.metrics(), two.metrics()
     assert wanted.keys() == found.keys()
     assert len(wanted["loss"]) == 2
     for name, column in wanted.items():
         assert found[name] == pytest.approx(column, rel=1e-3, abs=1e-6), name
+    first, second = one.load_checkpoint().model, two.load_checkpoint().model
+    frozen = "online.prototypes.weight"  # in the only epoch: weight decay must not move it either
+    assert torch.equal(first[frozen], second[frozen])
+    for trained in ("conv1.weight", "layer1.0.bn1.running_mean", "layer4.0.bn2.num_batches_tracked"):
+        key = f"online.encoder.network.{trained}"
+        assert_close(second[key], first[key], rtol=1e-3, atol=1e-5)
     assert queue(two).shape == (2, 64)
     assert_close(queue(two), queue(one), rtol=1e-3, atol=1e-3)  # the embeddings of both processes

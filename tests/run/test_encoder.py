@@ -94,6 +94,15 @@ def test_it_builds_no_graph_and_can_be_trained_further(encoder: TrainedEncoder) 
     assert all(p.grad is not None for p in encoder.parameters())
 
 
+def test_tokens_are_the_places_of_the_feature_map(encoder: TrainedEncoder, run: Path) -> None:
+    places = rg.load_encoder(run, tokens=True)
+    images = [photo(40, 50) for _ in range(3)]
+    assert places(images).shape == (3, 16, 128)  # 32 px over three halvings
+    assert_close(places(images).mean(1), encoder(images))  # this network's features are their mean
+    assert_close(places(images[0]), places(images)[0], rtol=1e-4, atol=1e-5)
+    assert not places(images).requires_grad
+
+
 def test_many_images_pass_in_batches(encoder: TrainedEncoder) -> None:
     seen: list[int] = []
     encoder.encoder.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +11,59 @@ import yaml
 
 from rankgap.errors import UserError
 from rankgap.filters.spectral import FilterOptions
-from rankgap.model.assignments import SinkhornOptions
+from rankgap.model.assignments import CentredAssignmentOptions, SinkhornOptions
 from rankgap.model.closed_forms import CLOSED_FORMS, ClosedForm
+from rankgap.model.encoder_options import EncoderOptions
 from rankgap.model.maps import MAPS
 from rankgap.model.methods import METHODS, design
+from rankgap.model.schedule import Clock
+from rankgap.run.optimizer import OptimizerOptions
 from rankgap.run.presets import adapt, adapt_views, warnings
 from rankgap.run.reader import plain
-from rankgap.run.recipes import load_recipe, override, recipe_from, recipe_names
+from rankgap.run.recipes import Recipe, load_recipe, override, recipe_for, recipe_from, recipe_names
 from rankgap.run.work import Work
 from rankgap.views.view_config import ViewConfig
 
 BODIES = ("byol", "simsiam", "swav", "dino")
 
 
-@pytest.mark.parametrize("name", recipe_names())
-@pytest.mark.parametrize("body", BODIES)
+RECIPES = [
+    *[(name, body) for name in ("cifar", "imagenet", "imagenet100") for body in BODIES],
+    ("multicrop", "swav"),
+    ("multicrop", "dino"),
+]
+
+
+@pytest.mark.parametrize(("name", "body"), RECIPES)
 def test_every_recipe_loads_says_what_it_reaches_and_survives_a_round_trip(name: str, body: str) -> None:
     recipe = load_recipe(name, body)
-    assert "top-1" in recipe.about
+    published = name != "multicrop"
+    assert ("top-1" in recipe.about) is published
+    assert ("not published" in recipe.about) is not published
     assert recipe_from(yaml.safe_load(yaml.safe_dump(plain(recipe))), "recipe") == recipe
+    text = (resources.files("rankgap.run.recipes") / name / f"{body}.yaml").read_text()
+    assert text.startswith("# Expected: " if published else "# Not published: ")
+
+
+def test_the_recipes_are_these() -> None:
+    assert recipe_names() == sorted({name for name, _ in RECIPES})
+    with pytest.raises(UserError, match="multicrop is for dino and swav, not for byol: choose auto, or one of"):
+        load_recipe("multicrop", "byol")
+
+
+@pytest.mark.parametrize(
+    ("body", "size", "name"),
+    [
+        ("swav", 95, "cifar"),
+        ("swav", 96, "multicrop"),
+        ("dino", 224, "multicrop"),
+        ("byol", 96, "cifar"),
+        ("byol", 97, "imagenet100"),
+        ("simsiam", 224, "imagenet100"),
+    ],
+)
+def test_auto_chooses_multicrop_for_swav_and_dino_from_96_px_on(body: str, size: int, name: str) -> None:
+    assert recipe_for(body, size) == name
 
 
 def test_cifar_recipes_hold_the_published_numbers() -> None:
@@ -41,12 +77,99 @@ def test_cifar_recipes_hold_the_published_numbers() -> None:
     assert swav.views[0].jitter == (0.8, 0.8, 0.8, 0.2)
 
 
-@pytest.mark.parametrize("name", recipe_names())
+def crops(recipe: Recipe) -> Counter[tuple[int | None, bool, tuple[float, float]]]:
+    return Counter((view.size, view.target, view.scale) for view in recipe.views)
+
+
+def test_imagenet_swav_is_that_of_its_authors_for_small_batches() -> None:
+    recipe = load_recipe("imagenet", "swav")
+    assert crops(recipe) == {(224, True, (0.14, 1.0)): 2, (96, False, (0.05, 0.14)): 6}
+    assert {(v.jitter, v.jitter_p, v.grey_p, v.blur_p, v.flip) for v in recipe.views} == {
+        ((0.8, 0.8, 0.8, 0.2), 0.8, 0.2, 0.5, 0.5)
+    }
+    assert recipe.encoder == EncoderOptions(backbone="resnet50")
+    assert (recipe.projector.widths, recipe.projector.norm) == ((2048, 128), True)
+    assert (recipe.prototypes.count, recipe.prototypes.freeze_epochs) == (3000, 1)
+    assert recipe.options("online", MAPS["assignment"]).temperature == 0.1
+    assert recipe.options("target", MAPS["sinkhorn"]) == SinkhornOptions(
+        eps=0.05, iterations=3, queue=3840, queue_epochs=15
+    )
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.final_lr, optimizer.weight_decay) == ("lars", 0.6, 6e-4, 1e-6)
+    assert (optimizer.warmup_epochs, optimizer.trust, optimizer.trust_clip, optimizer.decay_all) == (
+        0,
+        0.001,
+        False,
+        True,
+    )
+
+
+def test_imagenet_dino_is_that_of_its_authors() -> None:
+    recipe = load_recipe("imagenet", "dino")
+    assert crops(recipe) == {(224, True, (0.4, 1.0)): 2, (96, False, (0.05, 0.4)): 8}
+    assert {(v.jitter, v.jitter_p, v.grey_p, v.interpolation) for v in recipe.views} == {
+        ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2, "bicubic")
+    }
+    assert [v.blur_p for v in recipe.views] == [1.0, 0.1, *[0.5] * 8]
+    assert [v.solarize_p for v in recipe.views] == [0.0, 0.2, *[0.0] * 8]
+    assert recipe.encoder == EncoderOptions(backbone="vit_small_patch16_224", drop_path=0.1)
+    projector = recipe.projector
+    assert (projector.widths, projector.norm, projector.activation) == ((2048, 2048, 256), False, "gelu")
+    assert (recipe.prototypes.count, recipe.prototypes.freeze_epochs) == (65_536, 1)
+    assert recipe.teacher.momentum == 0.996
+    assert recipe.options("online", MAPS["assignment"]).temperature == 0.1
+    assert recipe.options("target", MAPS["centred_assignment"]) == CentredAssignmentOptions(
+        temperature=0.07, warmup_temperature=0.04, warmup_epochs=30, momentum=0.9
+    )
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.warmup_epochs, optimizer.clip) == ("adamw", 5e-4, 10, 3.0)
+    assert (optimizer.weight_decay, optimizer.final_weight_decay, optimizer.decay_all) == (0.04, 0.4, False)
+    first, last = (Clock(step=step, steps=1000, steps_per_epoch=10) for step in (0, 1000))
+    assert [optimizer.rate(clock, 1024) for clock in (first, last)] == pytest.approx([0, 1e-6])
+
+
+def test_imagenet_byol_and_simsiam_are_those_of_their_authors() -> None:
+    byol, simsiam = (load_recipe("imagenet", body) for body in ("byol", "simsiam"))
+    assert byol.encoder == simsiam.encoder == EncoderOptions(backbone="resnet50")
+    assert byol.projector.widths == (4096, 256)
+    assert byol.options("online", MAPS["predictor"]).widths == (4096,)
+    assert byol.teacher.momentum == 0.996
+    assert byol.optimizer == OptimizerOptions(
+        name="lars", lr=0.2, weight_decay=1.5e-6, warmup_epochs=10, warmup_lr=0, trust=0.001, trust_clip=False
+    )
+    assert [(v.scale, v.blur_p, v.solarize_p) for v in byol.views] == [
+        ((0.08, 1.0), 1.0, 0.0),
+        ((0.08, 1.0), 0.1, 0.2),
+    ]
+    assert (simsiam.projector.widths, simsiam.projector.output_norm) == ((2048, 2048, 2048), "batch")
+    assert simsiam.options("online", MAPS["predictor"]).widths == (512,)
+    assert simsiam.optimizer == OptimizerOptions(
+        lr=0.05, weight_decay=1e-4, warmup_epochs=0, decay_all=True, constant_predictor_lr=True
+    )
+    assert crops(simsiam) == {(None, True, (0.2, 1.0)): 2}
+    assert {v.blur_p for v in simsiam.views} == {0.5}
+
+
+@pytest.mark.parametrize("body", ["swav", "dino"])
+def test_multicrop_is_imagenet100_with_the_authors_crops(body: str) -> None:
+    small, solo, authors = (load_recipe(name, body) for name in ("multicrop", "imagenet100", "imagenet"))
+    assert dataclasses.replace(small, views=solo.views, about=solo.about) == solo
+    assert crops(small) == crops(authors)
+
+
+def test_sizes_of_views_become_multiples_of_a_patch() -> None:
+    recipe = load_recipe("imagenet", "dino")
+    for size, patch, local in ((96, 1, 41), (64, 1, 27), (64, 16, 32), (224, 16, 96), (224, 14, 98), (16, 16, 16)):
+        assert set(recipe.sized(size, patch).sizes(size)) == {size, local}
+    assert load_recipe("imagenet", "byol").sized(64, 16).sizes(64) == (64, 64)
+
+
+@pytest.mark.parametrize("name", ["cifar", "imagenet", "imagenet100"])
 def test_simsiam_decays_biases_and_norms_too_as_solo_learn_and_fair_do(name: str) -> None:
     published = load_recipe(name, "simsiam")
     assert published.optimizer.decay_all
     adapted, _ = adapt(published, METHODS["simsiam"], SMALL)
-    assert not adapted.optimizer.decay_all  # the preset's choice is its own
+    assert adapted.optimizer.decay_all is (name == "imagenet")  # the preset's choice is its own
 
 
 def values() -> dict[str, Any]:
@@ -69,6 +192,11 @@ def values() -> dict[str, Any]:
         ({"projector": {"widths": [0.9]}}, r"recipe\.projector\.widths\.0 takes a whole number, got 0\.9"),
         ({"prototypes": {"count": 0.9}}, r"recipe\.prototypes\.count takes a whole number, got 0\.9"),
         ({"prototypes": {"count": True}}, r"takes a whole number, got True"),
+        ({"encoder": {"drop_path": 1.5}}, r"recipe\.encoder: drop_path must be from 0 to 0\.99, got 1\.5"),
+        ({"optimizer": {"lr": 0.1, "clip": -1}}, r"recipe\.optimizer: clip must be from 0 to"),
+        ({"optimizer": {"lr": 0.1, "layer_decay": 2}}, r"recipe\.optimizer: layer_decay must be from 0 to 1, got"),
+        ({"optimizer": {"lr": 0.1, "final_weight_decay": -1}}, r"final_weight_decay must be from 0 to"),
+        ({"optimizer": {"lr": 0.1, "freeze_encoder_epochs": -1}}, r"freeze_encoder_epochs must be from 0 to inf"),
         ({"target": {"sinkhon": {}}}, r"unknown map of recipe\.target 'sinkhon': did you mean 'sinkhorn'"),
         ({"target": {"sinkhorn": {"ep": 1}}}, r"unknown key of recipe\.target\.sinkhorn 'ep': did you mean 'eps'"),
         ({"target": {"sinkhorn": {"iterations": 1.5}}}, r"target\.sinkhorn\.iterations takes a whole number"),

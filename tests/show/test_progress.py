@@ -135,7 +135,7 @@ def test_the_first_steps_say_once_how_long_the_run_takes_and_what_would_shorten_
             work=module.work,
             train=SimpleNamespace(channels=3),
             device=torch.device("cpu"),
-            config=SimpleNamespace(threads=threads, compile=False),
+            config=SimpleNamespace(threads=threads, compile=False, init=None),
         ),
     )
     shows.on_train_start(cast(Any, None), module)

@@ -102,6 +102,22 @@ def test_the_page_shows_the_ranks_of_each_run(page: Page, runs: list[RunFolder])
             assert shown["y"] == pytest.approx(metrics[f"erank_{branch}"], rel=1e-3)
 
 
+def test_the_page_shows_a_run_s_frozen_start_and_says_what_became_of_it(tmp_path: Path) -> None:
+    first, then = (RunFolder(tmp_path / name) for name in ("first", "then"))
+    assert main(["train", *SHORT, "--out", str(first.path)]) == 0
+    assert main(["train", *SHORT, "--init", f"run:{first.path}", "--out", str(then.path)]) == 0
+    scores = {"knn": 0.612, "erank_features": 9.0}
+    for knn, worse in ((0.648, False), (0.6, True)):
+        then.write_results(then.results() | {"knn": knn, "erank_features": 10.0, "start": scores})
+        page = report_page([first, then])
+        (said,) = re.findall("<small>(Since its frozen start: .*?)</small>", page)
+        assert said == f"Since its frozen start: kNN 61.2 -&gt; {100 * knn:.1f}, erank features 9.0 -&gt; 10.0"
+        assert ("Training lowered the kNN accuracy, so the frozen start is the better encoder." in page) is worse
+        (row,) = re.findall(r"<tr><td>frozen start of (.*?)</tr>", page)
+        assert [cell for cell in re.sub("<.*?>", " ", row).split() if cell[0].isdigit()][:2] == ["61.2", "9.0"]
+        assert f"run:{first.path}" in row
+
+
 @pytest.mark.parametrize("share", [0.0, 0.52, 1.0])
 def test_the_slider_shows_the_spectra_of_its_step(page: Page, runs: list[RunFolder], share: float) -> None:
     first, *others = page.locator(".slider input").all()

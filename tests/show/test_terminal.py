@@ -89,3 +89,41 @@ def test_tables_fit_eighty_columns_without_cutting(
     assert "…" not in out
     assert "centred_assignment" in out
     assert out.count("threads: 1 (") == 1
+
+
+def lines_of(shown: str) -> list[list[str]]:
+    return [line.split() for line in shown.splitlines()]
+
+
+def test_a_frozen_start_stands_below_its_run_and_its_change_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 200)
+    start = {"knn": 0.612, "linear": 0.7, "erank_features": 10.0}
+    better = {"knn": 0.648, "linear": 0.69, "erank_features": 12.0, "images_per_second": 5.0, "start": start}
+    worse = better | {"knn": 0.6109}
+    show_results({"a": better, "b": worse, "c": {"knn": 0.5}})
+    out = capsys.readouterr().out
+    rows = [row for row in lines_of(out) if row and row[0] in ("a", "frozen", "b", "c")]
+    assert rows[:5] == [
+        ["a", "-", "64.8", "69.0", "-", "-", "-", "12.0", "5"],
+        ["frozen", "start", "61.2", "70.0", "-", "-", "-", "10.0", "-"],
+        ["b", "-", "61.1", "69.0", "-", "-", "-", "12.0", "5"],
+        ["frozen", "start", "61.2", "70.0", "-", "-", "-", "10.0", "-"],
+        ["c", "-", "50.0", "-", "-", "-", "-", "-", "-"],
+    ]
+    assert "a since its frozen start: kNN 61.2 -> 64.8, linear 70.0 -> 69.0, erank features 10.0 -> 12.0" in out
+    assert "warning: b: training lowered the kNN accuracy, so the frozen start is the better encoder" in out
+    assert "warning: a" not in out
+    assert "c since" not in out
+
+
+@pytest.mark.parametrize(("rank", "warned"), [(9.5, True), (9.97, False), (10.5, False), (None, False)])
+def test_without_labels_a_rank_that_fell_is_said(
+    rank: float | None, warned: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 300)
+    show_results({"a": {"erank_features": rank, "start": {"erank_features": 10.0}}})
+    out = capsys.readouterr().out
+    assert ("warning: a: training lowered the effective rank of the features" in out) is warned
+    assert ("a since its frozen start: erank features 10.0 -> " in out) is (rank is not None)

@@ -325,8 +325,9 @@ def _decode(image: Image.Image, cuts: Cuts | None, channels: int | None) -> _Raw
     if channels not in (None, 1, 3):
         raise unconvertible(header.channels, channels)
     wanted, shrink = channels or header.channels, 1
-    if image.format in ("JPEG", "MPO") and cuts is not None:
-        upright = _upright(header, _orientation(image))
+    if is_jpeg := image.format in ("JPEG", "MPO") and cuts is not None:
+        orientation = _orientation(image)
+        upright = _upright(header, orientation)
         shrink = shrinkage(cuts(upright.height, upright.width))
         if shrink > 1:  # Pillow takes the largest scale that keeps this size
             image.draft(None, (header.width // shrink, header.height // shrink))
@@ -335,7 +336,8 @@ def _decode(image: Image.Image, cuts: Cuts | None, channels: int | None) -> _Raw
     else:
         _load(image)
         values = _values(image, ALPHA in header.remarks, wanted)
-    orientation = _orientation(image)  # of a PNG, only now that it is read to its end
+    if not is_jpeg:  # a PNG may store its orientation after the pixels
+        orientation = _orientation(image)
     return _Raw(values, _with_frames(header, image), orientation, shrink)
 
 

@@ -150,7 +150,7 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     if not train.rows:
         raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
     assert isinstance(train.values, Tensor)
-    mean, std, _ = source.statistics if source.statistics and aim == 3 else moments_of(train.values)
+    mean, std = source.statistics[:2] if source.statistics and aim == 3 else moments_of(train.values)
     both = _Found()
     for part in found:
         both.add(part)

@@ -24,7 +24,7 @@ from rankgap.data.image_set import ImageSet
 from rankgap.data.levels import spread
 from rankgap.data.names import shown
 from rankgap.data.sources import open_source
-from rankgap.data.splits import Source, Split, Statistics
+from rankgap.data.splits import Moments, Source, Split, Statistics
 from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
 
@@ -305,7 +305,7 @@ def _statistics(source: Source, images: Tensor | EncodedImages) -> tuple[Statist
     if (source.statistics and channels == 3) or not len(images):
         return source.statistics or Statistics((0.0,) * channels, (1.0,) * channels), []
     counts = count_values(images)
-    mean, std, _ = moments_of(counts)
+    mean, std = moments_of(counts)
     notes = []
     if min(std) < 1 / 255:
         notes.append("a channel is constant, so it is centred but not scaled")
@@ -334,7 +334,7 @@ def value_counts(values: Tensor) -> Tensor:
     return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in values.unbind(1)])
 
 
-def moments_of(counts: Tensor) -> Statistics:
+def moments_of(counts: Tensor) -> Moments:
     """Per-channel mean and population standard deviation of values in [0, 1], from the counts of the 256 values.
 
     Sums are of integers, so the order of summation does not matter.
@@ -343,4 +343,4 @@ def moments_of(counts: Tensor) -> Statistics:
     pixels = counts.sum(1)
     mean, square = (counts @ levels).double() / pixels, (counts @ levels.square()).double() / pixels
     std = (square - mean.square()).clamp(min=0).sqrt()
-    return Statistics(tuple((mean / 255).tolist()), tuple((std / 255).tolist()))
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

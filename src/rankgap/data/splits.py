@@ -11,6 +11,8 @@ from rankgap.data.containers import Encoded
 from rankgap.data.levels import Levels
 from rankgap.errors import UserError
 
+Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
+
 
 class Statistics(NamedTuple):
     """What a data set's values are.

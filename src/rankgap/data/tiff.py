@@ -151,10 +151,16 @@ def _check_chain(file: BinaryIO) -> None:
             raise ValueError("its tables lead back to one another, or it has too many pages")
         seen.add(place)
         file.seek(place)
-        (tags,) = struct.unpack(order + number, file.read(struct.calcsize(number)))
+        (tags,) = _numbers(file, order + number)
         file.seek(tag * tags, 1)
-        (place,) = struct.unpack(order + offset, file.read(struct.calcsize(offset)))
+        (place,) = _numbers(file, order + offset)
     file.seek(0)
+
+
+def _numbers(file: BinaryIO, form: str) -> tuple[int, ...]:
+    """Numbers from a file; zeros where it has ended."""
+    size = struct.calcsize(form)
+    return struct.unpack(form, file.read(size).ljust(size, b"\0"))
 
 
 def _named(series: TiffPageSeries, page: TiffPage) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
 
 import timm
 import torch
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankgap.errors import UserError, unknown
 
 _OWN = "module:"  # prefix of the name of an encoder that is the user's own module
+Stem = Literal["auto", "small", "own"]
 SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
 
 
@@ -33,6 +37,50 @@ class Encoder(nn.Module):
         """(B, C, H, W) -> (B, F)."""
         out: Tensor = self.network(images)
         return out
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D): the N patch tokens of a transformer, or the N places of a feature map.
+
+        Rows of the image come one after the other. A class token and registers are left out.
+
+        Raises:
+            UserError: the network has neither patch tokens nor a feature map.
+        """
+        network: Any = self.network
+        made = network.forward_features(images) if hasattr(network, "forward_features") else None
+        if isinstance(made, Tensor) and made.ndim == 3:
+            return made[:, getattr(network, "num_prefix_tokens", 0) :]
+        if isinstance(made, Tensor) and made.ndim == 4:
+            channels_last = str(getattr(network, "output_fmt", "NCHW")) == "NHWC"
+            return made.flatten(1, 2) if channels_last else made.flatten(2).mT
+        raise UserError(
+            f"tokens: expected the forward_features of {type(network).__name__} to give tokens (B, N, D) or a "
+            f"feature map (B, D, H, W), as timm's models do; leave tokens out"
+        )
+
+    def checkpoint_gradients(self) -> None:
+        """Compute the activations of each block again in the backward pass, instead of keeping them.
+
+        Raises:
+            UserError: the network has no gradient checkpointing.
+        """
+        network: Any = self.network
+        try:
+            network.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            name = type(network).__name__
+            raise UserError(f"--grad-checkpointing: {name} has no gradient checkpointing; leave it out") from error
+        for module in self.network.modules():
+            if isinstance(module, _BatchNorm):
+                module.register_forward_pre_hook(partial(_count_a_batch_once, module.momentum))
+
+
+def _count_a_batch_once(momentum: float | None, norm: Any, _: Any) -> None:
+    """Keep a batch norm's running statistics as they are while its forward is computed again."""
+    again = torch._C._current_graph_task_id() >= 0  # within a backward pass
+    norm.momentum = 0.0 if again else momentum
+    if again and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked -= 1
 
 
 def small_image_stem(network: ResNet, channels: int) -> ResNet:
@@ -81,7 +129,7 @@ def check_backbone(name: str) -> None:
     architecture, _, tag = name.partition(".")
     if tag and timm.is_model(architecture):
         raise UserError(
-            f"backbone {name}: a run cannot start from pretrained weights ({tag}) yet; "
+            f"backbone {name} names pretrained weights ({tag}): add --init timm to start from them; "
             f"{architecture} trains the same network from random weights"
         )
     if name != "resnet_tiny" and not timm.is_model(name):
@@ -89,47 +137,113 @@ def check_backbone(name: str) -> None:
         raise unknown("backbone", name, ["resnet_tiny", "resnet18", "resnet50", "vit_tiny_patch16_224", *near])
 
 
-def build_encoder(backbone: str | nn.Module, *, channels: int = 3, size: int = 32) -> Encoder:
+def patch_size(backbone: str | nn.Module) -> int:
+    """The side in pixels of a transformer's patch, of which views' sizes are multiples; 1 for other networks.
+
+    Args:
+        backbone: a name that `check_backbone` accepts, or a module.
+    """
+    if backbone == "resnet_tiny":
+        return 1
+    if isinstance(backbone, str):
+        with torch.device("meta"):  # a shape without memory
+            backbone = timm.create_model(backbone, num_classes=0)
+    embedding: Any = getattr(getattr(backbone, "network", backbone), "patch_embed", None)
+    return int(embedding.feat_ratio()) if hasattr(embedding, "feat_ratio") else 1
+
+
+def build_encoder(
+    backbone: str | nn.Module,
+    *,
+    channels: int = 3,
+    size: int = 32,
+    sizes: Sequence[int] = (),
+    drop_path: float = 0.0,
+    stem: Stem = "auto",
+) -> Encoder:
     """Build an encoder by name, with random weights, or around a module, which keeps its weights.
+
+    A vision transformer's position embeddings belong to `size`; for other sizes they are interpolated.
 
     Args:
         backbone: `resnet_tiny`, any timm model, or a module (B, C, H, W) -> (B, F).
         channels: channels of an image.
-        size: side of a view in pixels; ResNets get the small-image stem below 64.
+        size: side of a view in pixels.
+        sizes: further sides of views that the encoder must take.
+        drop_path: probability that an image skips the last residual block (`EncoderOptions`).
+        stem: of a ResNet: small is the small-image stem, own is timm's; auto is small for views under 64 px.
 
     Raises:
-        UserError: timm has no such model, the name asks for pretrained weights, or the model does not accept
-            images of this size or does not return one vector per image.
+        UserError: timm has no such model, the name asks for pretrained weights, or the model has no drop path,
+            does not accept images of one of the sizes, or does not return one vector per image.
     """
     if isinstance(backbone, Encoder):
         return backbone
+    name = backbone if isinstance(backbone, str) else type(backbone).__name__
+    network: nn.Module
     if isinstance(backbone, str):
         check_backbone(backbone)
-        if backbone == "resnet_tiny":
-            return Encoder(resnet_tiny(channels), 128)
-    name = backbone if isinstance(backbone, str) else type(backbone).__name__
+        try:
+            network = _create(backbone, channels, size, drop_path, stem)
+        except _MISFITS as error:
+            raise _misfit(name, channels, size, error) from error
+    else:
+        network = backbone
+    if drop_path and not any(getattr(part, "drop_prob", 0) for part in network.modules()):
+        raise UserError(f"backbone {name} has no drop path: pass --settings encoder.drop_path=0")
+    network.eval()
+    width = _width(network, name, channels, size)
+    for other in sorted(set(sizes) - {size}):
+        try:
+            _width(network, name, channels, other)
+        except UserError as error:
+            raise UserError(
+                f"{error}; views of several sizes need a backbone that takes them all, such as a ResNet or "
+                f"vit_small_patch16_224: choose one, or pass --settings 'views.*.size=null'"
+            ) from error
+    return Encoder(network.train(), width)
+
+
+# What networks raise at images that they were not made for.
+_MISFITS = (ValueError, AssertionError, TypeError, RuntimeError, AttributeError, NotImplementedError)
+
+
+def _misfit(name: str, channels: int, size: int, error: Exception) -> UserError:
+    return UserError(
+        f"backbone {name} does not take {channels}-channel images of {size} px: {str(error).rstrip('. ')}"
+    )
+
+
+def _width(network: nn.Module, name: str, channels: int, size: int) -> int:
+    """F, the width of a network's features; the one that timm states is not that of the output in every model."""
+    like = next(iter(network.parameters()), torch.empty(0))
     try:
-        network = (_create(backbone, channels, size) if isinstance(backbone, str) else backbone).eval()
-        if isinstance(backbone, str) and isinstance(network, ResNet) and size < SMALL_IMAGE:
-            network = small_image_stem(network, channels) if isinstance(network.conv1, nn.Conv2d) else network
-        like = next(iter(network.parameters()), torch.empty(0))
-        with torch.no_grad():  # the width that timm states is not that of the output in every model
+        with torch.no_grad():
             features = network(torch.zeros(1, channels, size, size, device=like.device, dtype=like.dtype))
             shape = tuple(features.shape)
-    except (ValueError, AssertionError, TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
-        raise UserError(
-            f"backbone {name} does not take {channels}-channel images of {size} px: {error}"
-        ) from error
+    except _MISFITS as error:
+        raise _misfit(name, channels, size, error) from error
     if len(shape) != 2:
         raise UserError(f"backbone {name}: expected one vector for each image, got shape {shape}")
-    return Encoder(network.train(), shape[1])
+    return int(shape[1])
 
 
-def _create(name: str, channels: int, size: int) -> nn.Module:
+def _create(name: str, channels: int, size: int, drop_path: float, stem: Stem) -> Any:
+    if name == "resnet_tiny":
+        return resnet_tiny(channels)
     options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
-    network: nn.Module
-    try:  # transformers must know the size; convolutional networks do not take it
-        network = timm.create_model(name, img_size=size, **options)
-    except TypeError:
-        network = timm.create_model(name, **options)
+    dropped = {"drop_path_rate": drop_path} if drop_path else {}
+    # Transformers must know the size, and some take others too; convolutional networks take neither option.
+    network: Any
+    for sized in ({"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}):
+        try:
+            network = timm.create_model(name, **options, **sized, **dropped)
+        except TypeError:
+            continue
+        small = stem == "small" or (stem == "auto" and size < SMALL_IMAGE)
+        if isinstance(network, ResNet) and isinstance(network.conv1, nn.Conv2d) and small:
+            network = small_image_stem(network, channels)
+        break
+    else:
+        network = timm.create_model(name, **options)  # it has no drop path, as the caller will find
     return network

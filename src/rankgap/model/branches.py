@@ -79,6 +79,15 @@ class Branch(nn.Module):
         return features, self.projector(features)
 
 
+def _teacher(online: Branch) -> Branch:
+    """A copy without gradients and without stochastic depth (drop path), as DINO's."""
+    teacher = copy.deepcopy(online).requires_grad_(False)
+    for part in teacher.modules():
+        if "drop_prob" in vars(part):  # timm's DropPath has it
+            vars(part)["drop_prob"] = 0.0
+    return teacher
+
+
 class DualBranch(nn.Module):
     """A two-branch model: every method of the zoo is one of these.
 
@@ -119,7 +128,7 @@ class DualBranch(nn.Module):
         super().__init__()
         self.online = online
         self.online_map = online_map
-        self.teacher = None if momentum is None else copy.deepcopy(online).requires_grad_(False)
+        self.teacher = None if momentum is None else _teacher(online)
         self.target_map = make_target_map(self.teacher or online)
         self.alignment = alignment
         self.momentum = momentum

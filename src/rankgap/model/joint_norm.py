@@ -82,4 +82,6 @@ def join_norms(model: nn.Module, *, cuda: bool) -> None:
                 # torch's conversion would drop the activation that some of timm's norms hold.
                 torchs = cuda and not hasattr(child, "act")
                 joint = nn.SyncBatchNorm.convert_sync_batchnorm(child) if torchs else JointBatchNorm(child)
+                for hook in child._forward_pre_hooks.values():  # Encoder.checkpoint_gradients has one
+                    joint.register_forward_pre_hook(hook)
                 module.add_module(name, joint)

@@ -70,6 +70,11 @@ def learning_rate(clock: Clock, *, peak: float, final: float, warmup_epochs: flo
     return final + (peak - final) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
 
+def weight_decay(clock: Clock, base: float, final: float) -> float:
+    """The weight decay of a step, on a cosine from one value to the other over the whole run (DINO)."""
+    return final + (base - final) * (1 + math.cos(math.pi * clock.progress)) / 2
+
+
 def teacher_momentum(clock: Clock, base: float) -> float:
     """The momentum of the EMA teacher, 1 - (1 - base) (cos(pi progress) + 1) / 2 (BYOL section 3.3)."""
     return 1 - (1 - base) * (math.cos(math.pi * clock.progress) + 1) / 2

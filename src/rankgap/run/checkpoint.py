@@ -6,9 +6,6 @@ may hold anything.
 
 from __future__ import annotations
 
-import os
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +14,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from rankgap.errors import UserError, check_within, unusable
+from rankgap.errors import UserError, check_within
 from rankgap.run.optimizer import state_names
+from rankgap.run.torch_file import is_plain, read_torch_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -56,7 +54,7 @@ class Checkpoint:
         Raises:
             UserError: the file cannot be read, or is not a rankgap checkpoint; the message names what is wrong.
         """
-        values = _loaded(path)
+        values = read_torch_file(path, "a rankgap checkpoint")
         if not isinstance(values, dict) or values.keys() != _KINDS.keys():
             raise UserError(f"{path} is not a rankgap checkpoint: it should hold {', '.join(_KINDS)}")
         for name, kind in _KINDS.items():
@@ -72,7 +70,7 @@ class Checkpoint:
 
     def _check_random(self) -> None:
         cpu, cuda = (self.random.get(name) for name in ("cpu", "cuda"))
-        whole = isinstance(cuda, list) and all(_is_plain(s) and s.dtype == torch.uint8 for s in [cpu, *cuda])
+        whole = isinstance(cuda, list) and all(is_plain(s) and s.dtype == torch.uint8 for s in [cpu, *cuda])
         try:
             torch.Generator().set_state(cpu if whole and cpu is not None else torch.empty(0))
         except (RuntimeError, TypeError):
@@ -146,15 +144,6 @@ _KINDS: dict[str, type] = {
 }
 
 
-def _is_plain(value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.device.type == "cpu"
-        and value.layout == torch.strided
-        and not value.is_quantized
-    )
-
-
 def _difference(value: Any, expected: Any) -> str | None:
     """Why a value cannot replace another; None if it can."""
     if not isinstance(expected, Tensor):
@@ -162,42 +151,10 @@ def _difference(value: Any, expected: Any) -> str | None:
             return None if type(value) is type(expected) else f"a {type(value).__name__}"
         same = type(value) is type(expected) and 0 <= value < 2**53
         return None if same else f"{value!r:.40}, expected a count"
-    if not _is_plain(value):
+    if not is_plain(value):
         return "not a plain tensor"
     if (value.shape, value.dtype) != (expected.shape, expected.dtype):
         found, wanted = (f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in (value, expected))
         return f"{found}, expected {wanted}"
     # A mask may hold infinities where the model that was just built has them too.
     return None if (value.isfinite() | ~expected.to(value.device).isfinite()).all() else "not finite"
-
-
-def _loaded(path: Path) -> object:
-    """The contents of a checkpoint's file.
-
-    On a damaged file, the decoders of zipfile and torch raise nearly anything, MemoryError and RecursionError
-    included. No list of types would be complete, so all of them become one `UserError`.
-    """
-    try:
-        size = path.stat().st_size
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else size
-        if size > memory:
-            raise UserError(f"{path} is {size:,} bytes, more than this machine's memory ({memory:,})")
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            stored = all(record.compress_type == zipfile.ZIP_STORED for record in records)
-            if not stored or sum(record.file_size for record in records) > size:
-                raise ValueError("its parts are larger than the file")
-            if torn := archive.testzip():  # torch does not check the checksums
-                raise ValueError(f"its part {torn} is damaged")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about kinds of tensors that are rejected anyway
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except OSError as error:
-        raise unusable(error, path) from error
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{path} is not a rankgap checkpoint: it cannot be loaded as weights ({reason[:200]})"
-        ) from error

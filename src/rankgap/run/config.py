@@ -61,16 +61,26 @@ class TrainConfig:
         limit: train on the first N images of a seeded shuffle.
         size: side of a view in pixels; by default the images' own up to 96 px, otherwise at most 224.
         channels: convert all images to this many channels (1 or 3); by default all must have the same number.
-        backbone: resnet_tiny, or any timm name; by default resnet_tiny on a CPU and resnet18 elsewhere.
+        backbone: resnet_tiny, or any timm name; by default the one that the recipe names, or else resnet_tiny on a
+            CPU and resnet18 elsewhere.
+        init: pretrained weights to start the encoder from: timm (the backbone's own; its name may have a tag, as
+            in vit_tiny_patch16_224.augreg_in21k), hf:REPO of the Hugging Face Hub, run:FOLDER (the online encoder
+            of another run), teacher:FOLDER (its EMA teacher), or a file (.safetensors, .pt, .pth). The frozen
+            start is scored first, for comparison.
+        init_partial: where --init has no weights that fit, keep random ones instead of stopping.
+        grad_checkpointing: compute the encoder's activations again in the backward pass instead of keeping them:
+            less memory for more time, and the same numbers.
         epochs: passes over the images.
         batch_size: images per batch, over all devices.
         accumulate: batches per optimiser step, for a GPU that cannot hold a larger batch; the learning rate is
             that of all their images together.
-        recipe: auto (the method's published recipe, adapted if the run is small), cifar or imagenet100 (as
-            published), or the path of a YAML file.
+        recipe: auto (the method's published recipe, adapted if the run is small, with small local crops for swav
+            and dino from 96 px on), cifar, imagenet100 or imagenet (as published; imagenet names its encoder),
+            multicrop (imagenet100 with local crops, for swav and dino), or the path of a YAML file.
         lr: peak learning rate for a batch of 256, in place of the recipe's.
         settings: values that replace the recipe's, as KEY=VALUE (prototypes.count=512,
             target.sinkhorn.eps=0.03, views.0.flip=0, or views.*.flip=0 for every view).
+        fast_dev_run: a dry run: two optimiser steps of the recipe as it is, then an evaluation on a few images.
         rank_every: steps between readings of the ranks; auto, the default, takes at least 40 readings, and reads
             every tenth step of a long run.
         loggers: where readings go besides metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.
@@ -110,12 +120,16 @@ class TrainConfig:
     size: int | None = None
     channels: int | None = None
     backbone: str | None = None
+    init: str | None = None
+    init_partial: bool = False
+    grad_checkpointing: bool = False
     epochs: int = 100
     batch_size: int = 256
     accumulate: int = 1
     recipe: str = "auto"
     lr: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    fast_dev_run: bool = False
     rank_every: int | None = None
     loggers: tuple[LoggerName, ...] = ("tensorboard",)
     keep_every: int | None = None
@@ -150,6 +164,10 @@ class TrainConfig:
             raise UserError(f"--batch-size must be a multiple of --devices {self.devices}, got {self.batch_size}")
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite replaces it: choose one")
+        if self.init_partial and self.init is None:
+            raise UserError(
+                "--init-partial says what to do where --init has no weights: add --init, or leave it out"
+            )
         if "test" in self.eval:
             raise UserError("--eval test=...: the data's own test set is called test, choose another name")
 
@@ -168,7 +186,10 @@ class TrainConfig:
         if self.out is not None:
             return Path(self.out)
         data = Path(self.data.partition(":")[2] or self.data).resolve().name
-        return Path("runs") / (file_name(f"{self.title}-{data}") + f"-seed{self.seed}")
+        start = (
+            "" if self.init is None else f"-from-{Path(self.init.partition(':')[2] or self.init).resolve().stem}"
+        )
+        return Path("runs") / (file_name(f"{self.title}-{data}{start}") + f"-seed{self.seed}")
 
 
 def file_name(text: str) -> str:

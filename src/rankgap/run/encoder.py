@@ -13,6 +13,7 @@ from rankgap.data.given import FEW, Items, decode_item, pixels
 from rankgap.data.levels import Levels
 from rankgap.errors import UserError
 from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
+from rankgap.model.backbones import Encoder, build_encoder
 from rankgap.model.methods import design
 from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
@@ -36,24 +37,27 @@ class TrainedEncoder(nn.Module):
         std: standard deviation of each channel in [0, 1].
         levels: how the values of deep images become 0 ... 255; None for images of 8 bits.
         centre: the side of the central square that is seen, as a share of an image's shorter side.
+        tokens: give the N patch tokens of each image, or the places of its feature map, instead of one vector.
     """
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         size: int,
         mean: Sequence[float],
         std: Sequence[float],
         levels: Levels | None = None,
         *,
         centre: float = 1.0,
+        tokens: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.size, self.centre = encoder, size, centre
         self.mean, self.std, self.levels = tuple(mean), tuple(std), levels
+        self.tokens = tokens
 
     def forward(self, images: Any) -> Tensor:
-        """Features of images: (B, F), or (F,) for a single image.
+        """Features of images: (B, F), or (F,) for a single image; tokens are (B, N, F), or (N, F).
 
         Args:
             images: a tensor (B, C, H, W), an array (B, H, W, C), or either without channels (B, H, W); a list or
@@ -70,7 +74,8 @@ class TrainedEncoder(nn.Module):
         batch = CPU_BATCH if device_of(self).type == "cpu" else BATCH
         if self.training:  # batch norm must see the whole batch
             batch = len(images)
-        features = [self.encoder(view) for view in self._views(images, batch)]
+        read = self.encoder.tokens if self.tokens else self.encoder
+        features = [read(view) for view in self._views(images, batch)]
         if not features:
             raise UserError("expected at least one image, got none")
         return features[0][0] if single else torch.cat(features)
@@ -125,7 +130,12 @@ def _is_many(images: Any, channels: int) -> bool:
 
 
 def load_encoder(
-    path: str | Path, *, checkpoint: str = "last", branch: Side = "online", model: nn.Module | None = None
+    path: str | Path,
+    *,
+    checkpoint: str = "last",
+    branch: Side = "online",
+    model: nn.Module | None = None,
+    tokens: bool = False,
 ) -> TrainedEncoder:
     """Load the trained encoder of a run, in evaluation mode and without gradients. No data are needed.
 
@@ -134,25 +144,26 @@ def load_encoder(
         checkpoint: one of the run's checkpoints: last, best, or one like epoch-0010.
         branch: the branch whose encoder is loaded; the target's is the EMA teacher if the method has one.
         model: another instance of your own model, if the run trained one; the weights are loaded into it.
+        tokens: give (B, N, F), the patch tokens of a transformer (without class token and registers) or the places
+            of a feature map, row by row, instead of one vector for each image.
 
     Raises:
-        UserError: there is no run or no such checkpoint, it is of another model, or `model` is missing.
+        UserError: there is no run or no such checkpoint, it is of another model, `model` is missing, or the
+            network has no tokens.
     """
     folder = RunFolder(Path(path))
     saved = folder.saved()
     state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
     with saying_what_to_import(saved.run.imports):
         method = design(saved.run.method, online=saved.run.online, target=saved.run.target)
-    trained = build(
-        method,
-        backbone=saved.model.backbone if model is None else model,
-        heads=saved.recipe,
-        channels=saved.model.channels,
-        size=saved.model.size,
-        views=len(saved.recipe.views),
-        targets=saved.recipe.targets,
+    kept, recipe = saved.model, saved.recipe
+    encoder = build_encoder(
+        kept.backbone if model is None else model, channels=kept.channels, size=kept.size, stem=kept.stem
     )
+    trained = build(method, backbone=encoder, heads=recipe, views=len(recipe.views), targets=recipe.targets)
     state.load_model(trained)
-    seen = saved.model
-    encoder = TrainedEncoder(trained.encoder(branch), seen.size, *seen.statistics, centre=seen.centre)
-    return encoder.eval().requires_grad_(False)
+    network = trained.encoder(branch).eval().requires_grad_(False)
+    assert isinstance(network, Encoder)
+    if tokens:
+        network.tokens(torch.zeros(1, kept.channels, kept.size, kept.size, device=device_of(network)))
+    return TrainedEncoder(network, kept.size, *kept.statistics, centre=kept.centre, tokens=tokens).eval()

@@ -167,6 +167,10 @@ class RunFolder:
             read(Verdict, found["verdict"], f"{file}.verdict")
         return found
 
+    def start(self) -> dict[str, Any]:
+        """The part of `results.json` on the frozen start; empty if the run began with random weights."""
+        return {name: scores for name, scores in self.results().items() if name == "start"}
+
     def metrics(self) -> dict[str, list[float]]:
         """The columns of `metrics.csv` as numbers, NaN where one is not finite; empty before the first reading.
 

@@ -14,7 +14,7 @@ from rankgap.evaluate.batches import views_of
 from rankgap.filters.spectral import SpectralFilter
 from rankgap.model.branches import DualBranch, Outputs
 from rankgap.model.schedule import Clock, views_seed
-from rankgap.run.optimizer import OptimizerOptions, build_optimizer
+from rankgap.run.optimizer import OptimizerOptions, build_optimizer, ready_gradients, set_rates
 from rankgap.run.work import Work
 from rankgap.spectra.processes import gather_rows, joint_mean
 from rankgap.views import Views
@@ -81,7 +81,7 @@ class SelfSupervised(L.LightningModule):
         return self.step % self.monitor.every == 0 or self.step == self.work.steps - 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The recipe's optimiser; its learning rate is set from the clock at each step."""
+        """The recipe's optimiser; its rates are set from the clock at each step."""
         return build_optimizer(self.model, self.optimizer)
 
     def on_fit_start(self) -> None:
@@ -96,10 +96,7 @@ class SelfSupervised(L.LightningModule):
         """Make the views, run both branches, and return the loss."""
         clock = self.clock
         self.model.prepare(clock)
-        images = self.work.images_per_step
-        peak, rate = self.optimizer.peak(images), self.optimizer.rate(clock, images)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = peak if group["constant"] else rate
+        set_rates(self.trainer.optimizers[0], self.optimizer, clock, self.work.images_per_step)
         if self._generator is None:
             self._generator = torch.Generator(self.device)
         number = self.step * self.work.accumulate + len(self._losses)  # of the batch in the run
@@ -110,6 +107,10 @@ class SelfSupervised(L.LightningModule):
         self._outputs = outputs if self.is_read else None
         self.first_bad = torch.where((self.first_bad < 0) & ~torch.isfinite(loss), self.step, self.first_bad)
         return outputs.loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Drop the gradients of what is frozen, and clip the others."""
+        ready_gradients(optimizer, self.model, self.optimizer)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Take the optimiser's step, move the teacher, read both branches if due, and count the step."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,25 +13,29 @@ from torch import nn
 
 from rankgap.data import ImageSet, load_data
 from rankgap.data.splits import MissingDataError, Source
-from rankgap.errors import UserError, unknown
+from rankgap.errors import UserError
 from rankgap.evaluate import check_sets
 from rankgap.filters.learned import LearnedOptions
 from rankgap.filters.spectral import FilterOptions
 from rankgap.model.assembly import assemble
-from rankgap.model.backbones import build_encoder, check_backbone, own_name
+from rankgap.model.backbones import Stem, build_encoder, check_backbone, own_name, patch_size
 from rankgap.model.branches import DualBranch
+from rankgap.model.encoder_options import fitting_size
 from rankgap.model.methods import Method, design
 from rankgap.model.mlp import mixes_images
-from rankgap.run import presets
-from rankgap.run.config import Autocast, Precision, TrainConfig
+from rankgap.run import continuing, presets
+from rankgap.run.config import Autocast, TrainConfig
+from rankgap.run.devices import check_processes, find_device, find_precision, find_workers
 from rankgap.run.imports import import_all, located, saying_what_to_import
+from rankgap.run.optimizer import parameter_groups
 from rankgap.run.reader import plain, read
-from rankgap.run.recipes import SIDES, Recipe, load_recipe, override
+from rankgap.run.recipes import SIDES, Recipe, load_recipe, override, recipe_for
 from rankgap.run.saved import FORMAT, SavedData, SavedModel, SavedRun, checkout_commit, library_versions
+from rankgap.run.start import Start, choose_backbone, start_from
 from rankgap.run.work import Work
 from rankgap.views import Views
 
-MOST_WORKERS = 1024  # processes
+DRY_IMAGES = 64  # of an evaluation set in a dry run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -47,6 +50,7 @@ class Plan:
         model: the model, with initial weights drawn from the seed.
         backbone: name of the encoder.
         size: side of a view in pixels.
+        stem: the encoder's stem.
         train: the training images.
         tests: evaluation sets by name; the data's own is `test`.
         device: the device to compute on.
@@ -64,6 +68,7 @@ class Plan:
     model: DualBranch
     backbone: str
     size: int
+    stem: Stem
     train: ImageSet
     tests: Mapping[str, ImageSet]
     device: torch.device
@@ -95,6 +100,7 @@ class Plan:
                 mean=self.train.mean,
                 std=self.train.std,
                 levels=self.train.levels,
+                stem=self.stem,
                 centre=self.train.centre,
             ),
             recipe=self.recipe,
@@ -146,24 +152,31 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
     with saying_what_to_import(config.imports):
         method = design(config.method, online=config.online, target=config.target)
     device = find_device(config.accelerator)
-    _check_processes(config, device)
+    check_processes(config, device)
     if device.type == "cpu" and config.devices == 1:  # with several processes, Lightning divides the cores
         config = replace(config, threads=config.threads or torch.get_num_threads())
-    backbone = config.backbone or ("resnet_tiny" if device.type == "cpu" else "resnet18")
+    if config.fast_dev_run:  # two epochs of one step
+        config = replace(config, limit=config.batch_size * config.accumulate, epochs=2)
     asked = config
     if saved is not None:
-        backbone = saved.model.backbone
         asked = replace(config, size=saved.model.size, channels=saved.model.channels)
-    if given.encoder is None:
-        check_backbone(backbone)
-    else:
-        backbone = own_name(given.encoder)
-    _check_installed(config.loggers)
     settings = recipe_settings(config, method)
+    patch, weights = 1, None  # the sizes of a saved run fit its encoder, and its checkpoint has its weights
     if saved is None:
-        published = load_recipe("cifar" if config.recipe == "auto" else config.recipe, method.body)
-        override(published, settings).used_by(method)
+        published = _published(config, method.body, config.size)
+        wanted = override(published, settings).used_by(method)
         _check_used(config, method)
+        backbone, weights = choose_backbone(config, wanted, device, given.encoder)
+        patch = patch_size(given.encoder or backbone)
+        if config.size is not None:
+            _check_size(config.size, patch, backbone)
+            if given.encoder is None:  # here already, before the data are read
+                recipe = override(published.sized(config.size, patch), settings)
+                build_encoder(backbone, **_takes(recipe, channels=config.channels or 3, size=config.size))
+    else:
+        backbone = saved.model.backbone if given.encoder is None else own_name(given.encoder)
+        check_backbone(backbone)
+    _check_installed(config.loggers)
     train, tests = _image_sets(asked, saved, given.images)
     if len(train) < config.batch_size * config.accumulate and (saved is None or config.resume):
         batches, flags = "a batch", "--batch-size"
@@ -173,9 +186,32 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
             f"{config.data} has {len(train)} training images, fewer than {batches} of {config.batch_size}: "
             f"lower {flags}"
         )
-    size = view_size(asked.size, train)
+    notes: list[str] = []
+    if config.fast_dev_run:
+        tests = {name: images.sample(DRY_IMAGES) for name, images in tests.items()}
+        notes.append(f"a dry run: two steps on {len(train)} images, then an evaluation; its numbers mean nothing")
+    own_size = view_size(asked.size, train)
+    size = fitting_size(own_size, patch)
+    if saved is None:
+        published = _published(config, method.body, size)
+        recipe = override(published.sized(size, patch), settings).used_by(method)
+        unfit = (own_size, *override(published.sized(size), settings).sizes(size))
+        notes += _note_on_patches(backbone, patch, unfit, (size, *recipe.sizes(size)))
+    else:
+        recipe = saved.recipe
     torch.manual_seed(config.seed)
-    encoder = build_encoder(given.encoder or backbone, channels=train.channels, size=size)
+    takes = _takes(recipe, channels=train.channels, size=size)
+    if weights is not None:
+        start = start_from(weights, backbone, partial=config.init_partial, **takes)
+    else:
+        stem: Stem = "auto" if saved is None else saved.model.stem
+        start = Start(encoder=build_encoder(given.encoder or backbone, stem=stem, **takes), stem=stem)
+    if start.moments is not None:
+        for images in (train, *tests.values()):
+            images.mean, images.std = start.moments
+    encoder = start.encoder
+    if config.grad_checkpointing:
+        encoder.checkpoint_gradients()
     work = Work(
         images=len(train),
         batch_size=config.batch_size,
@@ -184,16 +220,17 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         devices=config.devices,
         accumulate=config.accumulate,
     )
-    notes: list[str] = []
-    recipe = published.sized(size) if saved is None else saved.recipe
-    if saved is None:
-        if config.recipe == "auto":
-            recipe, notes = published_recipe(config.data, method.body, size, train.channels)
-            if work.small:
-                recipe, small_notes = presets.adapt(recipe, method, work)
-                notes += small_notes
+    if saved is None and config.recipe == "auto":
+        recipe, said = presets.adapt_views(published.sized(size, patch), config.data, train.channels)
+        notes += said
+        if work.small and not config.fast_dev_run:
+            recipe, said = presets.adapt(recipe, method, work)
+            notes += said
+        if weights is not None:
+            recipe, said = continuing.adapt(recipe, method, work, encoder.network)
+            notes += said
         recipe = override(recipe, settings).used_by(method)
-        presets.check_view_sizes(recipe, max(train.side, asked.size or 0))
+    presets.check_view_sizes(recipe, max(train.side, asked.size or 0))
     if mixes_images(encoder):
         notes.append(f"{backbone} sees one view at a time, so that each view has its own batch-norm statistics")
     else:
@@ -201,6 +238,7 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
     model = assemble(
         method, encoder, recipe, features=encoder.features, views=len(recipe.views), targets=recipe.targets
     )
+    parameter_groups(model, recipe.optimizer)  # a recipe that does not fit the encoder is said before training
     notes += presets.note_on_views(recipe, size)
     notes += presets.note_on_accumulation(method, model, work)
     return Plan(
@@ -211,13 +249,14 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         model=model,
         backbone=backbone,
         size=size,
+        stem=start.stem,
         train=train,
         tests=tests,
         device=device,
         precision=find_precision(config.precision, device),
-        workers=_workers(config, train),
-        notes=tuple(notes),
-        warnings=tuple(presets.warnings(recipe, method, work)),
+        workers=find_workers(config, train),
+        notes=(*start.notes, *notes),
+        warnings=() if config.fast_dev_run else tuple(presets.warnings(recipe, method, work)),
         differences=() if saved is None else tuple(_differences(config, saved, train, tests)),
     )
 
@@ -256,55 +295,38 @@ def _check_used(config: TrainConfig, method: Method) -> None:
             raise UserError(f"--settings {key}: {config.title} has no {name}; leave it out")
 
 
-def published_recipe(data: str, body: str, size: int, channels: int) -> tuple[Recipe, list[str]]:
-    """The published recipe with views adapted to the images, and notes on what was changed."""
-    recipe = load_recipe("cifar" if size <= 96 else "imagenet100", body).sized(size)
-    return presets.adapt_views(recipe, data, channels)
+def _published(config: TrainConfig, body: str, size: int | None) -> Recipe:
+    """The recipe that a configuration names; auto chooses by the views' size, None if it is not known yet."""
+    return load_recipe(recipe_for(body, size) if config.recipe == "auto" else config.recipe, body)
+
+
+def _takes(recipe: Recipe, *, channels: int, size: int) -> dict[str, Any]:
+    """The options of `build_encoder` that follow from a recipe and its images."""
+    sizes, dropped = recipe.sizes(size), recipe.encoder.drop_path
+    return {"channels": channels, "size": size, "sizes": sizes, "drop_path": dropped}
+
+
+def _check_size(size: int, patch: int, backbone: str) -> None:
+    if size % patch:
+        near = sorted({fitting_size(size - size % patch, patch), size - size % patch + patch})
+        raise UserError(
+            f"--size {size}: {backbone} takes multiples of its patch of {patch} px: "
+            f"choose {' or '.join(map(str, near))}"
+        )
+
+
+def _note_on_patches(backbone: str, patch: int, wanted: Sequence[int], made: Sequence[int]) -> list[str]:
+    """A note on views that have another size because it must be a multiple of a patch; empty if there are none."""
+    changed = {then: now for then, now in zip(wanted, made, strict=True) if then != now}
+    if not changed:
+        return []
+    said = ", ".join(f"{now} px instead of {then}" for then, now in changed.items())
+    return [f"views of {said}: {backbone} takes multiples of its patch of {patch} px"]
 
 
 def view_size(asked: int | None, images: ImageSet) -> int:
     """The side of a view: the given one, or the stored images' own up to 96 px and otherwise at most 224."""
     return asked or (images.size if images.size <= 96 else min(images.size, 224))
-
-
-def find_device(accelerator: str) -> torch.device:
-    """The device that a run computes on.
-
-    Args:
-        accelerator: auto, cpu, gpu, cuda or mps.
-
-    Raises:
-        UserError: an unknown accelerator, or one that this machine lacks.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    wanted: dict[str, Iterable[str]] = {"auto": available, "gpu": ("cuda", "mps")}
-    wanted |= {name: (name,) for name in available}
-    if accelerator not in wanted:
-        raise unknown("accelerator", accelerator, wanted)
-    found = next((name for name in wanted[accelerator] if available[name]), None)
-    if found is None:
-        raise UserError(f"--accelerator {accelerator}: torch finds none on this machine; leave it out, or use cpu")
-    return torch.device(found)
-
-
-def _check_processes(config: TrainConfig, device: torch.device) -> None:
-    """Reject more processes than the machine can use, before they are started."""
-    have = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, max(os.cpu_count() or 1, 2))
-    if config.devices > have:
-        raise UserError(f"--devices must be at most {have} with --accelerator {device.type}, got {config.devices}")
-    if config.workers is not None and config.workers > MOST_WORKERS:
-        raise UserError(f"--workers must be at most {MOST_WORKERS}, got {config.workers}")
-
-
-def find_precision(precision: Precision, device: torch.device) -> Autocast:
-    """The precision that "auto" stands for on a device."""
-    if precision != "auto":
-        return precision
-    if device.type == "cpu":
-        return "bf16-mixed" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "32-true"
-    if device.type == "cuda":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
-    return "32-true"
 
 
 def _check_installed(loggers: Iterable[str]) -> None:
@@ -369,10 +391,3 @@ def _differences(
         told = then.tests[name].difference(now.tests[name])
         if told and place == saved.run.eval.get(name):
             yield f"{place or config.data} does not hold the test images that the run was started with: {told}"
-
-
-def _workers(config: TrainConfig, train: ImageSet) -> int:
-    """Processes that decode files ahead: none for sets in memory, else one per core."""
-    if config.workers is not None:
-        return config.workers
-    return 0 if train.in_memory else (os.cpu_count() or 1)

@@ -13,7 +13,9 @@ from rankgap.data import ImageSet, Inspection, inspect
 from rankgap.evaluate.batches import batch_for, views_of
 from rankgap.model.methods import design
 from rankgap.run.config import TrainConfig
-from rankgap.run.plan import published_recipe, view_size
+from rankgap.run.plan import view_size
+from rankgap.run.presets import adapt_views
+from rankgap.run.recipes import load_recipe, recipe_for
 from rankgap.views import Views
 
 
@@ -46,7 +48,8 @@ def preview(config: TrainConfig, *, images: int = 24) -> Preview:
     method = design(config.method)
     found = inspect(config.data, size=config.size, channels=config.channels)
     size, train = view_size(config.size, found.images), found.images
-    recipe, _ = published_recipe(config.data, method.body, size, train.channels)
+    published = load_recipe(recipe_for(method.body, size), method.body).sized(size)
+    recipe, _ = adapt_views(published, config.data, train.channels)
     names, sample = found.sample(images, config.seed)
     # With mean 0 and deviation 1 the views stay in [0, 1], ready to be shown.
     views = Views(recipe.views, size, [0.0] * train.channels, [1.0] * train.channels)

@@ -64,4 +64,5 @@ class Results(Evaluation, total=False):
     threads: int
     verdict: dict[str, Any]  # a `Verdict`, as `RunFolder.results` checks
     alarms: list[Alarm]
+    start: Evaluation  # of the pretrained weights, before training
     target_branch: Evaluation

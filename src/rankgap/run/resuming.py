@@ -34,6 +34,7 @@ _FREE = {
     "loggers",
     "keep_every",
     "compile",
+    "grad_checkpointing",
 }
 
 
@@ -151,5 +152,5 @@ class BegunRun:
         """Restore the run's folder to the checkpoint, with the plan for the rest of the run."""
         self.folder.write_config(replace(plan.resumed(self.saved), notes=(*self.saved.notes, *change)))
         if change:
-            self.folder.write_results({})  # the results so far are those of the old length
+            self.folder.write_results(self.folder.start())  # the others are those of the old length
         self.folder.rewind(self.history)

@@ -13,6 +13,7 @@ from rankgap.data.fingerprint import Fingerprint
 from rankgap.data.levels import Levels
 from rankgap.data.splits import Statistics
 from rankgap.errors import UserError, check_within
+from rankgap.model.backbones import Stem
 from rankgap.run.config import TrainConfig
 from rankgap.run.imports import saying_what_to_import
 from rankgap.run.reader import read
@@ -35,6 +36,7 @@ class SavedModel:
         mean: mean of each channel in [0, 1], for normalisation.
         std: standard deviation of each channel in [0, 1].
         levels: how the values of deep images (16 or 32 bits) become 0 ... 255; None if images have 8 bits.
+        stem: the stem of a ResNet, which pretrained weights may decide.
         centre: the side of the central square that evaluation sees, as a share of an image's shorter side: 7/8 of
             photographs, whose views are cut out of the originals, else 1.
     """
@@ -45,6 +47,7 @@ class SavedModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     levels: Levels | None = None
+    stem: Stem = "auto"
     centre: float = 1.0
 
     def __post_init__(self) -> None:

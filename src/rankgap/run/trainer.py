@@ -150,6 +150,11 @@ def _run(
             encoder.compile(fullgraph=True)
     checkpoints = Checkpoints(plan, folder, state)
     with Heartbeat(folder, step=module.step, seconds=checkpoints.seconds) as heartbeat:
+        if config.init is not None and state is None and is_main_process():
+            heartbeat.state = "evaluating"
+            start = evaluate_plan(_rated(plan))
+            folder.write_results({"start": start})  # at once, so that an interrupted run keeps it
+            heartbeat.state = "training"
         if module.step < plan.work.steps:
             _fit(plan, module, checkpoints, [heartbeat, *([Restore(state)] if state else []), *callbacks])
         heartbeat.state = "evaluating"
@@ -169,15 +174,19 @@ def _results(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints) -> di
         results["threads"] = config.threads
     if is_main_process():
         history = readings(folder.metrics())
-        # Without a protocol, a sample is enough for the ranks.
-        rated = plan if config.protocol else replace(plan, train=plan.train.sample(SAMPLE), tests={})
-        results |= evaluate_plan(rated)
+        rated = _rated(plan)
+        results |= evaluate_plan(rated) | folder.start()
         features = Use(rank=results["erank_features"], of=min(len(rated.train), plan.work.features))
         results["alarms"] = plain(alarms(history))
-        if history:
+        if history and not config.fast_dev_run:  # two steps tell nothing
             results["verdict"] = plain(judge(history, features))
         folder.write_results(results)
     return results
+
+
+def _rated(plan: Plan) -> Plan:
+    """The plan with the images to score; without a protocol, a sample is enough for the ranks."""
+    return plan if plan.config.protocol else replace(plan, train=plan.train.sample(SAMPLE), tests={})
 
 
 def _fit(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints, callbacks: Sequence[L.Callback]) -> None:

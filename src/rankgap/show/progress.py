@@ -14,9 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rankgap.run.cost import cheaper
+from rankgap.run.folder import RunFolder
 from rankgap.run.module import SelfSupervised
 from rankgap.run.plan import Plan
 from rankgap.run.processes import is_main_process
+from rankgap.show.frozen_start import start_in_words
 from rankgap.show.pace import Pace, duration, measured, status_line, time_left
 from rankgap.show.terminal import announce, console, say
 
@@ -62,6 +64,9 @@ class Progress(L.Callback):
         self._finished: float | None = None
         if not is_main_process():
             return
+        if self.plan is not None and self.plan.config.init is not None:
+            start = start_in_words(RunFolder(self.plan.config.path).start())
+            say("  ", ("frozen start:", "dim"), f" {start}")
         if console.is_terminal:
             self._live = Live(get_renderable=self.view, console=console, refresh_per_second=4)
             self._live.start()

@@ -17,6 +17,7 @@ from rankgap.data.names import shown
 from rankgap.model.methods import METHODS, choices
 from rankgap.run.reader import read
 from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS
+from rankgap.show.frozen_start import ROW, since_start, start_is_better, start_of
 from rankgap.watch.doctor import Diagnosis
 from rankgap.watch.verdict import Verdict
 
@@ -73,7 +74,7 @@ def announce(plan: Plan) -> None:
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
-    """A table of runs.
+    """A table of runs; below a run that began with pretrained weights stand their own scores.
 
     Args:
         results: the results of each run, by title.
@@ -93,6 +94,8 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     for title, found in results.items():
         kind = dict(found.get("verdict", {})).get("kind", "-")
         table.add_row(title, Text(kind, COLOURS.get(kind, "")), *(column.cell(found) for column in RESULTS))
+        if start := start_of(found):
+            table.add_row(f"  {ROW}", "", *(column.cell(start) for column in RESULTS), style="dim")
     return table
 
 
@@ -118,10 +121,14 @@ def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def show_verdicts(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print the verdict on each run and the alarms raised during training."""
+    """Print the verdict on each run, what became of its frozen start, and the alarms raised during training."""
     for title, found in results.items():
         if "verdict" in found:
             _say_verdict(title, read(Verdict, found["verdict"], f"the verdict on {title}"))
+        if change := since_start(found):
+            say((title, "bold"), f" since its {ROW}: {change}")
+        if worse := start_is_better(found):
+            say(("warning:", "yellow"), f" {title}: {worse}")
         for alarm in (Diagnosis(**each) for each in found.get("alarms", [])):
             say(("alarm:", "yellow"), f" {title}: {alarm.kind} at step {alarm.step}: {alarm.saw}")
 

@@ -55,7 +55,7 @@ def eval_view(
     scale = torch.stack([h / height, w / width])
     with torch.autocast(images.device.type, enabled=False):
         rows, columns = crop_taps(corner * scale, extent * scale, (h, w), size, bicubic)
-        view = separable(images.float(), rows.matrices(h), columns.matrices(w)).div_(255).clamp_(0, 1)
+        view = separable(images.float(), rows, columns).div_(255).clamp_(0, 1)
         mean_, std_ = torch.tensor([mean, std], device=images.device)[:, :, None, None].unbind()
         return view.sub_(mean_).div_(std_)
 

@@ -9,6 +9,7 @@ Shapes: V views, B images, C channels, (H, W) stored size of an image, S side of
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -20,10 +21,11 @@ from rankgap.errors import UserError
 from rankgap.views.colour import colour_basis, colour_matrices, luma_weights
 from rankgap.views.eval_view import check_images, check_normalisation, original_sizes
 from rankgap.views.parameters import Draw, Parameters
-from rankgap.views.resampling import KERNELS, Taps, blur_matrix, crop_taps
+from rankgap.views.resampling import KERNELS, Taps, blur_matrix, blur_taps, crop_taps, separable, uses_tiles
 from rankgap.views.view_config import ViewConfig
 
 _BLOCK = 2**19  # values to process at once on a CPU
+_BLUR_RADIUS = 4  # standard deviations
 
 
 class _Run(NamedTuple):
@@ -77,6 +79,12 @@ def _blur(views: Tensor, sigma: Tensor) -> Tensor:
     return views
 
 
+def _blur_planes(planes: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """Gaussian blur of (B, C, S, S) with sigma (B,) pixels, cut off at a radius."""
+    taps = blur_taps(sigma, planes.shape[-1], radius)
+    return separable(planes, taps, taps)
+
+
 def _apply_(views: Tensor, drawn: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
     """Apply an operation in place to the views drawn for it.
 
@@ -84,8 +92,11 @@ def _apply_(views: Tensor, drawn: Tensor, operation: Callable[..., Tensor], *par
     """
     if views.device.type == "cpu":
         chosen = drawn.nonzero().squeeze(1)
-        changed = operation(views[chosen], *(p[chosen] for p in parameters))
-        views.index_copy_(0, chosen, changed.contiguous())
+        if len(chosen) == len(views):
+            views.copy_(operation(views, *parameters))
+        elif len(chosen):
+            changed = operation(views[chosen], *(p[chosen] for p in parameters))
+            views.index_copy_(0, chosen, changed.contiguous())
     else:
         views.copy_(torch.where(drawn[:, None, None, None], operation(views, *parameters), views))
 
@@ -181,15 +192,17 @@ class Views(nn.Module):
                 pixels = images[part].to(torch.float32, memory_format=torch.contiguous_format)
                 for run, made, (rows, columns) in zip(self._runs, out, taps, strict=True):
                     for k, v in enumerate(range(*run.views.indices(len(self.configs)))):
-                        self._render_(
-                            made[k, part],
-                            pixels,
-                            Taps(rows.weights[k, part], rows.pixels[k, part]).matrices(h),
-                            Taps(columns.weights[k, part], columns.pixels[k, part]).matrices(w),
-                            tones.matrices[v, part],
-                            tones.lift[v, part],
-                        )
-                        self._finish_(made[k, part], v, part, p)
+                        down = Taps(rows.weights[k, part], rows.pixels[k, part])
+                        over = Taps(columns.weights[k, part], columns.pixels[k, part])
+                        colours, lift = tones.matrices[v, part], tones.lift[v, part]
+                        view = made[k, part]
+                        if uses_tiles(pixels, run.size):
+                            self._colour_(view, separable(pixels, down, over), colours, lift, v, part, p)
+                        else:
+                            self._render_(view, pixels, down.matrices(h), over.matrices(w), colours, lift)
+                            if self.configs[v].blur_p > 0:
+                                _apply_(view, p.blur[v, part], _blur, p.sigma[v, part])
+                        self._finish_(view, v, part, p)
         return _as_views(out)
 
     def finish(self, crops: Sequence[Tensor], parameters: Parameters) -> Tensor | list[Tensor]:
@@ -218,13 +231,11 @@ class Views(nn.Module):
             for part in self._blocks(crops[0]):
                 for run, made in zip(self._runs, out, strict=True):
                     for k, v in enumerate(range(*run.views.indices(len(crops)))):
-                        self._colour_(
-                            made[k, part],
-                            crops[v][part],
-                            parameters.flip[v, part],
-                            tones.matrices[v, part],
-                            tones.lift[v, part],
-                        )
+                        crop, flip = crops[v][part], parameters.flip[v, part]
+                        mirrored = torch.where(flip[:, None, None, None], crop.flip(-1), crop)
+                        planes = mirrored.to(torch.float32, memory_format=torch.contiguous_format)
+                        colours, lift = tones.matrices[v, part], tones.lift[v, part]
+                        self._colour_(made[k, part], planes, colours, lift, v, part, parameters)
                         self._finish_(made[k, part], v, part, parameters)
         return _as_views(out)
 
@@ -262,16 +273,21 @@ class Views(nn.Module):
         torch.bmm(rows.mT, coloured.mT.reshape(b, h, -1), out=view)
         self._clamp_(view)
 
-    def _colour_(self, view: Tensor, crop: Tensor, flip: Tensor, colours: Tensor, lift: Tensor) -> None:
-        """Write colours(crop), mirrored where `flip` says so and clamped, into `view` (B, S, S, C)."""
-        mirrored = torch.where(flip[:, None, None, None], crop.flip(-1), crop)
-        pixels = (
-            mirrored.permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format).flatten(1, 2)
-        )
-        mean = pixels.mean(1) @ self.luma  # (B,), of the crop before the jitter
+    def _colour_(
+        self, view: Tensor, planes: Tensor, colours: Tensor, lift: Tensor, v: int, part: slice, p: Parameters
+    ) -> None:
+        """Write blur(clamp(colours(planes))) into `view` (B, S, S, C), from planes (B, C, S, S) in [0, 255]."""
+        flat = planes.flatten(2)
+        mean = flat.mean(-1) @ self.luma  # (B,), of the crop before the jitter
         shift = torch.addcmul(self.black, self.gain, (lift * mean)[:, None, None])  # (B, C, 1)
-        torch.baddbmm(shift.mT, pixels, colours.mT, out=view.flatten(1, 2))
-        self._clamp_(view.flatten(2))
+        coloured = torch.baddbmm(shift, colours, flat).view_as(planes)
+        for plane, low, high in zip(coloured.unbind(1), self.low, self.high, strict=True):
+            plane.clamp_(low, high)
+        config = self.configs[v]
+        if config.blur_p > 0:
+            radius = math.ceil(_BLUR_RADIUS * config.blur_sigma[1])
+            _apply_(coloured, p.blur[v, part], partial(_blur_planes, radius=radius), p.sigma[v, part])
+        view.copy_(coloured.permute(0, 2, 3, 1))
 
     def _clamp_(self, rows: Tensor) -> None:
         """Clamp (B, S, S*C) to black and white."""
@@ -280,10 +296,8 @@ class Views(nn.Module):
         rows.clamp_(self.low.repeat(size), self.high.repeat(size))
 
     def _finish_(self, view: Tensor, v: int, part: slice, p: Parameters) -> None:
-        """What follows the colours, in place, on images `part` of view v (B, S, S, C)."""
+        """What follows colours and blur, in place, on images `part` of view v (B, S, S, C)."""
         config = self.configs[v]
-        if config.blur_p > 0:
-            _apply_(view, p.blur[v, part], _blur, p.sigma[v, part])
         if config.solarize_p > 0:
             _apply_(view, p.solarize[v, part], self._solarize)
         if config.vertical_flip > 0:

@@ -11,11 +11,15 @@ Shapes: B images, C channels, (H, W) size of an image, S side of the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_TILED = 64  # side of a result in pixels; below this, whole matrices are as fast
+_TILE = 32  # samples
 
 
 def bilinear(distance: Tensor) -> Tensor:
@@ -110,8 +114,82 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     return weights.div_(weights.sum(-1, keepdim=True))
 
 
-def separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Rows (B, H, S)^T @ images (B, C, H, W) @ columns (B, W, S) -> (B, C, S, S)."""
+def blur_taps(sigma: Tensor, size: int, radius: int) -> Taps:
+    """Gaussian blur with reflected borders along one axis, cut off at a radius.
+
+    Args:
+        sigma: (B,) in pixels.
+        size: S.
+        radius: in pixels; beyond four times sigma there is less than 1e-4 of the weight.
+    """
+    radius = min(radius, size - 1)
+    distance = torch.arange(-radius, radius + 1, device=sigma.device)
+    weights = torch.exp(-0.5 * (distance / sigma[:, None]).square())  # (B, taps)
+    weights = weights / weights.sum(1, keepdim=True)
+    # The pixel at the edge is not repeated: pixel j appears again at -j and at 2 (S - 1) - j.
+    pixels = (torch.arange(size, device=sigma.device) + distance[:, None]).abs()
+    pixels = torch.minimum(pixels, 2 * (size - 1) - pixels)  # (taps, S)
+    shape = len(sigma), *pixels.shape
+    return Taps(weights[..., None].expand(shape), pixels.expand(shape))
+
+
+def uses_tiles(images: Tensor, size: int) -> bool:
+    """Whether `separable` works by tiles: on a CPU, for results of 64 pixels or more."""
+    return images.device.type == "cpu" and size >= _TILED
+
+
+def separable(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
+    """Resample the rows and columns of float32 images (B, C, H, W) -> (B, C, S, S).
+
+    A sample depends on a few neighbouring pixels, so most of a whole matrix is zero. On a CPU, large results are
+    computed tile by tile, from the pixels that they depend on; an accelerator multiplies whole matrices faster.
+    """
     b, c, h, w = images.shape
-    across = torch.bmm(images.reshape(b, c * h, w), columns)  # (B, C*H, S)
-    return torch.matmul(rows.mT[:, None], across.view(b, c, h, -1))
+    if uses_tiles(images, rows.weights.shape[-1]):
+        return _by_tiles(images, rows, columns)
+    across = torch.bmm(images.reshape(b, c * h, w), columns.matrices(w))  # (B, C*H, S)
+    return torch.matmul(rows.matrices(h).mT[:, None], across.view(b, c, h, -1))
+
+
+def _by_tiles(images: Tensor, rows: Taps, columns: Taps) -> Tensor:
+    b, c, h, w = images.shape
+    size = rows.weights.shape[-1]
+    across, out = images.new_empty(b, c, size, w), images.new_empty(b, c, size, size)
+    for k, tiles in enumerate(_tiles(rows, h)):
+        for place, window, weights in tiles:
+            for plane in range(c):
+                torch.mm(weights.T, images[k, plane, window], out=across[k, plane, place])
+    for k, tiles in enumerate(_tiles(columns, w)):
+        flat, made = across[k].view(c * size, w), out[k].view(c * size, size)
+        for place, window, weights in tiles:
+            torch.mm(flat[:, window], weights, out=made[:, place])
+    return out
+
+
+def _tiles(taps: Taps, stored: int) -> Iterator[list[tuple[slice, slice, Tensor]]]:
+    """For each image, its tiles: samples, the window of pixels that they depend on, and weights (window, samples).
+
+    Args:
+        taps: (B, taps, S).
+        stored: the number of pixels along the axis.
+    """
+    size = taps.weights.shape[-1]
+    count = math.ceil(size / _TILE)
+    side = math.ceil(size / count)
+    rest = count * side - size  # samples that fill the last tile, without weight
+    weights, pixels = F.pad(taps.weights, (0, rest)), F.pad(taps.pixels.double(), (0, rest), "replicate").long()
+    weights, pixels = (x.unflatten(-1, (count, side)).transpose(1, 2) for x in (weights, pixels))
+    first, last = pixels.amin((2, 3)), pixels.amax((2, 3))  # (B, tiles)
+    length = int((last - first).max()) + 1
+    first = first.clamp(max=stored - length)
+    dense = weights.new_zeros(*first.shape, length, side)
+    dense.scatter_add_(2, pixels - first[..., None, None], weights)
+    for starts, each in zip(first.tolist(), dense, strict=True):
+        yield [
+            (
+                slice(i * side, min((i + 1) * side, size)),
+                slice(start, start + length),
+                each[i, :, : min(side, size - i * side)],
+            )
+            for i, start in enumerate(starts)
+        ]

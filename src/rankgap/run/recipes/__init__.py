@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from rankgap.errors import UserError, unknown
+from rankgap.model.encoder_options import EncoderOptions, fitting_size
 from rankgap.model.heads import Heads
 from rankgap.model.maps import kinds_on
 from rankgap.model.methods import Method
@@ -25,20 +26,23 @@ from rankgap.views import ViewConfig
 
 SIDES: tuple[Side, ...] = get_args(Side)
 MOST_VIEWS = 64
+LARGE_VIEW = 96  # pixels; from here on crops of a large view are worth looking at
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe(Heads):
-    """Everything a method is trained with, except the data: its heads, its optimiser and its views.
+    """Everything a method is trained with, except the data: encoder, heads, optimiser and views.
 
     Args:
         about: the accuracy it reaches, in what time, on what hardware, over how many seeds, and who reports it.
         optimizer: optimiser and learning-rate schedule.
+        encoder: the encoder that it was published for.
         views: augmentation of each view, two or more; those that the target branch sees come first.
     """
 
     about: str
     optimizer: OptimizerOptions
+    encoder: EncoderOptions = field(default_factory=EncoderOptions)
     views: tuple[ViewConfig, ...] = field(default_factory=lambda: (ViewConfig(), ViewConfig()))
 
     def __post_init__(self) -> None:
@@ -55,17 +59,24 @@ class Recipe(Heads):
         """G, the number of views that the target branch sees."""
         return sum(view.target for view in self.views)
 
-    def sized(self, size: int) -> Recipe:
+    def sizes(self, size: int) -> tuple[int, ...]:
+        """The side in pixels of each view in a run of a size."""
+        return tuple(view.size or size for view in self.views)
+
+    def sized(self, size: int, patch: int = 1) -> Recipe:
         """The recipe with its views in proportion to the run's: 96 beside 224 become 41 beside 96.
 
         Args:
             size: side in pixels of the largest of the views that the target branch sees, where they have sizes.
+            patch: side of the encoder's patch, of which the sizes become multiples.
         """
         own = max((view.size or 0 for view in self.views if view.target), default=0)
         if not own:
             return self
         views = tuple(
-            view if view.size is None else dataclasses.replace(view, size=max(1, round(view.size * size / own)))
+            view
+            if view.size is None
+            else dataclasses.replace(view, size=fitting_size(view.size * size / own, patch))
             for view in self.views
         )
         return dataclasses.replace(self, views=views)
@@ -135,6 +146,23 @@ def recipe_names() -> list[str]:
     return sorted(p.name for p in resources.files(__name__).iterdir() if p.is_dir() and "__" not in p.name)
 
 
+def recipe_for(body: str, size: int | None) -> str:
+    """The data set whose recipe suits a run.
+
+    Args:
+        body: the method whose recipe it is.
+        size: side of the run's views in pixels; None if it is not known yet.
+    """
+    if (size is None or size >= LARGE_VIEW) and body in _bodies("multicrop"):
+        return "multicrop"
+    return "cifar" if size is None or size <= LARGE_VIEW else "imagenet100"
+
+
+def _bodies(name: str) -> list[str]:
+    folder = resources.files(__name__) / name
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
 def load_recipe(name: str, body: str) -> Recipe:
     """Load a body's recipe for a data set, or a recipe from a file.
 
@@ -146,6 +174,11 @@ def load_recipe(name: str, body: str) -> Recipe:
         UserError: no such recipe, or a file that is not a recipe.
     """
     if name in recipe_names():
+        if body not in (there := _bodies(name)):
+            raise UserError(
+                f"recipe {name} is for {' and '.join(there)}, not for {body}: choose auto, or one of "
+                f"{', '.join(other for other in recipe_names() if body in _bodies(other))}"
+            )
         text = (resources.files(__name__) / name / f"{body}.yaml").read_text(encoding="utf-8")
     elif Path(name).is_file():
         text = read_text(Path(name))

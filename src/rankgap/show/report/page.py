@@ -26,6 +26,7 @@ from rankgap.run.reader import plain
 from rankgap.run.saved import library_versions
 from rankgap.show.colours import DARK, LIGHT
 from rankgap.show.columns import CONVENTION, KNN, LINEAR, RANK_DIFFERENCE, RESULTS, SPEED
+from rankgap.show.frozen_start import ROW, since_start, start_is_better, start_of
 from rankgap.show.outputs import PAGE, output_file
 from rankgap.show.report.panels import (
     Panel,
@@ -130,11 +131,18 @@ def _verdicts(runs: Sequence[Run]) -> str:
     )
     items = "".join(
         f'<li class="{kind}"><b><span aria-hidden="true">{MARKS[kind]}</span> {_text(said)}</b> '
-        f"<i>{_text(run.label)}</i><small>{_text(why)}</small></li>"
+        f"<i>{_text(run.label)}</i><small>{_text(why)}</small>{_since_start(run)}</li>"
         for run, kind, said, why in judged
     )
     summary = f"<p>{count}.</p>" if len(runs) > 1 else ""
     return f'<section id="verdicts"><h2>Verdict</h2>{summary}<ul>{items}</ul></section>'
+
+
+def _since_start(run: Run) -> str:
+    """What became of a run's pretrained weights; empty if it began with random ones."""
+    change, worse = since_start(run.results), start_is_better(run.results)
+    warning = f'<small class="worse">{_text(worse[:1].upper() + worse[1:])}</small>' if worse else ""
+    return f"<small>Since its {ROW}: {_text(change)}</small>{warning}" if change else ""
 
 
 def _results(runs: Sequence[Run]) -> str:
@@ -144,6 +152,9 @@ def _results(runs: Sequence[Run]) -> str:
         cells = (column.cell(run.results) for column in columns)
         asked = run.saved.run
         rows.append([run.label, *cells, run.state, str(asked.seed), asked.data])
+        if start := start_of(run.results):
+            cells = (column.cell(start) for column in columns)
+            rows.append([f"{ROW} of {run.label}", *cells, asked.init or "", str(asked.seed), asked.data])
     protocols = dict.fromkeys(said for run in runs for said in dict(run.results.get("protocol", {})).values())
     notes = "".join(f"<li>{_text(said)}</li>" for said in protocols)
     headings = ["run", *(column.heading for column in columns), "state", "seed", "data"]

@@ -1,0 +1,199 @@
+"""Pretrained weights as they are found: timm's, on the Hugging Face Hub, in another run, or in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rankgap.data.names import said
+from rankgap.errors import UserError, unusable
+from rankgap.model.methods import design
+from rankgap.run.folder import RunFolder
+from rankgap.run.imports import saying_what_to_import
+from rankgap.run.reader import read_json
+from rankgap.run.torch_file import is_plain, read_torch_file
+from rankgap.spectra.pair import Side
+
+SOURCES = "timm, hf:REPO, run:FOLDER, teacher:FOLDER, or a file (.safetensors, .pt, .pth)"
+_BRANCHES: Mapping[str, Side] = {"run": "online", "teacher": "target"}  # of a run, by the prefix of --init
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_DEEPEST = 3  # dictionaries inside one another that are searched for tensors
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Weights:
+    """Pretrained weights, not yet fitted to an encoder.
+
+    Args:
+        place: where they come from, for notes and errors.
+        states: tensors by name, for each dictionary found, by its key; the key of the outermost one is "".
+        backbone: the network they were trained in; None if unknown.
+        mean: mean of each channel in [0, 1] that their images were normalised with; None if unknown.
+        std: standard deviation of each channel, as `mean`.
+    """
+
+    place: str
+    states: Mapping[str, Mapping[str, Tensor]]
+    backbone: str | None = None
+    mean: Numbers | None = None
+    std: Numbers | None = None
+
+
+def find_weights(init: str, backbone: str) -> Weights:
+    """The weights that `--init` names.
+
+    Args:
+        init: timm, hf:REPO, run:FOLDER, teacher:FOLDER, or a file.
+        backbone: the run's backbone, of which `timm` takes the weights; a tag may follow it.
+
+    Raises:
+        UserError: there are no such weights, or they cannot be read or downloaded.
+    """
+    kind, _, rest = init.partition(":")
+    if init == "timm":
+        return _of_timm(backbone)
+    if kind == "hf" and rest:
+        return _of_hub(rest)
+    if kind in _BRANCHES and rest:
+        return _of_run(Path(rest), _BRANCHES[kind])
+    path = Path(init)
+    if path.is_dir() and RunFolder(path).config_file.is_file():
+        raise UserError(f"--init {init} is a run folder: write run:{init}")
+    if not path.is_file():
+        raise UserError(f"--init {init}: there is no such file; expected {SOURCES}")
+    return Weights(place=init, states=_states_of_file(path))
+
+
+def _of_timm(backbone: str) -> Weights:
+    """The pretrained weights that timm has of a backbone, as timm loads them into its own network."""
+    import timm
+
+    try:
+        network = timm.create_model(backbone, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--init timm: the weights of {backbone} cannot be loaded: {said(error)}; choose a --backbone "
+            "from timm.list_pretrained(), check the connection, or give a file"
+        ) from error
+    config = network.pretrained_cfg
+    name = ".".join(part for part in (config["architecture"], config["tag"]) if part)
+    return Weights(
+        place=f"timm's {name}",
+        states={"": network.state_dict()},
+        backbone=config["architecture"],
+        **_moments(config),
+    )
+
+
+def _of_hub(repo: str) -> Weights:
+    """The weights of a repository of the Hub, and what its config.json says of them if timm wrote it."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    name, _, revision = repo.partition("@")
+
+    def download(file: str) -> Path | None:
+        try:
+            return Path(hf_hub_download(name, file, revision=revision or None))
+        except LocalEntryNotFoundError:  # no connection, which is no statement about the file
+            raise
+        except EntryNotFoundError:
+            return None
+
+    try:
+        path = next((found for file in _HUB_FILES if (found := download(file))), None)
+        described = download("config.json") if path else None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--init hf:{repo} cannot be downloaded: {said(error)}; check its name and the connection"
+        ) from error
+    if path is None:
+        raise UserError(
+            f"--init hf:{repo} has none of {', '.join(_HUB_FILES)}: download a file, and give its path"
+        )
+    config = read_json(described) if described else {}
+    known = config if isinstance(config, dict) and isinstance(config.get("architecture"), str) else {}
+    return Weights(
+        place=f"hf:{repo}",
+        states=_states_of_file(path),
+        backbone=known.get("architecture"),
+        **_moments(known.get("pretrained_cfg", known)),
+    )
+
+
+def _of_run(path: Path, branch: Side) -> Weights:
+    """The encoder of a run's last checkpoint."""
+    folder = RunFolder(path)
+    saved = folder.saved()
+    with saying_what_to_import(saved.run.imports):
+        method = design(saved.run.method, online=saved.run.online, target=saved.run.target)
+    if branch == "target" and not method.ema:
+        raise UserError(f"--init teacher:{path}: {saved.title} has no EMA teacher; write run:{path}")
+    prefix = f"{'online' if branch == 'online' else 'teacher'}.encoder.network."
+    state = folder.load_checkpoint().model
+    tensors = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix) and is_plain(t)}
+    return Weights(
+        place=f"the {'online encoder' if branch == 'online' else 'teacher'} of {path}",
+        states={"": tensors},
+        backbone=saved.model.backbone,
+        mean=saved.model.mean,
+        std=saved.model.std,
+    )
+
+
+def _states_of_file(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Every dictionary of tensors in a file, by its key.
+
+    Raises:
+        UserError: the file cannot be read, or holds no tensors.
+    """
+    is_safe = path.suffix == ".safetensors"
+    contents = _safetensors(path) if is_safe else read_torch_file(path, "a file of weights", legacy=True)
+    states = dict(_states(contents, "", _DEEPEST))
+    if not states:
+        holds = f"a {type(contents).__name__}"
+        if isinstance(contents, Mapping):
+            holds = ", ".join(map(str, list(contents)[:8])) or "nothing"
+        raise UserError(f"{path} has no weights: expected a state_dict, tensors by name, but it holds {holds}")
+    return states
+
+
+def _safetensors(path: Path) -> object:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise unusable(error, path) from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file: {said(error)}") from error
+
+
+def _states(found: object, key: str, depth: int) -> Any:
+    """Dictionaries of tensors, the outermost first."""
+    if not isinstance(found, Mapping) or not depth:
+        return
+    tensors = {name: each for name, each in found.items() if isinstance(name, str) and is_plain(each)}
+    if tensors:
+        yield key, tensors
+    for name, each in found.items():
+        yield from _states(each, f"{key}.{name}".removeprefix("."), depth - 1)
+
+
+def _moments(config: object) -> dict[str, Numbers]:
+    """Mean and standard deviation from timm's description of weights; empty if they are not whole."""
+    found: dict[str, Numbers] = {}
+    for name in ("mean", "std"):
+        values = config.get(name) if isinstance(config, Mapping) else None
+        if not isinstance(values, list | tuple) or not all(isinstance(value, int | float) for value in values):
+            return {}
+        found[name] = tuple(map(float, values))
+    whole = len(found["mean"]) == len(found["std"]) and all(each > 0 for each in found["std"])
+    return found if whole else {}
