@@ -82,7 +82,7 @@ class Levels:
     def apply(self, values: Values) -> npt.NDArray[np.float32]:
         """Values (..., C) of any type as float32 (..., C) in [0, 255], not rounded; computed in float64."""
         assert values.shape[-1] == len(self.low), (values.shape, self)
-        mapped = np.empty(values.shape, np.float32)
+        mapped = np.moveaxis(np.empty((len(self.low), *values.shape[:-1]), np.float32), 0, -1)  # plane by plane
         for c, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             share = (values[..., c].astype(np.float64) - low) / (high - low)
             mapped[..., c] = 255 * share.clip(0, 1)

@@ -111,7 +111,7 @@ class Tiff(NamedTuple):
         axes = [axis for axis in self.axes if axis in "YX" + _CHANNELS]
         values = np.moveaxis(values, (axes.index("Y"), axes.index("X")), (0, 1))
         values = values.reshape(*values.shape[:2], -1)  # (H, W, C)
-        return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def open_tiff(file: BinaryIO) -> Tiff | None:
