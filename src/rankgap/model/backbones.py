@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rankgap.errors import UserError, unknown
+from rankgap.model.encoder_options import Stem
 
 _OWN = "module:"  # prefix of the name of an encoder that is the user's own module
-Stem = Literal["auto", "small", "own"]
 SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
 
 

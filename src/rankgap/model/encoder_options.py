@@ -1,10 +1,13 @@
-"""The options of the encoder, and the sizes of views that fit it."""
+"""The options of the encoder, and the sizes of views that fit it. Nothing here needs timm."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from rankgap.errors import check_within
+
+Stem = Literal["auto", "small", "own"]  # of a ResNet, see `build_encoder`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

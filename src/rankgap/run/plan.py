@@ -18,9 +18,9 @@ from rankgap.evaluate import check_sets
 from rankgap.filters.learned import LearnedOptions
 from rankgap.filters.spectral import FilterOptions
 from rankgap.model.assembly import assemble
-from rankgap.model.backbones import Stem, build_encoder, check_backbone, own_name, patch_size
+from rankgap.model.backbones import build_encoder, check_backbone, own_name, patch_size
 from rankgap.model.branches import DualBranch
-from rankgap.model.encoder_options import fitting_size
+from rankgap.model.encoder_options import Stem, fitting_size
 from rankgap.model.methods import Method, design
 from rankgap.model.mlp import mixes_images
 from rankgap.run import continuing, presets
@@ -226,7 +226,7 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         if work.small and not config.fast_dev_run:
             recipe, said = presets.adapt(recipe, method, work)
             notes += said
-        if weights is not None:
+        if weights is not None and not config.fast_dev_run:
             recipe, said = continuing.adapt(recipe, method, work, encoder.network)
             notes += said
         recipe = override(recipe, settings).used_by(method)

@@ -13,7 +13,7 @@ from rankgap.data.fingerprint import Fingerprint
 from rankgap.data.levels import Levels
 from rankgap.data.splits import Statistics
 from rankgap.errors import UserError, check_within
-from rankgap.model.backbones import Stem
+from rankgap.model.encoder_options import Stem
 from rankgap.run.config import TrainConfig
 from rankgap.run.imports import saying_what_to_import
 from rankgap.run.reader import read

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from rankgap.data.names import said, shown
 from rankgap.data.splits import Moments
 from rankgap.errors import UserError
-from rankgap.model.backbones import SMALL_IMAGE, Encoder, Stem, build_encoder, check_backbone, own_name
+from rankgap.model.backbones import SMALL_IMAGE, Encoder, build_encoder, check_backbone, own_name
+from rankgap.model.encoder_options import Stem
 from rankgap.run.config import TrainConfig
 from rankgap.run.recipes import Recipe
 from rankgap.run.weights import Weights, find_weights
