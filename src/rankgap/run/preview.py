@@ -54,15 +54,15 @@ def preview(config: TrainConfig, *, images: int = 24) -> Preview:
     # With mean 0 and deviation 1 the views stay in [0, 1], ready to be shown.
     views = Views(recipe.views, size, [0.0] * train.channels, [1.0] * train.channels)
     generator = torch.Generator().manual_seed(config.seed)
-    rows = range(len(sample))
-    drawn = views_of(views, batch_for(views, sample, rows, generator), generator)
+    drawn = views_of(views, batch_for(views, sample, range(len(sample)), generator), generator)
     return Preview(found, names, _whole(sample), list(drawn))
 
 
 def _whole(sample: ImageSet) -> Tensor:
     """Images with their own aspect ratio, in the middle of a white square."""
-    images, sizes = sample.images, sample.sizes
-    squashed, sizes = (images, sizes) if isinstance(images, Tensor) else images.read(range(len(sample)))
+    squashed, sizes = sample.images, sample.sizes
+    if not isinstance(squashed, Tensor):
+        squashed, sizes = squashed.read(range(len(sample)))
     if sizes is None:
         return squashed
     side = squashed.shape[-1]
