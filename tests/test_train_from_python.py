@@ -151,7 +151,8 @@ def test_a_data_set_by_name_and_a_list_of_pictures_train_too(digits: dict[str, A
         ({"labels": [1]}, "1442 labels, one for each train image, got 1"),
         ({"images": "digits", "labels": [1]}, "has its own labels"),
         ({"images": "digit"}, "unknown data set 'digit'"),
-        ({"images": torch.zeros(200, 1, 8, 8)}, "expected images of uint8"),
+        ({"images": torch.zeros(200, 1, 8, 8)}, "every value is 0 in image 0 and the others of the 200 images"),
+        ({"images": torch.zeros(200, 1, 8, 8, dtype=torch.int64)}, "expected images of uint8, .* got int64"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_a_folder_is_made(

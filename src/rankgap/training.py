@@ -59,8 +59,8 @@ def train(
 
     Args:
         images: a data set as `--data` names it ("folder:photos"); a stack (N, H, W, C), (N, C, H, W) or (N, H, W)
-            of uint8; or a sequence of PIL images, paths, arrays or tensors, such as a torchvision data set without
-            transforms.
+            of uint8, or of deep values (`data.levels`); or a sequence of PIL images, paths, arrays or tensors,
+            such as a torchvision data set without transforms.
         labels: N labels of any kind; None if there are none.
         test: test images, as `images`.
         test_labels: their labels.

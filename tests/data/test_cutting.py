@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
@@ -21,6 +23,7 @@ from rankgap.data import Batch, Crops, ImageSet, inspect, load_data
 from rankgap.data.cutting import Cut, centre, shrinkage
 from rankgap.data.decoding import ImageError, decode
 from rankgap.data.encoded import BrokenImageError, EncodedImages, Shape
+from rankgap.data.given import given_source
 from tests.data.pictures import encoded, photograph, pixels, psnr, write
 
 BICUBIC = InterpolationMode.BICUBIC
@@ -317,3 +320,18 @@ def test_the_shrinkage_of_a_view_larger_than_its_crop_is_none() -> None:
     assert shrinkage([Cut(0, 0, 4000, 3000, 224), Cut(0, 0, 500, 500, 224)]) == 2
     with pytest.raises(ImageError, match="channels cannot be converted"):
         decode(io.BytesIO(encoded(pixels((40, 60)))), centre(16, 1.0), 2)
+
+
+def test_rows_of_a_table_and_arrays_have_the_crops_of_their_files(folder: Path, tmp_path: Path) -> None:
+    paths = sorted(folder.rglob("*.jpg"))
+    images = {"img": [{"bytes": path.read_bytes(), "path": None} for path in paths]}
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table(images), tmp_path / "table" / "train.parquet")
+    arrays = [np.asarray(Image.open(io.BytesIO(path.read_bytes()))) for path in paths]
+    rows, sizes = [5, 0, 3], 32
+    wanted = load_data(f"folder:{folder}", size=sizes)[0].for_views(rows, SHAPES, draw_halves)
+    assert isinstance(wanted, Crops)
+    for source in (f"hf:{tmp_path / 'table'}", given_source(arrays), given_source(paths)):
+        found = load_data(source, size=sizes)[0].for_views(rows, SHAPES, draw_halves)
+        assert isinstance(found, Crops)
+        assert all(map(torch.equal, found.crops, wanted.crops))

@@ -17,6 +17,7 @@ from torch.testing import assert_close
 
 from rankgap.data import inspect, load_data
 from rankgap.data.decoding import ImageError, read_header
+from rankgap.data.splits import Statistics
 from rankgap.errors import UserError
 from tests.data.pictures import chw, encoded, pixels, squashed, write
 
@@ -177,13 +178,14 @@ def test_transparency_is_laid_on_white_and_palettes_become_colour() -> None:
     assert squashed(io.BytesIO(palette), 4)[0].shape == (4, 4, 3)
 
 
-def test_sixteen_bits_become_eight_by_full_scale(tmp_path: Path) -> None:
+def test_sixteen_bits_without_levels_become_eight_by_full_scale(tmp_path: Path) -> None:
     values = np.array([[0, 257], [65535, 32896]], np.uint16)
     assert squashed(io.BytesIO(encoded(values)), 2)[0][..., 0].tolist() == [[0, 1], [255, 128]]
     np.save(tmp_path / "a.npy", np.stack([values] * 5, -1))
     with (tmp_path / "a.npy").open("rb") as array:
-        assert read_header(array) == ("NPY", 5, 2, 2, ())
-    train, _ = load_data(f"folder:{tmp_path}")
+        assert read_header(array) == ("NPY", 5, 2, 2, (), "uint16")
+    unmapped = Statistics((0.0,) * 5, (1.0,) * 5)
+    train, _ = load_data(f"folder:{tmp_path}", statistics=unmapped)
     assert train.batch([0]).images[0, 4].tolist() == [[0, 1], [255, 128]]
 
 

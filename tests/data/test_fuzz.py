@@ -12,16 +12,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import imagecodecs
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from rankgap.data import inspect, load_data
-from rankgap.data.decoding import ImageError, read_header
+from rankgap.data.decoding import ImageError, read_header, read_values
+from rankgap.data.levels import TYPES
 from rankgap.errors import UserError
 from tests.data.pictures import encoded, pixels, squashed
 
@@ -70,6 +73,21 @@ def files() -> dict[str, bytes]:
     }
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"):
         found[f"{compression}.tif"] = encoded(picture, "TIFF", compression=compression)
+    cube = pixels((12, 10), 5).transpose(2, 0, 1)
+    deep: dict[str, Any] = {"kind": "uint16", "photometric": "minisblack"}
+    tiffs: dict[str, dict[str, Any]] = {
+        "bands.tif": deep | {"kind": "uint8", "planarconfig": "separate"},
+        "imagej.tif": deep | {"imagej": True, "metadata": {"axes": "CYX"}},
+        "ome.tif": deep | {"ome": True, "metadata": {"axes": "CYX"}},
+        "deflated.tif": deep | {"compression": "zlib", "predictor": True},
+        "tiled.tif": deep | {"compression": "lzw", "tile": (16, 16), "bigtiff": True},
+        "pages.big.tif": deep | {"metadata": None, "byteorder": ">", "compression": "zstd"},
+    }
+    for name, options in tiffs.items():
+        file, kind = io.BytesIO(), options.pop("kind")
+        tifffile.imwrite(file, cube.astype(kind), **options)
+        found[name] = file.getvalue()
+    found["colours.png"] = bytes(imagecodecs.png_encode(pixels((9, 7)).astype(np.uint16) * 16))
     found["fax.tif"] = encoded(grey.convert("1"), "TIFF", compression="group4")
     return found
 
@@ -143,6 +161,8 @@ def looked_at(content: bytes) -> None:
             assert found.shape == (8, 8, channels or header.channels)
             assert min(header.height, header.width) > 0
     or_said(lambda: read_header(io.BytesIO(content)), ImageError)
+    values, _ = or_said(lambda: read_values(io.BytesIO(content), 3), ImageError)
+    assert values is None or (values.dtype.name in TYPES and values.shape[2] == 3)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -195,7 +215,7 @@ def test_a_folder_of_damaged_files_names_each_broken_one(
     spec = f"folder:{folder}"
     found = inspect(spec, channels=3)
     broken = {image.name for image in found.broken}
-    if any("channels" in problem for problem in found.problems):  # 2 or 5 channels become no 3
+    if found.problems:  # 2 or 5 channels become no 3, and depths do not mix
         return
     train, _ = load_data(spec, channels=3, on_bad_image="skip")
     assert {image.name for image in train.skipped} == broken

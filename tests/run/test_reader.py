@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankgap.errors import UserError
-from rankgap.run.reader import parse_yaml, plain, read, read_text
+from rankgap.run.reader import parse_yaml, plain, read, read_text, write_yaml
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,3 +146,17 @@ def test_any_text_is_yaml_or_raises_a_user_error(text: str) -> None:
 def test_text_that_is_not_utf_8_is_named_in_one_line() -> None:
     with pytest.raises(UserError, match="--data is not UTF-8 text; rename the folder, or make a link"):
         read(str, "folder:caf\udce9", "--data")
+
+
+@given(
+    st.sampled_from(
+        ["84071e7", "1e5", "010", "0o7", "1_000", "2020-01-01", "no", "null", "~", ".inf", "+1", "1:30"]
+    )
+    | st.from_regex(r"[0-9]+e[0-9]+", fullmatch=True)
+    | st.floats(allow_nan=False)
+    | st.integers(-(2**60), 2**60)
+    | st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=8)
+)
+def test_what_is_written_is_read_back(value: Any) -> None:
+    """A commit such as 84071e7 was once read as a number, and its run could not be opened."""
+    assert parse_yaml(write_yaml({"key": [value]}), "a file") == {"key": [value]}

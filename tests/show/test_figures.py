@@ -151,7 +151,10 @@ def test_mini_figure_orders_rows_by_knn_and_shows_every_seed(tmp_path: Path) -> 
 def test_contact_sheet_shows_images_of_any_kind(channels: int, side: int, view_side: int, tmp_path: Path) -> None:
     images = torch.randint(0, 256, (3, channels, side, side), dtype=torch.uint8)
     views = torch.rand(2, 3, channels, view_side, view_side)
-    contact_sheet(images, views, ["a.png", "b.png", "c.png"], tmp_path / "sheet.png")
+    figure = contact_sheet(images, views, ["a.png", "b.png", "c.png"], tmp_path / "sheet.png")
+    said = " ".join(text.get_text() for text in figure.texts)
+    assert ("the first is shown" in said) == (channels == 2)
+    assert ("the first three are shown as red, green and blue" in said) == (channels == 4)
     width, height = png_size(tmp_path / "sheet.png")
     assert 560 <= width <= 1600
     assert 200 <= height <= 1000

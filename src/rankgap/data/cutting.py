@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from rankgap.data.npy import Pixels
+from rankgap.data.levels import Pixels, Samples, rounded
 
 PHOTO_CENTRE = 7 / 8  # share of a photograph's shorter side that evaluation sees: 224 of 256 px, as published
 _SHRINKS = (8, 4, 2)  # the scales at which JPEG is decoded are 1 / these
@@ -78,7 +78,7 @@ def is_turned(orientation: int) -> bool:
     return _TURNS[orientation][2]
 
 
-def turned(pixels: Pixels, orientation: int) -> Pixels:
+def turned(pixels: Samples, orientation: int) -> Samples:
     """Pixels (H, W, ...) turned upright."""
     upwards, leftwards, swapped = _TURNS[orientation]
     if upwards:
@@ -99,21 +99,25 @@ class Picture:
     """A decoded picture.
 
     Args:
-        pixels: (H / shrink, W / shrink, C) uint8, rounded up, as the file has them: not turned.
+        pixels: (H / shrink, W / shrink, C) uint8, or float32 in [0, 255], rounded up, as the file has them: not
+            turned.
         height: H, in pixels of the original, not turned.
         width: W, likewise.
         orientation: the EXIF orientation, 1 to 8.
         shrink: by how much the picture was shrunk when it was decoded.
     """
 
-    pixels: Pixels
+    pixels: Samples
     height: int
     width: int
     orientation: int = 1
     shrink: int = 1
 
     def view(self, cut: Cut) -> Pixels:
-        """A part of the picture turned upright, (S, S, C). Because it is square, it is turned after the resize."""
+        """A part of the picture turned upright, (S, S, C) uint8.
+
+        Because it is square, it is turned after the resize. Floating-point pixels are rounded after it too.
+        """
         top, left, height, width, size, interpolation = cut
         upwards, leftwards, swapped = _TURNS[self.orientation]
         if swapped:
@@ -125,10 +129,10 @@ class Picture:
         box = (left, top, left + width, top + height)
         if self.shrink > 1:
             box = (box[0] / self.shrink, box[1] / self.shrink, box[2] / self.shrink, box[3] / self.shrink)
-        return turned(_resized(self.pixels, box, size, interpolation), self.orientation)
+        return rounded(turned(_resized(self.pixels, box, size, interpolation), self.orientation))
 
 
-def _resized(pixels: Pixels, box: tuple[float, float, float, float], size: int, interpolation: str) -> Pixels:
+def _resized(pixels: Samples, box: tuple[float, float, float, float], size: int, interpolation: str) -> Samples:
     """The part (left, top, right, bottom) of a picture (H, W, C) as (size, size, C).
 
     A part in whole pixels is cut out and then resized, as torchvision does; torch takes a quarter of Pillow's
@@ -142,10 +146,10 @@ def _resized(pixels: Pixels, box: tuple[float, float, float, float], size: int, 
         # The copy is writable, as torch wants it, and torch would make it anyway.
         part = torch.from_numpy(pixels[top:bottom, left:right].copy()).permute(2, 0, 1)[None]
         found = F.interpolate(part, size=(size, size), mode=interpolation, antialias=True)
-        view: Pixels = found[0].permute(1, 2, 0).numpy()
+        view: Samples = found[0].permute(1, 2, 0).numpy()
         return view
     kind = Image.Resampling[interpolation.upper()]
-    if channels == 3:
+    if channels == 3 and pixels.dtype == np.uint8:
         return np.asarray(Image.fromarray(pixels).resize((size, size), kind, box=box))
     bands = (Image.fromarray(np.ascontiguousarray(pixels[:, :, c])) for c in range(channels))
     return np.stack([np.asarray(band.resize((size, size), kind, box=box)) for band in bands], axis=2)

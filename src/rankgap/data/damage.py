@@ -14,7 +14,7 @@ _ORIENTATION = 274
 _TIFF_KEPT = {256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 332}
 _TIFF_KEPT |= {338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521, 529, 530, 531, 532}
 _PNG_KEPT = (b"tRNS", b"eXIf")  # beside the chunks in capitals, which decide the pixels
-_TIFF_BANDS = "a TIFF with bands or bits that are not read; save it as 8-bit RGB, or all bands as .npy (H, W, C)"
+_TIFF_BANDS = "a TIFF of a kind that is not read; save it with LZW or deflate, or as .npy (H, W, C)"
 # The beginning of a file, and its format.
 _BEGINNINGS = (
     (b"version https://git-lfs", "a Git LFS pointer in place of the image; fetch it with git lfs pull"),

@@ -1,7 +1,7 @@
 """Decoding an image, from its bytes to square views of uint8 pixels.
 
-Whatever the format, there is one way: Pillow or `read_array` gives the values as the file has them, and `_views`
-maps them to 8 bits and cuts the views.
+Whatever the format, there is one way: Pillow, `tiff` or `npy` gives the values as the file has them (`_Raw`), and
+`_views` maps them to 8 bits and cuts the views.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from imagecodecs import png_decode
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
+from rankgap.data.channels import convert, unconvertible
 from rankgap.data.cutting import ORIENTATIONS, Cuts, Picture, is_turned, shrinkage, turned
 from rankgap.data.damage import identity, without_metadata
+from rankgap.data.levels import Levels, Pixels, Samples, Values, check_depth, check_finite
 from rankgap.data.names import said
-from rankgap.data.npy import MAGIC, Pixels, read_array, read_array_header, to_8_bits
+from rankgap.data.npy import MAGIC, ArrayHeader, read_array, read_array_header
+from rankgap.data.tiff import MAGICS, Tiff, open_tiff
 
 _T = TypeVar("_T")
 
@@ -32,7 +35,7 @@ _IS_ALPHA = {1, 2}  # of that tag's values
 _AS_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # modes that a PNG keeps; a TIFF keeps the others
 
 FRAMES = "more frames or pages than the first, which alone is read"
-BANDS = "further bands, which are dropped; to keep them, save all bands as .npy (H, W, C)"
+BANDS = "further bands, which are dropped; to keep them, save the TIFF with LZW or deflate, or as .npy (H, W, C)"
 ALPHA = "transparency (an alpha channel), which is laid on white"
 
 
@@ -49,6 +52,7 @@ class Header(NamedTuple):
         height: in pixels, with the EXIF orientation applied.
         width: in pixels, with the EXIF orientation applied.
         remarks: what the image has besides that is not read as it is: `FRAMES`, `BANDS`, `ALPHA`.
+        dtype: the type of its values, one of `TYPES`.
     """
 
     format: str
@@ -56,6 +60,23 @@ class Header(NamedTuple):
     height: int
     width: int
     remarks: tuple[str, ...] = ()
+    dtype: str = "uint8"
+
+
+class _Raw(NamedTuple):
+    """An image as its file has it, neither turned nor mapped to 8 bits.
+
+    Attributes:
+        values: (H, W, C) of any type, shrunk by `shrink`.
+        header: the file's, not turned.
+        orientation: the EXIF orientation, 1 to 8.
+        shrink: by how much the picture was shrunk when it was decoded.
+    """
+
+    values: Values
+    header: Header
+    orientation: int = 1
+    shrink: int = 1
 
 
 def _attempt(work: Callable[[], _T]) -> _T:
@@ -122,7 +143,15 @@ def _header(image: Image.Image) -> Header:
     more_bands, not_alpha = _extra_bands(image)
     found = {BANDS: more_bands, ALPHA: image.has_transparency_data and not not_alpha}
     remarks = tuple(remark for remark, applies in found.items() if applies)
-    return Header(image.format or "unknown", 1 if _is_grey(image) else 3, height, width, remarks)
+    channels, dtype = 1 if _is_grey(image) else 3, _dtype(image)
+    return Header(image.format or "unknown", channels, height, width, remarks, dtype)
+
+
+def _dtype(image: Image.Image) -> str:
+    """The type of an open image's values. Those of a PNG with 16-bit colours are 8 bits only in Pillow."""
+    if image.mode == "RGB" and isinstance(image, PngImagePlugin.PngImageFile) and not image.has_transparency_data:
+        return "uint16" if any(tile.args == "RGB;16B" for tile in image.tile) else "uint8"
+    return {"I": "int32", "F": "float32"}.get(image.mode, "uint16" if image.mode.startswith("I;16") else "uint8")
 
 
 def _upright(header: Header, orientation: int) -> Header:
@@ -195,86 +224,136 @@ def read_header(file: BinaryIO) -> Header:
 
     def read() -> Header:
         if _is_array(file):
-            array = read_array_header(file)
-            return Header("NPY", array.channels, array.shape[0], array.shape[1])
+            return _of_array(read_array_header(file))
+        if (tiff := _tiff(file)) is not None:
+            tiff.check()
+            return _upright(_of_tiff(tiff), tiff.orientation)
         return _with_image(file, _look)
 
     return _attempt(read)
 
 
-def decode(file: BinaryIO, cuts: Cuts, channels: int | None = None) -> tuple[list[Pixels], Header]:
+def _of_array(array: ArrayHeader) -> Header:
+    return Header("NPY", array.channels, array.shape[0], array.shape[1], dtype=array.dtype.name)
+
+
+def _of_tiff(tiff: Tiff) -> Header:
+    return Header("TIFF", tiff.channels, *tiff.sides, (FRAMES,) if tiff.stacked else (), tiff.dtype)
+
+
+def _tiff(file: BinaryIO) -> Tiff | None:
+    """A TIFF that Pillow does not read whole. If its tables are damaged, Pillow may still read the first page."""
+    start = file.read(4)
+    file.seek(0)
+    found = _of_metadata(lambda: open_tiff(file), None) if start in MAGICS else None
+    if found is None:
+        file.seek(0)
+    return found
+
+
+def decode(
+    file: BinaryIO, cuts: Cuts, channels: int | None = None, levels: Levels | None = None
+) -> tuple[list[Pixels], Header]:
     """Decode an image and cut square views out of it.
 
     The EXIF orientation is applied. The first frame of an animation or a stack is taken. Transparency is laid on
-    white. Palettes, CMYK and other colour spaces become RGB. 16-bit values are scaled by 255 / 65,535. A JPEG is
-    decoded at the smallest of its scales 1, 1/2, 1/4, 1/8 at which no view is enlarged more than at scale 1.
+    white. Palettes, CMYK and other colour spaces become RGB. Deep values are mapped to 8 bits by their levels, and
+    rounded after the resize; a PNG of 16 bits with transparency is read in 8. A JPEG is decoded at the smallest of
+    its scales 1, 1/2, 1/4, 1/8 at which no view is enlarged more than at scale 1.
 
     Args:
-        file: any format that Pillow reads, or .npy with (H, W) or (H, W, C) of uint8 or uint16.
+        file: any format that Pillow reads; TIFF of 1 to 64 channels of any of `TYPES` (see `tiff`); or .npy with
+            (H, W) or (H, W, C) of any of `TYPES`.
         cuts: gives the views, from the height and width of the original.
         channels: the number of channels to convert to (1: luma of ITU-R 601; 3: RGB). None keeps 1 for grey, 3 for
-            colour, and the channels of an array.
+            colour, and the channels of an array or a TIFF.
+        levels: of each channel after the conversion. Without them, only 8-bit images are read, and unsigned 16-bit
+            ones at full scale.
 
     Returns:
         A view (S, S, C) uint8 for each cut, and the header of the original.
 
     Raises:
-        ImageError: the image is broken, has 32-bit pixels (whose range is not known), or cannot be converted.
+        ImageError: the image is broken, has values of another kind or that are not finite, or cannot be converted.
     """
-
-    def read() -> tuple[list[Pixels], Header]:
-        if _is_array(file):
-            values = read_array(file)
-            height, width, found = values.shape
-            return _views(values, Header("NPY", found, height, width), cuts, channels or found)
-        return _with_image(file, lambda image: _decode(image, cuts, channels))
-
-    return _attempt(read)
+    return _attempt(lambda: _read(file, lambda raw: _views(raw, cuts, channels, levels), channels, cuts))
 
 
-def _views(
-    values: npt.NDArray[Any], header: Header, cuts: Cuts, channels: int, orientation: int = 1, shrink: int = 1
-) -> tuple[list[Pixels], Header]:
-    """Values of any type (H, W, C) as 8-bit views, and the header with the sides after rotation.
+def read_values(file: BinaryIO, channels: int) -> Values:
+    """The values of an image (H, W, C) in its own type, not turned.
 
     Args:
-        values: as the file has them: not turned, and shrunk by `shrink`.
-        header: the file's, not turned.
-        cuts: gives the views.
-        channels: C of the views.
-        orientation: the EXIF orientation, 1 to 8.
-        shrink: by how much the picture was shrunk when it was decoded.
+        file: as for `decode`.
+        channels: C.
+
+    Raises:
+        ImageError: as for `decode`.
     """
-    picture = Picture(convert(to_8_bits(values), channels), header.height, header.width, orientation, shrink)
-    upright = _upright(header, orientation)
+    return _attempt(lambda: _read(file, lambda raw: _converted(raw.values, channels), channels))
+
+
+def _read(file: BinaryIO, use: Callable[[_Raw], _T], channels: int | None, cuts: Cuts | None = None) -> _T:
+    """Read an image of any format and use it. Pillow's images are used while they are open."""
+    if _is_array(file):
+        values = read_array(file)
+        height, width, found = values.shape
+        return use(_Raw(values, Header("NPY", found, height, width, dtype=values.dtype.name)))
+    if (tiff := _tiff(file)) is not None:
+        return use(_Raw(tiff.read(), _of_tiff(tiff), tiff.orientation))
+    return _with_image(file, lambda image: use(_decode(image, cuts, channels)))
+
+
+def _views(raw: _Raw, cuts: Cuts, channels: int | None, levels: Levels | None) -> tuple[list[Pixels], Header]:
+    """The views of an image in 8 bits, and its header with the sides after rotation."""
+    check_depth(raw.values.dtype, levels)
+    values = _converted(raw.values, channels or raw.values.shape[2])
+    samples: Samples = values
+    if values.dtype != np.uint8:
+        samples = (levels or Levels.full(values.shape[2])).apply(values)
+    picture = Picture(samples, raw.header.height, raw.header.width, raw.orientation, raw.shrink)
+    upright = _upright(raw.header, raw.orientation)
     return [picture.view(cut) for cut in cuts(upright.height, upright.width)], upright
 
 
-def _decode(image: Image.Image, cuts: Cuts, channels: int | None) -> tuple[list[Pixels], Header]:
+def _converted(values: Values, channels: int) -> Values:
+    check_finite(values)
+    return convert(values, channels)
+
+
+def _decode(image: Image.Image, cuts: Cuts | None, channels: int | None) -> _Raw:
     header = _header(image)
     if channels not in (None, 1, 3):
-        raise _unconvertible(header.channels, channels)
+        raise unconvertible(header.channels, channels)
     wanted, shrink = channels or header.channels, 1
-    if is_jpeg := image.format in ("JPEG", "MPO"):
+    if is_jpeg := image.format in ("JPEG", "MPO") and cuts is not None:
         orientation = _orientation(image)
         upright = _upright(header, orientation)
         shrink = shrinkage(cuts(upright.height, upright.width))
         if shrink > 1:  # Pillow takes the largest scale that keeps this size
             image.draft(None, (header.width // shrink, header.height // shrink))
-    _load(image)
+    if header.dtype == "uint16" and isinstance(image, PngImagePlugin.PngImageFile) and image.mode == "RGB":
+        values = _sixteen_bit_colours(image)
+    else:
+        _load(image)
+        values = _values(image, ALPHA in header.remarks, wanted)
     if not is_jpeg:  # a PNG may store its orientation after the pixels
         orientation = _orientation(image)
-    values = _values(image, ALPHA in header.remarks, wanted)
-    views, upright = _views(values, header, cuts, wanted, orientation, shrink)
-    return views, _with_frames(upright, image)
+    return _Raw(values, _with_frames(header, image), orientation, shrink)
 
 
-def _values(image: Image.Image, is_transparent: bool, channels: int) -> npt.NDArray[Any]:
-    """The values of a loaded image (H, W, C): 16-bit ones as they are, all others with `channels`."""
-    if image.mode.startswith("I;16"):
-        return np.asarray(image)[:, :, None]
-    if image.mode in ("I", "F"):
-        raise ImageError("it has 32-bit pixels, whose range is not known; convert it to 8 or 16 bits")
+def _sixteen_bit_colours(image: PngImagePlugin.PngImageFile) -> Values:
+    """The values of a PNG (H, W, 3), of which Pillow would drop the lower 8 bits."""
+    assert image.fp is not None
+    image.fp.seek(0)
+    values: Values = png_decode(image.fp.read())
+    return values
+
+
+def _values(image: Image.Image, is_transparent: bool, channels: int) -> Values:
+    """The values of a loaded image (H, W, C): deep ones as they are, all others with `channels`."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        deep = np.asarray(image)
+        return deep.astype(deep.dtype.newbyteorder("="), copy=False)[:, :, None]
     if is_transparent:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -291,29 +370,6 @@ def _load(image: Image.Image) -> None:
             if tag in exif:
                 del exif[tag]
     image.load()
-
-
-def convert(pixels: Pixels, channels: int) -> Pixels:
-    """Convert (..., C) to another number of channels: repeat grey, or take the luma of ITU-R 601.
-
-    Raises:
-        ImageError: there is no such conversion.
-    """
-    found = pixels.shape[-1]
-    if found == channels:
-        return pixels
-    if (found, channels) == (1, 3):
-        return np.repeat(pixels, 3, axis=-1)
-    if (found, channels) == (3, 1):
-        red, green, blue = np.moveaxis(pixels.astype(np.uint32), -1, 0)
-        # In Pillow's integer arithmetic, so that a .npy and a PNG of the same picture agree.
-        luma: Pixels = ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(np.uint8)
-        return luma[..., None]
-    raise _unconvertible(found, channels)
-
-
-def _unconvertible(found: int, channels: int | None) -> ImageError:
-    return ImageError(f"{found} channels cannot be converted to {channels}, only 1 to 3 and 3 to 1")
 
 
 def encode(image: Image.Image) -> BinaryIO:

@@ -21,8 +21,8 @@ from torch.utils.data import get_worker_info
 from rankgap.data.containers import Encoded
 from rankgap.data.cutting import PHOTO_CENTRE, Cut, Cuts, centre, whole
 from rankgap.data.decoding import Header, ImageError, decode, read_header
+from rankgap.data.levels import Levels, Pixels, check_depth
 from rankgap.data.names import said
-from rankgap.data.npy import Pixels
 from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
 
@@ -141,6 +141,7 @@ class EncodedImages:
         example: the name of an image with `channels`, for that error.
         threads: whether to decode in threads. At 32 px they double the time, because they wait for Python's lock;
             they pay from about 128 px on.
+        levels: how the values of deep images become 8 bits; None if the images have 8 bits.
     """
 
     source: Encoded
@@ -152,6 +153,7 @@ class EncodedImages:
     convert: bool
     example: str
     threads: bool
+    levels: Levels | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -181,13 +183,19 @@ class EncodedImages:
         """Read every header, so that a file that is not an image is found before training starts.
 
         Raises:
-            UserError: an image cannot be read or has other channels; the message names the first such image.
+            UserError: an image cannot be read, or has other channels or another depth; the message names the first
+                such image.
         """
 
         def check(part: range) -> None:
             for k in part:
                 row = int(self.rows[k])
-                self.check(row, header_of(self.source, row).channels)
+                header = header_of(self.source, row)
+                self.check(row, header.channels)
+                try:
+                    check_depth(header.dtype, self.levels)
+                except ValueError as error:
+                    raise BrokenImageError(str(Broken(self.source.name(row), str(error)))) from error
 
         with Waiting("reading the headers of images", len(self)) as waiting:
             for _ in in_parts(check, len(self)):
@@ -231,13 +239,8 @@ class EncodedImages:
             BrokenImageError: an image cannot be read.
             UserError: an image has other channels; the message names it.
         """
-        sizes = np.empty((len(indices), 2), np.int32)
-
-        def note(place: int, header: Header) -> None:
-            sizes[place] = header.height, header.width
-
-        (images,) = self._cut(indices, [self.size], lambda place: whole(self.size), note, broken, waiting)
-        return images, torch.from_numpy(sizes)
+        (images,), sizes = self._cut(indices, [self.size], lambda place: whole(self.size), broken, waiting)
+        return images, sizes
 
     def centres(self, indices: Sequence[int] | Tensor, share: float = PHOTO_CENTRE) -> Tensor:
         """The central squares of some of the images, decoded from the originals; errors are those of `read`.
@@ -249,7 +252,7 @@ class EncodedImages:
         Returns:
             (B, C, S, S) uint8
         """
-        (images,) = self._cut(indices, [self.size], lambda place: centre(self.size, share))
+        (images,), _ = self._cut(indices, [self.size], lambda place: centre(self.size, share))
         return images
 
     def crops(
@@ -298,33 +301,33 @@ class EncodedImages:
 
             return cuts
 
-        return self._cut(indices, [shape.size for shape in shapes], cuts_of, contents=kept), boxes
+        crops, _ = self._cut(indices, [shape.size for shape in shapes], cuts_of, contents=kept)
+        return crops, boxes
 
     def _cut(
         self,
         indices: Sequence[int] | Tensor,
         sizes: Sequence[int],
         cuts_of: Callable[[int], Cuts],
-        note: Callable[[int, Header], None] | None = None,
         broken: dict[int, Broken] | None = None,
         waiting: Waiting | None = None,
         contents: Sequence[bytes | None] | None = None,
-    ) -> list[Tensor]:
+    ) -> tuple[list[Tensor], Tensor]:
         """Decode some of the images once, and cut views out of them.
 
         Args:
             indices: B positions in [0, N).
             sizes: the sides of the V views.
             cuts_of: the views of the image at a place among the B.
-            note: is told the header of each place.
             broken: as for `read`.
             waiting: as for `read`.
             contents: the files' contents, as far as they have been read.
 
         Returns:
-            V tensors (B, C, S, S) uint8.
+            V tensors (B, C, S, S) uint8, and (B, 2) int32: height and width of the originals.
         """
         rows = self.rows[np.asarray(indices, dtype=np.int64)].tolist()
+        originals = np.empty((len(rows), 2), np.int32)
         images = [np.empty((len(rows), self.channels, size, size), np.uint8) for size in sizes]
 
         def fill(part: range) -> None:
@@ -332,7 +335,7 @@ class EncodedImages:
                 content = None if contents is None else contents[k]
 
                 def look(file: BinaryIO, place: int = k) -> tuple[list[Pixels], Header]:
-                    return decode(file, cuts_of(place), self.channels if self.convert else None)
+                    return decode(file, cuts_of(place), self.channels if self.convert else None, self.levels)
 
                 try:
                     if content is None:
@@ -348,13 +351,12 @@ class EncodedImages:
                 self.check(rows[k], header.channels)
                 for made, view in zip(images, views, strict=True):
                     made[k] = view.transpose(2, 0, 1)
-                if note is not None:
-                    note(k, header)
+                originals[k] = header.height, header.width
 
         for _ in in_parts(fill, len(rows), threads=self.threads):
             if waiting is not None:
                 waiting.add(_PART)
-        return [torch.from_numpy(each) for each in images]
+        return [torch.from_numpy(each) for each in images], torch.from_numpy(originals)
 
 
 def _header_and_content(file: BinaryIO) -> tuple[Header, bytes | None]:

@@ -17,13 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from rankgap.data.channels import convert
 from rankgap.data.containers import Arrays, Encoded
-from rankgap.data.decoding import ImageError, convert, encode
+from rankgap.data.decoding import ImageError, encode
 from rankgap.data.encoded import EncodedImages, header_of
 from rankgap.data.labels import number
+from rankgap.data.levels import FULL_SCALE, TYPES, Levels, Values, check_depth, check_finite, rounded
 from rankgap.data.loading import layout_of
 from rankgap.data.names import shown
-from rankgap.data.npy import Pixels, check_axes, to_8_bits
+from rankgap.data.npy import check_axes
 from rankgap.data.sources import GIVEN
 from rankgap.data.splits import Source, Split
 from rankgap.errors import UserError
@@ -33,41 +35,63 @@ FEW = 4  # channels; an axis this short is never a side of an image
 Stack = Tensor | npt.NDArray[Any]
 
 
-def pixels(images: Stack, channels: int | None = None) -> Tensor:
+def pixels(images: Stack, channels: int | None = None, levels: Levels | None = None) -> Tensor:
     """Decoded images as uint8, channels first.
 
-    The channel axis is the one whose length is `channels`, or at most 4. If this fits neither axis, channels come
-    first in a tensor and last in an array. If it fits both, they come first in a tensor, and an array is rejected.
-
     Args:
-        images: uint8 or uint16, one image (H, W), (H, W, C) or (C, H, W), or N of them with four axes.
+        images: one image or a stack, as for `channels_last`. Without levels, uint8, or uint16 at full scale.
         channels: the number of channels to convert to; None keeps the images' own.
+        levels: of a run's deep images: the values are then of this kind too, and mapped by them.
 
     Returns:
         (C, H, W), or (N, C, H, W).
 
     Raises:
-        UserError: another type or shape, or channels that cannot be converted.
+        UserError: another type or shape, values that are not finite, or channels that cannot be converted.
     """
-    is_tensor = isinstance(images, Tensor)
-    array: npt.NDArray[Any] = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
-    if array.dtype not in (np.uint8, np.uint16):
+    array = channels_last(images, channels)
+    if levels is None and array.dtype.name not in FULL_SCALE:
+        as_bytes = "byte()" if isinstance(images, Tensor) else "astype(numpy.uint8)"
         raise UserError(
             f"expected images of uint8 (0 to 255), got {array.dtype}; if the values lie in [0, 1], pass "
-            f"{'(255 * images).round().byte()' if is_tensor else '(255 * images).round().astype(numpy.uint8)'}"
+            f"(255 * images).round().{as_bytes}"
         )
+    try:
+        check_depth(array.dtype, levels)
+        check_finite(array)
+        values = array if channels is None else convert(array, channels)
+    except ValueError as error:
+        raise UserError(f"images of shape {tuple(images.shape)}: {error}") from error
+    if values.dtype != np.uint8:
+        values = rounded((levels or Levels.full(values.shape[-1])).apply(values))
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, -3)))
+
+
+def channels_last(images: Stack, channels: int | None = None) -> Values:
+    """Decoded images as an array (H, W, C), or (N, H, W, C), in their own type.
+
+    The channel axis is the one whose length is `channels`, or at most 4. If this fits neither axis, channels come
+    first in a tensor and last in an array. If it fits both, they come first in a tensor, and an array is rejected.
+
+    Args:
+        images: one image (H, W), (H, W, C) or (C, H, W), or N of them with four axes, of any of `TYPES`.
+        channels: the number of channels that the images may have.
+
+    Raises:
+        UserError: another type or shape.
+    """
+    is_tensor = isinstance(images, Tensor)
+    array: Values = images.detach().cpu().numpy() if isinstance(images, Tensor) else images
+    if array.dtype.name not in TYPES:
+        raise UserError(f"expected images of {', '.join(TYPES)}, got {array.dtype}")
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise UserError(f"expected images (H, W), (H, W, C) or N of them (N, H, W, C), got {array.shape}")
+    array = np.asarray(array, array.dtype.newbyteorder("="))
     if array.ndim == 2:
-        array = array[:, :, None]
-    elif _channels_first(array.shape[-3:], channels, is_tensor=is_tensor):
-        array = np.moveaxis(array, -3, -1)
-    values = to_8_bits(array)
-    try:
-        values = values if channels is None else convert(values, channels)
-    except ImageError as error:
-        raise UserError(f"images of shape {tuple(images.shape)}: {error}") from error
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, -3)))
+        return array[:, :, None]
+    if _channels_first(array.shape[-3:], channels, is_tensor=is_tensor):
+        return np.moveaxis(array, -3, -1)
+    return array
 
 
 def _channels_first(shape: Sequence[int], channels: int | None, *, is_tensor: bool) -> bool:
@@ -110,10 +134,8 @@ class Items:
         if isinstance(image, Image.Image):
             return encode(image)
         if isinstance(image, Tensor | np.ndarray):
-            return _as_npy(pixels(image).permute(1, 2, 0).numpy())
-        raise ImageError(
-            f"expected a PIL image, a path, or an array or tensor of uint8, got {type(image).__name__}"
-        )
+            return _as_npy(channels_last(image))
+        raise ImageError(f"expected a PIL image, a path, or an array or tensor, got {type(image).__name__}")
 
     def short(self, index: int) -> str:
         """The image's number."""
@@ -129,7 +151,7 @@ class Items:
         return ((b"%d" % index, 0) for index in range(len(self)))
 
 
-def _as_npy(array: Pixels) -> BinaryIO:
+def _as_npy(array: Values) -> BinaryIO:
     file = io.BytesIO()
     np.save(file, array)
     file.seek(0)
@@ -137,7 +159,7 @@ def _as_npy(array: Pixels) -> BinaryIO:
 
 
 def decode_item(
-    items: Items, index: int, *, size: int, channels: int, centre: float = 1.0
+    items: Items, index: int, *, size: int, channels: int, levels: Levels | None = None, centre: float = 1.0
 ) -> tuple[Tensor, Tensor | None]:
     """Decode one image the way a run's evaluation does.
 
@@ -146,6 +168,7 @@ def decode_item(
         index: the index of the image.
         size: side of the view in pixels.
         channels: C, to which the image is converted.
+        levels: of the run's deep images; None if they have 8 bits.
         centre: the side of the central square that evaluation sees, as a share of the shorter side; below 1 if the
             run's images are photographs.
 
@@ -166,6 +189,7 @@ def decode_item(
         channels=channels,
         convert=True,
         example="",
+        levels=levels,
     )
     return (decoder.centres([0], centre), None) if layout.photos else decoder.read([0])
 
@@ -174,7 +198,7 @@ def given_source(images: Any, labels: Any = None, test: Any = None, test_labels:
     """Training and test images from Python as a data set.
 
     Args:
-        images: a stack (N, H, W, C), (N, C, H, W) or (N, H, W) of uint8, or a sequence as in `Items`.
+        images: a stack (N, H, W, C), (N, C, H, W) or (N, H, W) of any of `TYPES`, or a sequence as in `Items`.
         labels: N labels of any kind, or None.
         test: test images, or None.
         test_labels: their labels, or None.
@@ -198,11 +222,13 @@ def _images(label: str, images: Any) -> Encoded:
     if isinstance(images, Tensor | np.ndarray) and images.dtype != object:
         if images.ndim not in (3, 4):
             raise UserError(f"{label}: expected a stack of images (N, H, W, C), got {tuple(images.shape)}")
-        stack = pixels(images[:, None] if images.ndim == 3 else images)
-        return Arrays(label, stack) if stack.shape[2] == stack.shape[3] else Items(stack)
+        stack = channels_last(images[:, None] if images.ndim == 3 else images)
+        if stack.dtype == np.uint8 and stack.shape[1] == stack.shape[2]:
+            return Arrays(label, torch.from_numpy(np.ascontiguousarray(np.moveaxis(stack, -1, -3))))
+        return Items(torch.from_numpy(np.ascontiguousarray(stack)).movedim(-1, -3))
     if isinstance(images, str | bytes) or not (hasattr(images, "__len__") and hasattr(images, "__getitem__")):
         raise UserError(
-            f"{label}: expected an array or tensor (N, H, W, C) of uint8, or a sequence of images, got "
+            f"{label}: expected an array or tensor (N, H, W, C), or a sequence of images, got "
             f"{type(images).__name__}"
         )
     return Items(images)

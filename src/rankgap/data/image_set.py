@@ -12,6 +12,8 @@ from torch import Tensor
 from rankgap.data.cutting import PHOTO_CENTRE
 from rankgap.data.encoded import Boxes, Broken, EncodedImages, Shape
 from rankgap.data.fingerprint import Fingerprint
+from rankgap.data.levels import Levels
+from rankgap.data.splits import Statistics
 
 
 class Batch(NamedTuple):
@@ -50,6 +52,7 @@ class ImageSet:
         labels: (N,) int64, or None.
         mean: per-channel mean of values in [0, 1].
         std: per-channel population standard deviation of values in [0, 1].
+        levels: how the values of deep images became 8 bits; None if the images have 8 bits.
         sizes: (N, 2) int32, original height and width of `images` in memory, if they differ from S.
         classes: the names of the labels.
         skipped: images that were left out because they cannot be read.
@@ -72,6 +75,7 @@ class ImageSet:
         labels: Tensor | None,
         mean: Sequence[float],
         std: Sequence[float],
+        levels: Levels | None = None,
         *,
         sizes: Tensor | None = None,
         classes: Sequence[str] | None = None,
@@ -80,13 +84,18 @@ class ImageSet:
         fingerprint: Fingerprint | None = None,
     ) -> None:
         self.name, self.images, self.labels, self.sizes = name, images, labels, sizes
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std, self.levels = tuple(mean), tuple(std), levels
         self.classes = None if classes is None else list(classes)
         self.skipped = tuple(skipped)
         self.notes = list(notes)
         self.fingerprint = fingerprint
         self.channels: int = images.shape[1] if isinstance(images, Tensor) else images.channels
         self.size: int = images.shape[2] if isinstance(images, Tensor) else images.size
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean, standard deviation and levels, for other sets that are to be read in the same way."""
+        return Statistics(self.mean, self.std, self.levels)
 
     @property
     def in_memory(self) -> bool:
@@ -170,8 +179,8 @@ class ImageSet:
         if self._photos is not None:
             kept = replace(self._photos, rows=self._photos.rows[chosen.numpy()])
             labels = None if self.labels is None else self.labels[chosen]
-            return ImageSet(self.name, kept, labels, self.mean, self.std, classes=self.classes)
+            return ImageSet(self.name, kept, labels, *self.statistics, classes=self.classes)
         batch = self.batch(chosen)
         return ImageSet(
-            self.name, batch.images, batch.labels, self.mean, self.std, sizes=batch.sizes, classes=self.classes
+            self.name, batch.images, batch.labels, *self.statistics, sizes=batch.sizes, classes=self.classes
         )

@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rankgap.data.channels import convert
 from rankgap.data.containers import Encoded
 from rankgap.data.cutting import whole
-from rankgap.data.decoding import ImageError, convert, decode
+from rankgap.data.decoding import ImageError, decode
+from rankgap.data.deep import MixedDepthsError, levels_of
 from rankgap.data.encoded import Broken, EncodedImages, in_parts, read_image
 from rankgap.data.image_set import ImageSet
+from rankgap.data.levels import Levels
 from rankgap.data.loading import (
     Layout,
-    dark_note,
     layout_of,
     moments_of,
     readable_headers,
@@ -46,6 +48,7 @@ class Inspection:
         sizes: (height, width) of the originals, in pixels -> number of images, the most frequent first.
         channels: channels -> number of images, the most frequent first.
         formats: file format -> number of images, the most frequent first.
+        types: type of a value, such as uint16 -> number of images, the most frequent first.
         classes: class -> number of training images; None without labels.
         duplicates: the number of training images whose bytes equal those of an earlier training image.
         leaked: the number of test images whose bytes equal those of a training image.
@@ -64,6 +67,7 @@ class Inspection:
     sizes: dict[tuple[int, int], int]
     channels: dict[int, int]
     formats: dict[str, int]
+    types: dict[str, int]
     classes: dict[str, int] | None
     duplicates: int
     leaked: int
@@ -93,6 +97,7 @@ class _Found:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     channels: Counter[int] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
     digests: list[bytes] = field(default_factory=list)
     remarks: Counter[str] = field(default_factory=Counter)
     values: Tensor | int = 0  # (C, 256), how often each value occurs
@@ -103,6 +108,7 @@ class _Found:
         self.sizes += other.sizes
         self.channels += other.channels
         self.formats += other.formats
+        self.types += other.types
         self.digests += other.digests
         self.remarks += other.remarks
         self.values = self.values + other.values
@@ -117,7 +123,8 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         channels: the number of channels (1 or 3) to convert all images to.
 
     Raises:
-        UserError: there is no such data set, or none of its images can be read.
+        UserError: there is no such data set, none of its images can be read, or a channel of deep images is
+            constant.
 
     Example:
         >>> report = inspect("digits")
@@ -127,23 +134,28 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     source = open_source(spec)
     spec = shown(spec)
     splits = [source.train] if source.test is None else [source.train, source.test]
-    _, headers = readable_headers(source.train.images, np.arange(len(source.train.images)))
+    rows, headers = readable_headers(source.train.images, np.arange(len(source.train.images)))
     if not headers:
         raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
     counts = Counter(h.channels for h in headers)
     aim = channels or (3 if set(counts) == {1, 3} else counts.most_common(1)[0][0])
     layout = layout_of(headers, size)
-    found = [_inspect_split(split.images, layout, aim) for split in splits]
+    levels, level_notes, problems = None, list[str](), list[str]()
+    try:
+        levels, level_notes = levels_of(source.train.images, rows, headers, aim, skips=True)
+    except MixedDepthsError as error:
+        problems.append(str(error))
+    found = [_inspect_split(split.images, layout, aim, levels) for split in splits]
     train = found[0]
     if not train.rows:
         raise UserError(f"{spec}: none of its images can be read; {_first_reason(source.train.images)}")
     assert isinstance(train.values, Tensor)
-    mean, std = source.statistics if source.statistics and aim == 3 else moments_of(train.values)
+    mean, std = source.statistics[:2] if source.statistics and aim == 3 else moments_of(train.values)
     both = _Found()
     for part in found:
         both.add(part)
     seen = both.sizes.total()
-    remarks = remarks_on(both.remarks, seen) + dark_note(train.values)
+    remarks = remarks_on(both.remarks, seen) + level_notes
     notes = (*source.notes, *(f"{spec}: {remark}" for remark in remarks))
     images = EncodedImages(
         source=source.train.images,
@@ -152,6 +164,7 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
         channels=aim,
         convert=True,
         example="",
+        levels=levels,
     )
     labels = None if source.train.labels is None else source.train.labels[torch.tensor(train.rows)]
     distinct = set(train.digests)
@@ -159,19 +172,20 @@ def inspect(spec: str, *, size: int | None = None, channels: int | None = None) 
     return Inspection(
         name=spec,
         notes=notes,
-        problems=_problems(both, channels),
+        problems=(*problems, *_problems(both, channels)),
         train=len(source.train.images),
         test=None if source.test is None else len(source.test.images),
         broken=tuple(both.broken),
         sizes=dict(both.sizes.most_common()),
         channels=dict(both.channels.most_common()),
         formats=dict(both.formats.most_common()),
+        types=dict(both.types.most_common()),
         classes=_class_counts(source.train),
         duplicates=len(train.digests) - len(distinct),
         leaked=sum(d in distinct for d in found[-1].digests) if len(found) > 1 else 0,
         mean=mean,
         std=std,
-        images=ImageSet(spec, images, labels, mean, std, classes=classes, notes=notes),
+        images=ImageSet(spec, images, labels, mean, std, levels, classes=classes, notes=notes),
     )
 
 
@@ -184,13 +198,16 @@ def _first_reason(images: Encoded) -> str:
     return f"{images.name(0)} can be decoded, but its header cannot be read"
 
 
-def _inspect_split(images: Encoded, layout: Layout, channels: int) -> _Found:
+def _inspect_split(images: Encoded, layout: Layout, channels: int, levels: Levels | None) -> _Found:
+    # Levels are those of the converted channels; 8-bit images are converted once their own are counted.
+    first = None if levels is None else channels
+
     def look(part: range) -> _Found:
         found, pixels = _Found(), []
         for row in part:
             try:
                 content = read_image(images, row, lambda file: file.read())
-                (values,), header = decode(io.BytesIO(content), whole(layout.size))
+                (values,), header = decode(io.BytesIO(content), whole(layout.size), first, levels)
             except ImageError as error:
                 found.broken.append(Broken(images.name(row), str(error)))
                 continue
@@ -198,10 +215,11 @@ def _inspect_split(images: Encoded, layout: Layout, channels: int) -> _Found:
             found.sizes[header.height, header.width] += 1
             found.channels[header.channels] += 1
             found.formats[header.format] += 1
+            found.types[header.dtype] += 1
             found.remarks.update(header.remarks)
             try:
                 pixels.append(convert(values, channels))
-            except ImageError:  # its channel count is reported among the problems
+            except ValueError:  # its channel count is reported among the problems
                 continue
             found.rows.append(row)
         if pixels:

@@ -13,15 +13,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rankgap.data.channels import convert
 from rankgap.data.containers import Arrays, Encoded
 from rankgap.data.cutting import PHOTO_CENTRE
-from rankgap.data.decoding import Header, ImageError, convert
+from rankgap.data.decoding import Header
+from rankgap.data.deep import levels_of
 from rankgap.data.encoded import Broken, BrokenImageError, EncodedImages, header_of
 from rankgap.data.fingerprint import Fingerprint
 from rankgap.data.image_set import ImageSet
+from rankgap.data.levels import spread
 from rankgap.data.names import shown
 from rankgap.data.sources import open_source
-from rankgap.data.splits import Source, Split, Statistics
+from rankgap.data.splits import Moments, Source, Split, Statistics
 from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
 
@@ -31,7 +34,6 @@ Index = npt.NDArray[np.int64]
 IN_MEMORY = 2 * 2**30  # bytes that a split may take decoded
 HEADERS = 1_000  # to read before the stored size is chosen
 _STATISTICS = 10_000  # images from which mean and standard deviation are taken
-_DARK = 64  # of 255: values up to here are dark, such as 14-bit values in 16 bits
 _SMALL = 96  # side in pixels up to which images are stored as they are, and decoded without threads
 _VIEW = 224  # side of a view in pixels, if none is given
 _PART = 256  # images to read at once for the statistics
@@ -62,15 +64,16 @@ def load_data(
         memory: bytes that a split may take decoded; a larger split is decoded batch by batch, as photographs are.
         on_bad_image: skip leaves out images that cannot be read (`ImageSet.skipped` lists them). A set that is
             decoded batch by batch is then decoded once before, to find them.
-        statistics: mean and standard deviation of each channel, for both sets; by default the published ones of
-            cifar10 and cifar100, and otherwise those of up to 10,000 training images.
+        statistics: mean, standard deviation and levels of each channel, for both sets. By default, mean and
+            deviation are the published ones of cifar10 and cifar100, and otherwise those of up to 10,000 training
+            images; the levels of deep images are decided from up to 200 of them (`deep.levels_of`).
 
     Returns:
         The training set, and the test set or None.
 
     Raises:
         UserError: there is no such data set, it has no images, an image is broken and not skipped (it is named),
-            or the channel counts are mixed (one image of each is named).
+            or the channel counts or depths are mixed (one image of each is named).
     """
     source = open_source(spec) if isinstance(spec, str) else spec
     spec = shown(spec if isinstance(spec, str) else spec.name)
@@ -79,11 +82,14 @@ def load_data(
     notes = list(source.notes)
     plan = None
     if not isinstance(source.train.images, Arrays):
-        plan, remarks = layout(source.train.images, rows, size, channels, skips=skips)
+        plan, remarks = layout(source.train.images, rows, size, channels, statistics, skips=skips)
         notes += [f"{spec}: {remark}" for remark in remarks]
+    elif statistics is not None and statistics.levels is not None:
+        raise UserError(f"{spec} has 8-bit images, where {statistics.levels.depth} ones are expected")
     stored = [_store(source.train.images, rows, plan, channels, memory, skips)]
     if statistics is None:
         statistics, remarks = _statistics(source, stored[0].images)
+        statistics = statistics._replace(levels=None if plan is None else plan.levels)
         notes += [f"{spec}: {remark}" for remark in remarks]
     splits = [_image_set(spec, source.train, stored[0], statistics)]
     if source.test is not None:
@@ -156,19 +162,20 @@ def layout_of(headers: Sequence[Header], size: int | None) -> Layout:
     return Layout(view, side, photos=True, threads=threads)
 
 
-def spread(count: int, most: int) -> Index:
-    """Up to `most` of the positions [0, count), evenly spread."""
-    picked = min(count, most)
-    return np.arange(picked) * count // max(picked, 1)
-
-
 def layout(
-    images: Encoded, rows: Index, size: int | None, channels: int | None, *, skips: bool = False
+    images: Encoded,
+    rows: Index,
+    size: int | None,
+    channels: int | None,
+    statistics: Statistics | None = None,
+    *,
+    skips: bool = False,
 ) -> tuple[EncodedImages, list[str]]:
     """Decide how images are stored from the headers of up to 1,000 of them, and note anything unusual in these.
 
     Raises:
-        UserError: a header cannot be read (unless broken images are skipped), or the channel counts are mixed.
+        UserError: a header cannot be read (unless broken images are skipped), the channel counts or depths are
+            mixed, or a channel of deep images is constant.
     """
     if skips:
         seen, headers = readable_headers(images, rows)
@@ -188,7 +195,11 @@ def layout(
     for row, header in zip(seen, headers, strict=True):
         found.check(row, header.channels)
     counts = Counter(remark for header in headers for remark in header.remarks)
-    return found, remarks_on(counts, len(headers))
+    remarks = remarks_on(counts, len(headers))
+    if statistics is not None:
+        return replace(found, levels=statistics.levels), remarks
+    levels, notes = levels_of(images, seen, headers, found.channels, skips=skips)
+    return replace(found, levels=levels), remarks + notes
 
 
 def readable_headers(images: Encoded, rows: Index) -> tuple[list[int], list[Header]]:
@@ -270,7 +281,7 @@ def _converted(images: Tensor, channels: int | None) -> Tensor:
         return images
     try:
         pixels = convert(images.permute(0, 2, 3, 1).numpy(), channels)
-    except ImageError as error:
+    except ValueError as error:
         raise UserError(str(error)) from error
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
@@ -292,14 +303,14 @@ def _statistics(source: Source, images: Tensor | EncodedImages) -> tuple[Statist
     """Mean and standard deviation of each channel for normalisation, and notes on unusual values."""
     channels = images.shape[1] if isinstance(images, Tensor) else images.channels
     if (source.statistics and channels == 3) or not len(images):
-        return source.statistics or ((0.0,) * channels, (1.0,) * channels), []
+        return source.statistics or Statistics((0.0,) * channels, (1.0,) * channels), []
     counts = count_values(images)
     mean, std = moments_of(counts)
-    notes = dark_note(counts)
+    notes = []
     if min(std) < 1 / 255:
         notes.append("a channel is constant, so it is centred but not scaled")
         std = tuple(s if s >= 1 / 255 else 1.0 for s in std)
-    return (mean, std), notes
+    return Statistics(mean, std), notes
 
 
 def count_values(images: Tensor | EncodedImages) -> Tensor:
@@ -323,7 +334,7 @@ def value_counts(values: Tensor) -> Tensor:
     return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in values.unbind(1)])
 
 
-def moments_of(counts: Tensor) -> Statistics:
+def moments_of(counts: Tensor) -> Moments:
     """Per-channel mean and population standard deviation of values in [0, 1], from the counts of the 256 values.
 
     Sums are of integers, so the order of summation does not matter.
@@ -333,15 +344,3 @@ def moments_of(counts: Tensor) -> Statistics:
     mean, square = (counts @ levels).double() / pixels, (counts @ levels.square()).double() / pixels
     std = (square - mean.square()).clamp(min=0).sqrt()
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
-
-
-def dark_note(counts: Tensor) -> list[str]:
-    """A note if nearly all values lie in the lowest quarter, as 12-bit values do in a 16-bit file."""
-    whole = counts.sum(0)
-    highest = int((whole.cumsum(0) >= 0.999 * whole.sum()).nonzero()[0])
-    if highest > _DARK:
-        return []
-    return [
-        f"99.9% of the values are at most {highest} of 255, so the images are dark and have few grey levels; if "
-        "they are 16-bit files of a smaller range (12-bit values), scale them to the full range of 16 bits"
-    ]

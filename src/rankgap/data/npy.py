@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Pixels = npt.NDArray[np.uint8]
+from rankgap.data.levels import TYPES, Values
 
 MAGIC = b"\x93NUMPY"
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -21,12 +20,12 @@ class ArrayHeader(NamedTuple):
     Attributes:
         shape: (H, W) or (H, W, C).
         fortran: whether the first axis varies fastest.
-        dtype: uint8 or uint16, of either byte order.
+        dtype: one of `TYPES`, of either byte order.
     """
 
     shape: tuple[int, ...]
     fortran: bool
-    dtype: np.dtype[np.uint8] | np.dtype[np.uint16]
+    dtype: np.dtype[Any]
 
     @property
     def channels(self) -> int:
@@ -44,8 +43,8 @@ def read_array_header(file: BinaryIO) -> ArrayHeader:
     if version not in _READERS:
         raise ValueError(f"expected a .npy file of version 1.0 or 2.0, got {version[0]}.{version[1]}")
     shape, fortran, dtype = _READERS[version](file)
-    if dtype.newbyteorder("=") not in (np.uint8, np.uint16) or len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"expected an array (H, W) or (H, W, C) of uint8 or uint16, got {shape} of {dtype}")
+    if dtype.name not in TYPES or len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"expected an array (H, W) or (H, W, C) of {', '.join(TYPES)}, got {shape} of {dtype}")
     check_axes(shape)
     begin = file.tell()
     have, wanted = file.seek(0, 2) - begin, math.prod(shape) * dtype.itemsize
@@ -68,22 +67,14 @@ def check_axes(shape: tuple[int, ...]) -> None:
         )
 
 
-def read_array(file: BinaryIO) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """A .npy file as (H, W, C), in the type that it was saved in.
+def read_array(file: BinaryIO) -> Values:
+    """A .npy file as (H, W, C), in its own type and this machine's byte order.
 
     Raises:
         ValueError: as for `read_array_header`.
     """
     header = read_array_header(file)
-    values: npt.NDArray[np.uint8] = np.frombuffer(
-        file.read(math.prod(header.shape) * header.dtype.itemsize), header.dtype
-    )
+    values = np.frombuffer(file.read(math.prod(header.shape) * header.dtype.itemsize), header.dtype)
     array = values.reshape(header.shape, order="F" if header.fortran else "C")
-    return array[:, :, None] if array.ndim == 2 else array
-
-
-def to_8_bits(values: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]) -> Pixels:
-    """Map full scale to full scale (65,535 to 255), so that images stay comparable in brightness."""
-    if values.dtype == np.uint8:
-        return values.astype(np.uint8, copy=False)
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    native = np.ascontiguousarray(array, header.dtype.newbyteorder("="))
+    return native[:, :, None] if native.ndim == 2 else native

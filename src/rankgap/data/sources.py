@@ -19,8 +19,8 @@ KNOWN = ("digits", "cifar10", "cifar100", "folder:DIR", "hf:NAME_OR_DIR")
 
 # Per-channel mean and standard deviation of the training images, as the published recipes use them.
 _CIFAR: dict[str, Statistics] = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar10": Statistics((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Statistics((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
 from rankgap.data.containers import Encoded
+from rankgap.data.levels import Levels
 from rankgap.errors import UserError
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
+Moments = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
+
+
+class Statistics(NamedTuple):
+    """What a data set's values are.
+
+    Attributes:
+        mean: of each channel, in [0, 1].
+        std: population standard deviation of each channel, of values in [0, 1].
+        levels: how deep values become 8 bits; None if the images have 8 bits.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    levels: Levels | None = None
 
 
 class MissingDataError(UserError):

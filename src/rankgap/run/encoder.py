@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rankgap.data.given import FEW, Items, decode_item, pixels
+from rankgap.data.levels import Levels
 from rankgap.errors import UserError
 from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
 from rankgap.model.backbones import Encoder, build_encoder
@@ -34,6 +35,7 @@ class TrainedEncoder(nn.Module):
         size: S, side of a view in pixels.
         mean: mean of each channel in [0, 1].
         std: standard deviation of each channel in [0, 1].
+        levels: how the values of deep images become 0 ... 255; None for images of 8 bits.
         centre: the side of the central square that is seen, as a share of an image's shorter side.
         tokens: give the N patch tokens of each image, or the places of its feature map, instead of one vector.
     """
@@ -44,13 +46,14 @@ class TrainedEncoder(nn.Module):
         size: int,
         mean: Sequence[float],
         std: Sequence[float],
+        levels: Levels | None = None,
         *,
         centre: float = 1.0,
         tokens: bool = False,
     ) -> None:
         super().__init__()
         self.encoder, self.size, self.centre = encoder, size, centre
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean, self.std, self.levels = tuple(mean), tuple(std), levels
         self.tokens = tokens
 
     def forward(self, images: Any) -> Tensor:
@@ -59,11 +62,12 @@ class TrainedEncoder(nn.Module):
         Args:
             images: a tensor (B, C, H, W), an array (B, H, W, C), or either without channels (B, H, W); a list or
                 data set of images, which may differ in size; or one image. An image is a PIL image, a path, or an
-                array or tensor (H, W), (H, W, C) or (C, H, W). Values are uint8 or uint16; `data.given.pixels`
-                says which axis holds the channels.
+                array or tensor (H, W), (H, W, C) or (C, H, W). Values are as in the run's images: uint8 (or uint16
+                at full scale), or deep values, which the run's levels map. `data.given.channels_last` says which
+                axis holds the channels.
 
         Raises:
-            UserError: an image cannot be read or converted, or does not hold integers; the message names it.
+            UserError: an image cannot be read or converted, or holds values of another kind; the message names it.
         """
         if single := not _is_many(images, len(self.mean)):
             images = [images]
@@ -80,10 +84,11 @@ class TrainedEncoder(nn.Module):
         """Normalised images (B, C, S, S), batch by batch."""
         device, channels = device_of(self), len(self.mean)
         stack: Tensor | None = None
-        if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape[1:-2] == (channels,):
+        as_it_is = self.levels is None and isinstance(images, Tensor) and images.dtype == torch.uint8
+        if as_it_is and images.shape[1:-2] == (channels,):
             stack = images  # may already be on a GPU
         elif hasattr(images, "ndim"):
-            stack = pixels(images[:, None] if images.ndim == 3 else images, channels)
+            stack = pixels(images[:, None] if images.ndim == 3 else images, channels, self.levels)
         for start in range(0, len(images), batch):
             if stack is not None:
                 yield self._view(stack[start : start + batch].to(device))
@@ -95,11 +100,16 @@ class TrainedEncoder(nn.Module):
         image = images[index]
         if isinstance(image, str | Path) or not hasattr(image, "ndim"):
             stored, sizes = decode_item(
-                Items(images), index, size=self.size, channels=channels, centre=self.centre
+                Items(images),
+                index,
+                size=self.size,
+                channels=channels,
+                levels=self.levels,
+                centre=self.centre,
             )
             return eval_view(stored.to(device), sizes, self.size, self.mean, self.std)
         try:
-            return self._view(pixels(image, channels)[None].to(device))
+            return self._view(pixels(image, channels, self.levels)[None].to(device))
         except UserError as error:
             raise UserError(f"image {index}: {error}") from error
 
@@ -156,4 +166,4 @@ def load_encoder(
     assert isinstance(network, Encoder)
     if tokens:
         network.tokens(torch.zeros(1, kept.channels, kept.size, kept.size, device=device_of(network)))
-    return TrainedEncoder(network, kept.size, kept.mean, kept.std, centre=kept.centre, tokens=tokens).eval()
+    return TrainedEncoder(network, kept.size, *kept.statistics, centre=kept.centre, tokens=tokens).eval()

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from rankgap.data import Broken
 from rankgap.data.names import shown
 from rankgap.errors import UserError, unknown
 from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.files import check_writable, replace_copy, replace_file, replacing, writing
-from rankgap.run.reader import parse_yaml, plain, read, read_json, read_text
+from rankgap.run.reader import parse_yaml, plain, read, read_json, read_text, write_yaml
 from rankgap.run.results import Results
 from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
@@ -116,8 +115,7 @@ class RunFolder:
 
     def write_config(self, saved: SavedRun) -> None:
         """Write `config.yaml`."""
-        text = yaml.safe_dump(plain(saved), sort_keys=False, allow_unicode=True)
-        replace_file(self.config_file, text.encode())
+        replace_file(self.config_file, write_yaml(plain(saved)).encode())
 
     def write_skipped(self, images: Sequence[Broken]) -> None:
         """List the images that were left out in `skipped_images.txt`; without any, there is no file."""

@@ -94,6 +94,7 @@ class Plan:
                 size=self.size,
                 mean=self.train.mean,
                 std=self.train.std,
+                levels=self.train.levels,
                 stem=self.stem,
                 centre=self.train.centre,
             ),
@@ -237,12 +238,14 @@ def _image_sets(
             limit=config.limit,
             seed=config.seed,
             on_bad_image=skips,
-            statistics=None if saved is None else (saved.model.mean, saved.model.std),
+            statistics=None if saved is None else saved.model.statistics,
         )
     tests = {} if test is None else {"test": test}
     for name, data in config.eval.items():
         with _remedy(f"--eval {name}=NEW", saved):
-            first, second = load_data(data, size=size, channels=train.channels, on_bad_image=skips)
+            first, second = load_data(
+                data, size=size, channels=train.channels, on_bad_image=skips, statistics=train.statistics
+            )
         tests[name] = second or first
     check_sets(train, tests)
     return train, tests

@@ -225,5 +225,11 @@ def adapt_views(recipe: Recipe, data: str, channels: int) -> tuple[Recipe, list[
             "crops of half a digit or more, no flip, no solarisation: otherwise it may turn into another character"
         ]
     if channels not in (1, 3):
-        return recipe, [f"{channels} channels: colour jitter changes only brightness and contrast"]
+        views = tuple(
+            replace(v, jitter=(*v.jitter[:2], 0.0, 0.0), grey_p=0.0, solarize_p=0.0) for v in recipe.views
+        )
+        return replace(recipe, views=views), [
+            f"{channels} channels: views change brightness and contrast; saturation, hue, greyscale and "
+            "solarisation are left out, because they are for colours"
+        ]
     return recipe, []

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankgap.data import Inspection, inspect
-from rankgap.data.encoded import EncodedImages
+from rankgap.data import ImageSet, Inspection, inspect
 from rankgap.evaluate.batches import batch_for, views_of
 from rankgap.model.methods import design
 from rankgap.run.choice import view_size
@@ -55,15 +54,17 @@ def preview(config: TrainConfig, *, images: int = 24) -> Preview:
     # With mean 0 and deviation 1 the views stay in [0, 1], ready to be shown.
     views = Views(recipe.views, size, [0.0] * train.channels, [1.0] * train.channels)
     generator = torch.Generator().manual_seed(config.seed)
-    rows = range(len(sample))
-    drawn = views_of(views, batch_for(views, sample, rows, generator), generator)
-    return Preview(found, names, _whole(sample.images, rows), list(drawn))
+    drawn = views_of(views, batch_for(views, sample, range(len(sample)), generator), generator)
+    return Preview(found, names, _whole(sample), list(drawn))
 
 
-def _whole(images: Tensor | EncodedImages, rows: range) -> Tensor:
+def _whole(sample: ImageSet) -> Tensor:
     """Images with their own aspect ratio, in the middle of a white square."""
-    assert isinstance(images, EncodedImages)
-    squashed, sizes = images.read(rows)
+    squashed, sizes = sample.images, sample.sizes
+    if not isinstance(squashed, Tensor):
+        squashed, sizes = squashed.read(range(len(sample)))
+    if sizes is None:
+        return squashed
     side = squashed.shape[-1]
     found = torch.full_like(squashed, 255)
     for square, picture, size in zip(found, squashed, sizes, strict=True):

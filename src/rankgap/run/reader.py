@@ -104,6 +104,22 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either reader of YAML would take for something else, such as the text 84071e7."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, []) + _Loader.yaml_implicit_resolvers.get(first, [])
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+}
+
+
+def write_yaml(values: Any) -> str:
+    """Plain values as YAML, which `parse_yaml` turns back."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def parse_yaml(text: str, where: str) -> Any:
     """The plain values of a YAML text.
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Self
 
 from rankgap.data.fingerprint import Fingerprint
+from rankgap.data.levels import Levels
+from rankgap.data.splits import Statistics
 from rankgap.errors import UserError, check_within
 from rankgap.model.encoder_options import Stem
 from rankgap.run.config import TrainConfig
@@ -33,6 +35,7 @@ class SavedModel:
         size: side of a view in pixels.
         mean: mean of each channel in [0, 1], for normalisation.
         std: standard deviation of each channel in [0, 1].
+        levels: how the values of deep images (16 or 32 bits) become 0 ... 255; None if images have 8 bits.
         stem: the stem of a ResNet, which pretrained weights may decide.
         centre: the side of the central square that evaluation sees, as a share of an image's shorter side: 7/8 of
             photographs, whose views are cut out of the originals, else 1.
@@ -43,6 +46,7 @@ class SavedModel:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    levels: Levels | None = None
     stem: Stem = "auto"
     centre: float = 1.0
 
@@ -51,6 +55,13 @@ class SavedModel:
         check_within(self, centre=(0.1, 1.0))
         if not len(self.mean) == len(self.std) == self.channels:
             raise UserError(f"mean and std must have one number for each of the {self.channels} channels")
+        if self.levels is not None and len(self.levels.low) != self.channels:
+            raise UserError(f"levels must have one pair of numbers for each of the {self.channels} channels")
+
+    @property
+    def statistics(self) -> Statistics:
+        """How other images are read as the run's were."""
+        return Statistics(self.mean, self.std, self.levels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

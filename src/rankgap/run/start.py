@@ -15,7 +15,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from rankgap.data.names import said, shown
-from rankgap.data.splits import Statistics
+from rankgap.data.splits import Moments
 from rankgap.errors import UserError
 from rankgap.model.backbones import SMALL_IMAGE, Encoder, build_encoder, check_backbone, own_name
 from rankgap.model.encoder_options import Stem
@@ -41,7 +41,7 @@ class Start:
 
     encoder: Encoder
     stem: Stem = "auto"
-    moments: Statistics | None = None
+    moments: Moments | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -253,7 +253,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(first[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _moments(weights: Weights, channels: int) -> Statistics | None:
+def _moments(weights: Weights, channels: int) -> Moments | None:
     """The mean and standard deviation that weights were trained with, for images of so many channels.
 
     Grey images take the means over the channels. None if the weights bring no numbers that apply.

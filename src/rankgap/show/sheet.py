@@ -29,7 +29,8 @@ def contact_sheet(
     """Draw images beside their views, so that you see what the model will see.
 
     Args:
-        images: originals, uint8 (B, C, H, W).
+        images: originals, uint8 (B, C, H, W). Of more than 3 channels, the first three are shown as red, green and
+            blue; of 2, the first.
         views: V views (B, C, h, w), not normalised: values are shown from 0 to 1 and clipped outside. Views
             smaller than the largest are drawn smaller.
         names: B names; one that is wider than the pictures above it is shortened in the middle.
@@ -63,7 +64,7 @@ def contact_sheet(
     header(
         figure,
         "Images and their views",
-        "Each image beside the views of it that the model sees.",
+        "Each image beside the views of it that the model sees." + _shown_channels(images.shape[1]),
     )
     with warnings.catch_warnings():  # a letter that the font lacks is drawn as a box
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -97,6 +98,13 @@ def _grid(count: int, number: int, side: int) -> tuple[int, int]:
     columns = max(range(1, count + 1), key=room)
     cell = max(1, min(room(columns), max(_SMALLEST, min(_LARGEST, side))))
     return (cell // side * side if cell > side else cell), columns
+
+
+def _shown_channels(channels: int) -> str:
+    if channels in (1, 3):
+        return ""
+    shown = "the first is shown" if channels == 2 else "the first three are shown as red, green and blue"
+    return f" Of {channels} channels, {shown}."
 
 
 def _tiles(stack: Tensor, cell: int) -> NDArray[np.uint8]:

@@ -256,6 +256,7 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
         "height x width": _counts(found.sizes, lambda side: f"{side[0]} x {side[1]}", most=4),
         "views": f"{size} x {size}, cut out of {_kept(found.images)}",
         "channels": _counts(found.channels),
+        "pixels": _counts(found.types),
         "formats": _counts(found.formats),
         "classes": "no labels" if found.classes is None else _counts(found.classes),
         "mean, per channel": " ".join(f"{mean:.4f}" for mean in found.mean) + "  (of values in [0, 1])",
