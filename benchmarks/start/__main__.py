@@ -123,7 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="CIFAR-10, as hf:DIR_OR_NAME")
     parser.add_argument("--out", type=Path, default=Path("runs/start"), help="run folders (default: %(default)s)")
-    parser.add_argument("--method", default="byol", help="(default: %(default)s)")
+    parser.add_argument("--method", default="swav", help="(default: %(default)s)")
     parser.add_argument("--seeds", default="0,1,2", help="joined by commas (default: %(default)s)")
     parser.add_argument("--first", type=int, default=40_000, help="images of the start (default: %(default)s)")
     parser.add_argument("--then", type=int, default=2_000, help="other images (default: %(default)s)")
