@@ -20,10 +20,13 @@ from scipy import stats
 from benchmarks.cifar10_mini.runs import (
     BASELINE,
     DESIGNS,
+    MULTICROP,
     RANK_EVERY,
     Finished,
     mini_config,
+    multicrop,
     result_row,
+    row_title,
     run_all,
     untrained_scores,
 )
@@ -152,15 +155,16 @@ def main() -> None:
         for seed in seeds
         for design in DESIGNS
     ]
-    titles = list(dict.fromkeys(config.title for config in every))
+    every += [multicrop(config) for config in every if config.title in MULTICROP]
+    titles = list(dict.fromkeys(map(row_title, every)))
     asked = given.rows.split(",") if given.rows else titles
     if unknown := [name for name in asked if name not in titles]:
         parser.error(f"no row {', '.join(unknown)}; there are {', '.join(titles)}")
     found, untrained = recorded()
     rows = {name: [] if name in asked else found.get(name, []) for name in titles}
     if BASELINE in asked or not untrained:
-        untrained = [untrained_scores(config) for config in every if config.title == BASELINE]
-    for run in run_all([config for config in every if config.title in asked], given.workers):
+        untrained = [untrained_scores(config) for config in every if row_title(config) == BASELINE]
+    for run in run_all([config for config in every if row_title(config) in asked], given.workers):
         rows[run.title].append(run)
         write({name: runs for name, runs in rows.items() if runs}, untrained, given.workers)
 

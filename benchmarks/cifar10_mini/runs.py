@@ -18,13 +18,18 @@ import numpy as np
 import torch
 
 from rankgap.evaluate.batches import views_of
+from rankgap.model.methods import METHODS
 from rankgap.run.config import TrainConfig, file_name
 from rankgap.run.feed import EpochBatches
 from rankgap.run.folder import RunFolder
 from rankgap.run.plan import resolve
+from rankgap.run.presets import adapt
+from rankgap.run.reader import plain
+from rankgap.run.recipes import load_recipe
 from rankgap.run.restored import evaluate_plan, restore
 from rankgap.run.resuming import resumed
 from rankgap.run.trainer import train
+from rankgap.run.work import Work
 from rankgap.show.columns import KNN
 from rankgap.show.figures import ResultRow
 from rankgap.show.progress import Progress
@@ -55,6 +60,9 @@ DESIGNS: tuple[tuple[str, str | None, str | None], ...] = (
     ("simsiam", None, "power:-1"),
     ("simsiam", None, "auto"),
 )
+MULTICROP = ("swav", "dino")  # methods that are trained with local views too
+LOCAL = {"size": 16, "scale": (0.2, 0.5), "target": False, "solarize_p": 0.0, "count": 4}
+SHARE = 0.7  # of the epochs, in which local views take the time that the row without them takes
 BASELINE = "simsiam"
 RANK_EVERY = 10  # steps between two readings
 
@@ -101,14 +109,28 @@ def mini_config(
     return replace(config, out=str(out / file_name(f"{config.title}-seed{seed}")))
 
 
+def multicrop(config: TrainConfig) -> TrainConfig:
+    """The same run with local views, in fewer epochs, so that it takes the same time."""
+    row, epochs = METHODS[config.method], max(round(SHARE * config.epochs), 1)
+    work = Work(images=config.limit or 1, batch_size=config.batch_size, epochs=epochs, features=128)
+    large = plain(adapt(load_recipe("cifar", row.body), row, work)[0].views)
+    settings = {"views": [*large, large[0] | LOCAL]}
+    return replace(config, epochs=epochs, settings=settings, out=f"{config.path}-multicrop")
+
+
+def row_title(config: TrainConfig) -> str:
+    """The row's name in the table."""
+    return f"{config.title} multi-crop" if "views" in config.settings else config.title
+
+
 def run_one(config: TrainConfig) -> Finished:
     """Train a run or resume it; if it is finished, read its results."""
     folder, worker = RunFolder(config.path), multiprocessing.parent_process() is not None
     if "seconds" not in folder.results():  # a run that has only scored its start is not finished
         config = resumed(folder.path, {}) if folder.checkpoint.is_file() else replace(config, overwrite=True)
         # In one terminal, several progress bars would overwrite each other.
-        train(config, callbacks=[] if worker else [Progress(f"{config.title} seed {config.seed}")])
-    return Finished(config.title, config.seed, folder.results(), folder.metrics())
+        train(config, callbacks=[] if worker else [Progress(f"{row_title(config)} seed {config.seed}")])
+    return Finished(row_title(config), config.seed, folder.results(), folder.metrics())
 
 
 def run_all(
