@@ -263,7 +263,7 @@ def decode(
 
     Args:
         file: any format that Pillow reads; TIFF of 1 to 64 channels of any of `TYPES` (see `tiff`); or .npy with
-            (H, W) or (H, W, C) of any of `TYPES`.
+            (H, W) or (H, W, C) of any of `TYPES` of at most 32 bits.
         cuts: gives the views, from the height and width of the original.
         channels: the number of channels to convert to (1: luma of ITU-R 601; 3: RGB). None keeps 1 for grey, 3 for
             colour, and the channels of an array or a TIFF.

@@ -11,6 +11,8 @@ from rankgap.data.levels import FULL_SCALE, SAMPLE, Levels, Sampled, depth, spre
 from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
 
+_BRIGHT = 2**15  # values from here on need the highest of 16 bits
+
 
 class MixedDepthsError(UserError):
     """Images of a data set share no scale; the message names one of each kind."""
@@ -29,8 +31,8 @@ def levels_of(
         skips: whether broken images are left out.
 
     Returns:
-        The levels; None if the images have 8 bits, or if images of 8 and 16 bits are mixed: the latter are then
-        read at full scale.
+        The levels; None if the images have 8 bits, or are read at full scale: 16-bit images that use all their
+        bits, or that are mixed with 8-bit ones.
 
     Raises:
         MixedDepthsError: some images are of another kind than others.
@@ -62,4 +64,6 @@ def levels_of(
     if not sampled.images:
         return levels_of(images, rows, headers, channels)  # the first one's reason stands for all
     levels, note = sampled.decide(images.name(chosen[0]))
+    if named.keys() == {"uint16"} and max(levels.high) >= _BRIGHT:
+        return None, ["16-bit images with 16 bits in use: 0 to 65,535 becomes 0 to 255, as bright as 8-bit images"]
     return levels, [note]

@@ -153,7 +153,7 @@ class Items:
 
 def _as_npy(array: Values) -> BinaryIO:
     file = io.BytesIO()
-    np.save(file, array)
+    np.save(file, array.astype(np.float32) if array.dtype == np.float64 else array)
     file.seek(0)
     return file
 

@@ -11,6 +11,7 @@ from rankgap.data.levels import TYPES, Values
 
 MAGIC = b"\x93NUMPY"
 _READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_TYPES = tuple(name for name in TYPES if np.dtype(name).itemsize <= 4)
 _FEW = 4  # channels; an axis this short is never a width
 
 
@@ -20,7 +21,7 @@ class ArrayHeader(NamedTuple):
     Attributes:
         shape: (H, W) or (H, W, C).
         fortran: whether the first axis varies fastest.
-        dtype: one of `TYPES`, of either byte order.
+        dtype: one of `TYPES` of at most 32 bits, of either byte order.
     """
 
     shape: tuple[int, ...]
@@ -43,8 +44,11 @@ def read_array_header(file: BinaryIO) -> ArrayHeader:
     if version not in _READERS:
         raise ValueError(f"expected a .npy file of version 1.0 or 2.0, got {version[0]}.{version[1]}")
     shape, fortran, dtype = _READERS[version](file)
-    if dtype.name not in TYPES or len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"expected an array (H, W) or (H, W, C) of {', '.join(TYPES)}, got {shape} of {dtype}")
+    if dtype.name not in _TYPES or len(shape) not in (2, 3) or min(shape) < 1:
+        wide = "; save array.astype(numpy.float32)" if dtype.name == "float64" else ""
+        raise ValueError(
+            f"expected an array (H, W) or (H, W, C) of {', '.join(_TYPES)}, got {shape} of {dtype}{wide}"
+        )
     check_axes(shape)
     begin = file.tell()
     have, wanted = file.seek(0, 2) - begin, math.prod(shape) * dtype.itemsize
