@@ -136,11 +136,8 @@ def start_from(
     if left := [*(f"{chosen.prefix}{name}" for name in state if name not in expected), *chosen.others]:
         loaded += f"; left over: {_listed(left)}"
     moments = _moments(weights, channels)
-    whose = "the images'" if moments is None else "the weights'"
-    notes += [
-        f"images are normalised with {whose} own mean and standard deviation",
-        "the frozen start is scored before the first step, as the trained encoder will be",
-    ]
+    whose = "their" if moments is None else "the weights'"
+    notes.append(f"images are normalised with {whose} own mean and standard deviation")
     return Start(encoder=encoder, stem=stem, moments=moments, notes=(shown(loaded), *notes))
 
 

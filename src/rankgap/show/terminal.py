@@ -66,7 +66,7 @@ def announce(plan: Plan) -> None:
     )
     for label, style, lines in (
         ("data", "dim", plan.train.notes),
-        ("preset", "dim", plan.notes),
+        ("note", "dim", plan.notes),
         ("warning", "yellow", (*plan.differences, *plan.warnings)),
     ):
         for line in lines:
