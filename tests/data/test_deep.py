@@ -239,9 +239,7 @@ def test_mixed_channels_of_deep_images_would_stop_training(tmp_path: Path) -> No
         load_data(spec)
     found = inspect(spec)
     assert (found.channels, found.broken) == ({3: 3, 2: 2}, ())
-    assert found.problems == (
-        "mixed channel counts that cannot be converted (2 with 2); save all images alike",
-    )
+    assert found.problems == ("mixed channel counts that cannot be converted (2 with 2); save all images alike",)
 
 
 def test_16_bits_beside_8_bits_are_read_at_full_scale_and_it_is_said(tmp_path: Path) -> None:

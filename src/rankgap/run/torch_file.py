@@ -65,10 +65,7 @@ def is_plain(value: object) -> bool:
 def _reason(error: Exception) -> str:
     """Why torch cannot load a file, in words for its user; torch's own advise to switch its safety off."""
     if isinstance(error, pickle.UnpicklingError) and (kind := _GLOBAL.search(str(error))):
-        return (
-            f"it holds Python objects ({kind[1]}), which could run code and are not loaded: "
-            "save model.state_dict() alone"
-        )
+        return f"it holds Python objects ({kind[1]}), which could run code, where tensors alone can be loaded"
     if isinstance(error, pickle.UnpicklingError | LookupError | EOFError):
         return "it is not in torch.save's format"
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]

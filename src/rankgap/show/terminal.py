@@ -233,16 +233,25 @@ def _counts(counts: Mapping[Any, int], show: Callable[[Any], str] = str, most: i
     return text + (f", and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
+def _sizes(sizes: Sequence[int]) -> str:
+    """The sizes of views, with how many there are of each where they differ."""
+    counts = Counter(sizes)
+    return ", ".join(
+        f"{count} of {size} x {size}" if len(counts) > 1 else f"{size} x {size}" for size, count in counts.items()
+    )
+
+
 def _kept(images: ImageSet) -> str:
     return "the originals" if images.centre < 1 else f"images stored at {images.size} x {images.size}"
 
 
-def show_inspection(found: Inspection, size: int, picture: Path) -> None:
+def show_inspection(found: Inspection, sizes: Sequence[int], notes: Sequence[str], picture: Path) -> None:
     """Print what a data set holds, what is broken, and what training would refuse.
 
     Args:
         found: the inspection.
-        size: side of a view in pixels.
+        sizes: side of each view in pixels.
+        notes: what the views leave out for such images, one sentence each.
         picture: the contact sheet's file.
     """
     heights, widths = (
@@ -254,7 +263,7 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
         "height, px": heights,
         "width, px": widths,
         "height x width": _counts(found.sizes, lambda side: f"{side[0]} x {side[1]}", most=4),
-        "views": f"{size} x {size}, cut out of {_kept(found.images)}",
+        "views": f"{_sizes(sizes)}, cut out of {_kept(found.images)}",
         "channels": _counts(found.channels),
         "pixels": _counts(found.types),
         "formats": _counts(found.formats),
@@ -266,7 +275,7 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
         "broken": f"{len(found.broken):,}",
     }
     console.print(_facts(found.name, rows))
-    for note in found.notes:
+    for note in (*found.notes, *notes):
         say((note, "dim"))
     reasons = Counter(broken.reason for broken in found.broken)
     for broken in found.broken[:BROKEN]:
