@@ -235,7 +235,7 @@ def test_mixed_depths_name_one_of_each(tmp_path: Path, one: bytes, other: bytes,
 def test_mixed_channels_of_deep_images_would_stop_training(tmp_path: Path) -> None:
     files = {f"{i}.npy": npy(twelve_bits(channels=3 if i < 3 else 2, seed=i)) for i in range(5)}
     spec = folder(tmp_path, files)
-    with pytest.raises(UserError, match="mixed channel counts: .* save all images alike"):
+    with pytest.raises(UserError, match=r"mixed channel counts: .* save all images alike"):
         load_data(spec)
     found = inspect(spec)
     assert (found.channels, found.broken) == ({3: 3, 2: 2}, ())

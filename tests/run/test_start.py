@@ -195,7 +195,7 @@ def test_a_recipe_that_is_named_is_taken_as_it_is(first: Path, tmp_path: Path) -
             ["--init", "resnet18.pt", "--backbone", "resnet_tiny"],
             "it is another architecture; choose its --backbone",
         ),
-        (["--init", "colour.pt", "--backbone", "resnet_tiny"], "takes images of 2 channels, these have 1"),
+        (["--init", "colour.pt", "--backbone", "resnet_tiny"], "takes 2-channel images, these are 1-channel"),
         (["--init", "part.pt"], "start these at random with --init-partial"),
         (["--init-partial"], "--init-partial says what to do where --init has no weights"),
         (["--init", "teacher:simsiam"], "simsiam has no EMA teacher; write run:"),

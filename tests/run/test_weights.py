@@ -388,13 +388,15 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("came", "channels", "remedy"),
-    [(1, 3, "use --channels 1"), (5, 3, "use images of 5 channels"), (4, 1, "use images of 4 channels")],
+    [(1, 3, "use --channels 1"), (5, 3, "use 5-channel images"), (4, 1, "use 4-channel images")],
 )
 def test_weights_of_channels_that_timm_does_not_convert_are_refused(
     came: int, channels: int, remedy: str, tmp_path: Path
 ) -> None:
     init = saved(trained(in_chans=came).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(UserError, match=rf"takes images of {came} channels, these have {channels}, .* {remedy}"):
+    with pytest.raises(
+        UserError, match=rf"takes {came}-channel images, these are {channels}-channel, .* {remedy}"
+    ):
         started(init, channels=channels)
     assert started(init, channels=came).encoder(torch.zeros(2, came, 64, 64)).isfinite().all()
 

@@ -65,7 +65,7 @@ def _optimizer(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list
         optimizer = replace(optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False)
         notes.append(
             f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's "
-            f"optimiser"
+            "optimiser"
         )
     warmup = min(optimizer.warmup_epochs, 0.1 * work.epochs if work.epochs >= 50 else 0)
     if warmup != optimizer.warmup_epochs:

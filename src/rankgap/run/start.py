@@ -210,8 +210,8 @@ def _adapt_channels(state: dict[str, Tensor], network: nn.Module, channels: int,
         if came != 3 or want.shape[1] != channels:
             both = {came, channels} <= {1, 3}
             raise UserError(
-                f"--init: {weights.place} takes images of {came} channels, these have {channels}, and timm "
-                f"converts only weights of 3: use {f'--channels {came}' if both else f'images of {came} channels'}"
+                f"--init: {weights.place} takes {came}-channel images, these are {channels}-channel, and timm "
+                f"converts only weights of 3: use {f'--channels {came}' if both else f'{came}-channel images'}"
             )
         state[name] = adapt_input_conv(channels, have)
 

@@ -61,8 +61,8 @@ def announce(plan: Plan) -> None:
     work = plan.work
     say(
         (plan.config.title, "bold"),
-        f" on {shown(plan.config.data)}: {work.images:,} images, {work.epochs} epochs of {work.steps_per_epoch} "
-        f"steps, {plan.backbone}, views of {plan.size} px",
+        f" on {shown(plan.config.data)}: {work.images:,} images, {_counted(work.epochs, 'epoch')} of "
+        f"{_counted(work.steps_per_epoch, 'step')}, {plan.backbone}, views of {plan.size} px",
     )
     for label, style, lines in (
         ("data", "dim", plan.train.notes),
@@ -71,6 +71,10 @@ def announce(plan: Plan) -> None:
     ):
         for line in lines:
             say("  ", (f"{label}:", style), f" {line}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
