@@ -148,7 +148,10 @@ def test_a_start_is_continued_gently(first: Path, tmp_path: Path) -> None:
     options = plan.recipe.optimizer
     assert (options.encoder_lr, options.freeze_encoder_epochs, options.layer_decay) == (0.1, 0.2, 1.0)
     assert options.lr == fresh.recipe.optimizer.lr
-    for words in ("the encoder is frozen for 0.2 of 2 epochs", "learns at 0.1 of the heads' learning rate"):
+    for words in (
+        "the encoder's weights are frozen for 0.2 of 2 epochs",
+        "learns at 0.1 of the heads' learning rate",
+    ):
         assert any(words in note for note in plan.notes)
     assert plan.recipe.teacher == fresh.recipe.teacher  # in four steps, the heads' teacher must not be slower
     assert planned(first, tmp_path).recipe.teacher == resolve(four_steps(tmp_path / "a")).recipe.teacher

@@ -209,7 +209,7 @@ def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
     if recipe.optimizer.freeze_encoder_epochs >= work.epochs or not recipe.optimizer.encoder_lr:
         name = "encoder_lr" if not recipe.optimizer.encoder_lr else "freeze_encoder_epochs"
         change = "raise" if name == "encoder_lr" else "lower"
-        found.append(f"the encoder is frozen for all {work.epochs} epochs: {change} optimizer.{name}")
+        found.append(f"the encoder's weights are frozen for all {work.epochs} epochs: {change} optimizer.{name}")
     if work.images % work.images_per_step == 1:
         found.append("the last batch of an epoch would hold 1 image, too few for batch norm: it is left out")
     return found
