@@ -236,12 +236,12 @@ def inspect_data(
     for file in (out, broken):
         if file is not None:
             check_writable(Path(file).parent)
-    found, names, pictures, views = preview(config)
+    found, names, pictures, views, notes = preview(config)
     if broken is not None:
         replace_file(Path(broken), "".join(f"{image}\n" for image in found.broken).encode())
     with writing(picture):
         contact_sheet(pictures, views, names, picture)
-    show_inspection(found, views[0].shape[-1], picture)
+    show_inspection(found, [view.shape[-1] for view in views], notes, picture)
     return EXIT_PROBLEMS if found.problems else 0
 
 

@@ -365,4 +365,4 @@ def test_inspect_of_nothing_readable_gives_the_reason(tmp_path: Path) -> None:
         inspect(f"folder:{tmp_path}")
     np.save(tmp_path / "b.npy", np.zeros((4, 4, 5), np.uint8))
     np.save(tmp_path / "c.npy", np.zeros((4, 4, 2), np.uint8))
-    assert any("cannot be converted (1 of 2, 1 of 5)" in p for p in inspect(f"folder:{tmp_path}").problems)
+    assert any("cannot be converted (1 with 2, 1 with 5)" in p for p in inspect(f"folder:{tmp_path}").problems)

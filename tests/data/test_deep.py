@@ -246,6 +246,16 @@ def test_mixed_depths_name_one_of_each(tmp_path: Path, one: bytes, other: bytes,
     assert inspect(spec).problems == (str(caught.value),)
 
 
+def test_mixed_channels_of_deep_images_would_stop_training(tmp_path: Path) -> None:
+    files = {f"{i}.npy": npy(twelve_bits(channels=3 if i < 3 else 2, seed=i)) for i in range(5)}
+    spec = folder(tmp_path, files)
+    with pytest.raises(UserError, match=r"mixed channel counts: .* save all images alike"):
+        load_data(spec)
+    found = inspect(spec)
+    assert (found.channels, found.broken) == ({3: 3, 2: 2}, ())
+    assert found.problems == ("mixed channel counts that cannot be converted (2 with 2); save all images alike",)
+
+
 def test_16_bits_beside_8_bits_are_read_at_full_scale_and_it_is_said(tmp_path: Path) -> None:
     values = pixels((12, 12), 1)
     spec = folder(

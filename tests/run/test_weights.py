@@ -244,7 +244,7 @@ def test_a_repository_of_the_hub_is_read(
     found = start_from(weights, "test_resnet", channels=3, size=64)
     assert found.moments == moments
     assert_close(found.encoder.network.state_dict(), trained(num_classes=0).state_dict(), rtol=0, atol=0)
-    own = "the images' own" if moments is None else "the weights' own"
+    own = "their own" if moments is None else "the weights' own"
     assert f"images are normalised with {own} mean and standard deviation" in found.notes
     assert start_from(weights, "test_resnet", channels=5, size=64).moments is None
 
@@ -259,21 +259,22 @@ def test_without_a_connection_one_line_is_said(init: str, hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("init", "backbone", "says"),
     [
-        ("timm", "resnet_tiny", "the weights of resnet_tiny cannot be loaded: Unknown model"),
+        ("timm", "resnet_tiny", "timm has no weights of resnet_tiny: choose a --backbone"),
         (
             "timm",
             "resnet18.wrong_tag",
             "the weights of resnet18.wrong_tag cannot be loaded: Invalid pretrained tag",
         ),
-        ("timm", "test_nfnet.none", "choose a --backbone from timm.list_pretrained"),
+        ("timm", "test_nfnet.none", "choose one from timm.list_pretrained"),
         ("hf:me/empty", "test_vit", "has none of model.safetensors, pytorch_model.bin"),
         (
             "hf:",
             "test_vit",
-            "there is no such file; expected timm, hf:REPO, run:FOLDER, teacher:FOLDER, or a file",
+            "--init takes timm, hf:REPO, run:FOLDER, teacher:FOLDER, or a file .*; there is no file 'hf:'",
         ),
-        ("tim", "test_vit", "--init tim: there is no such file; expected timm, hf:REPO"),
-        ("run:nowhere", "test_vit", "nowhere is not a run folder"),
+        ("tim", "test_vit", "--init takes timm, hf:REPO, .*; there is no file 'tim'"),
+        ("", "test_vit", "--init takes timm, hf:REPO, .*; there is no file ''"),
+        ("run:nowhere", "test_vit", "--init run:nowhere: nowhere is not a run folder"),
     ],
 )
 def test_weights_that_are_not_there_are_refused(init: str, backbone: str, says: str, hub: Hub) -> None:
@@ -292,15 +293,19 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: torch.save({}, path),
         "has no weights: expected a state_dict, tensors by name, but it holds nothing",
     ),
-    "wrapped.pt": (lambda path: torch.save({"state_dict": {}, "epoch": 3}, path), "it holds state_dict, epoch"),
+    "wrapped.pt": (
+        lambda path: torch.save({"state_dict": {}, "epoch": 3}, path),
+        "it has no tensor under state_dict, epoch",
+    ),
     "list.pt": (lambda path: torch.save([torch.ones(2)], path), "it holds a list"),
     "module.pt": (
         lambda path: torch.save(nn.Linear(2, 2), path),
-        "is not a file of weights: it cannot be loaded as weights",
+        r"it holds Python objects \(torch.nn.modules.linear.Linear\), which could run code, where tensors alone",
     ),
     "sparse.pt": (lambda path: torch.save({"w": torch.eye(2).to_sparse()}, path), "has no weights"),
     "empty.pt": (nothing, "is not a file of weights"),
-    "text.pth": (lambda path: path.write_text("weights"), "is not a file of weights"),
+    "text.pth": (lambda path: path.write_text("weights"), "is not a file of weights: it is not in torch.save's"),
+    "table.h5": (lambda path: path.write_text("x"), "is not a file of weights: it is not in torch.save's format"),
     "image.safetensors": (lambda path: path.write_bytes(bytes(range(256))), "is not a safetensors file"),
     "empty.safetensors": (nothing, "is not a safetensors file"),
 }
@@ -383,13 +388,15 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("came", "channels", "remedy"),
-    [(1, 3, "use --channels 1"), (5, 3, "use images of 5 channels"), (4, 1, "use images of 4 channels")],
+    [(1, 3, "use --channels 1"), (5, 3, "use 5-channel images"), (4, 1, "use 4-channel images")],
 )
 def test_weights_of_channels_that_timm_does_not_convert_are_refused(
     came: int, channels: int, remedy: str, tmp_path: Path
 ) -> None:
     init = saved(trained(in_chans=came).state_dict(), tmp_path / "w.pt")
-    with pytest.raises(UserError, match=rf"takes images of {came} channels, these have {channels}, .* {remedy}"):
+    with pytest.raises(
+        UserError, match=rf"takes {came}-channel images, these are {channels}-channel, .* {remedy}"
+    ):
         started(init, channels=channels)
     assert started(init, channels=came).encoder(torch.zeros(2, came, 64, 64)).isfinite().all()
 
@@ -440,5 +447,5 @@ def test_a_folder_that_is_a_run_says_how_to_name_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a run folder: write run:"):
         find_weights(str(tmp_path), "test_vit")
     shutil.rmtree(tmp_path)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="there is no file"):
         find_weights(str(tmp_path), "test_vit")

@@ -33,4 +33,5 @@ def convert(pixels: Values, channels: int) -> Values:
 
 def unconvertible(found: int, channels: int | None) -> ValueError:
     """The error for a conversion that does not exist."""
-    return ValueError(f"{found} channels cannot be converted to {channels}, only 1 to 3 and 3 to 1")
+    counted = "1 channel" if found == 1 else f"{found} channels"
+    return ValueError(f"{counted} cannot be converted to {channels}, only 1 to 3 and 3 to 1")

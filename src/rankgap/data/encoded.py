@@ -174,9 +174,12 @@ class EncodedImages:
             UserError: the number is not `channels`; the message names this image and one with `channels`.
         """
         if not self.convert and found != self.channels:
+            remedy = "save all images alike"
+            if {found, self.channels} == {1, 3}:
+                remedy = "pass --channels 3 (or 1) to convert all of them"
             raise UserError(
                 f"mixed channel counts: {self.source.name(row)} has {found}, {self.example} has {self.channels}; "
-                "pass --channels 3 (or 1) to convert all of them"
+                f"{remedy}"
             )
 
     def check_headers(self) -> None:

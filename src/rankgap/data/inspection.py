@@ -14,11 +14,11 @@ from torch import Tensor
 from rankgap.data.channels import convert
 from rankgap.data.containers import Encoded
 from rankgap.data.cutting import whole
-from rankgap.data.decoding import ImageError, decode
+from rankgap.data.decoding import Header, ImageError, decode, read_header
 from rankgap.data.deep import MixedDepthsError, levels_of
 from rankgap.data.encoded import Broken, EncodedImages, in_parts, read_image
 from rankgap.data.image_set import ImageSet
-from rankgap.data.levels import Levels
+from rankgap.data.levels import Levels, Pixels
 from rankgap.data.loading import (
     Layout,
     layout_of,
@@ -199,15 +199,12 @@ def _first_reason(images: Encoded) -> str:
 
 
 def _inspect_split(images: Encoded, layout: Layout, channels: int, levels: Levels | None) -> _Found:
-    # Levels are those of the converted channels; 8-bit images are converted once their own are counted.
-    first = None if levels is None else channels
-
     def look(part: range) -> _Found:
         found, pixels = _Found(), []
         for row in part:
             try:
                 content = read_image(images, row, lambda file: file.read())
-                (values,), header = decode(io.BytesIO(content), whole(layout.size), first, levels)
+                values, header = _decoded(content, layout.size, channels, levels)
             except ImageError as error:
                 found.broken.append(Broken(images.name(row), str(error)))
                 continue
@@ -234,13 +231,25 @@ def _inspect_split(images: Encoded, layout: Layout, channels: int, levels: Level
     return total
 
 
+def _decoded(content: bytes, size: int, channels: int, levels: Levels | None) -> tuple[Pixels, Header]:
+    """An image (S, S, C): with levels in C channels, else or where they cannot be converted in its own."""
+    if levels is None:  # converted once its own channels are counted
+        (values,), header = decode(io.BytesIO(content), whole(size))
+        return values, header
+    found = read_header(io.BytesIO(content)).channels
+    if found != channels and {found, channels} != {1, 3}:
+        channels, levels = found, Levels(low=(0.0,) * found, high=(1.0,) * found, depth=levels.depth)
+    (values,), header = decode(io.BytesIO(content), whole(size), channels, levels)
+    return values, header
+
+
 def _problems(found: _Found, channels: int | None) -> tuple[str, ...]:
     problems = []
     wanted = {channels} if channels else set()
     if foreign := sorted(set(found.channels) - wanted - {1, 3}):
         if len(found.channels) > 1 or channels:
-            counts = ", ".join(f"{found.channels[c]} of {c}" for c in foreign)
-            problems.append(f"some images have channels that cannot be converted ({counts}); remove them")
+            counts = ", ".join(f"{found.channels[c]:,} with {c}" for c in foreign)
+            problems.append(f"mixed channel counts that cannot be converted ({counts}); save all images alike")
     elif channels is None and len(found.channels) > 1:
         problems.append("mixed channel counts; pass --channels 3 (or 1) to convert all images")
     return tuple(problems)

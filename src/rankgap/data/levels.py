@@ -107,7 +107,7 @@ def check_depth(dtype: np.dtype[Any] | str, levels: Levels | None) -> None:
     """
     name = np.dtype(dtype).name
     if levels is None and name not in FULL_SCALE:
-        expected = "8-bit"
+        expected = "8-bit or unsigned 16-bit"
     elif levels is not None and depth(name) != levels.depth:
         expected = {"integer": "16-bit or 32-bit integer"}.get(levels.depth, levels.depth)
     else:

@@ -69,8 +69,8 @@ class NewRun:
         self.config, self.method, self.own = config, method, own
         self.size, self.channels = config.size, config.channels
         self.settings = recipe_settings(config, method)
-        _check_used(config, method)
         wanted = override(self._published(config.size), self.settings).used_by(method)
+        _check_used(config, method)
         self.backbone, self.weights = choose_backbone(config, wanted, device, own)
         self.patch = patch_size(own or self.backbone)
         if config.size is not None:
@@ -205,9 +205,11 @@ def recipe_settings(config: TrainConfig, method: Method) -> dict[str, Any]:
 
 
 def _check_used(config: TrainConfig, method: Method) -> None:
-    """Reject settings of parts that the method does not have, which would have no effect."""
+    """Reject settings that would have no effect, such as those of parts that the method does not have."""
     parts = {"prototypes": ("prototypes", method.assigns), "teacher": ("EMA teacher", method.ema)}
     for key in config.settings:
         name, has = parts.get(key.partition(".")[0], ("", True))
         if not has:
             raise UserError(f"--settings {key}: {config.title} has no {name}; leave it out")
+    if config.backbone is not None and "encoder.backbone" in config.settings:
+        raise UserError("--backbone and --settings encoder.backbone both name the encoder: keep --backbone alone")

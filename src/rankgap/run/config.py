@@ -64,9 +64,9 @@ class TrainConfig:
         backbone: resnet_tiny, or any timm name; by default the one that the recipe names, or else resnet_tiny on a
             CPU and resnet18 elsewhere.
         init: pretrained weights to start the encoder from: timm (the backbone's own; its name may have a tag, as
-            in vit_tiny_patch16_224.augreg_in21k), hf:REPO of the Hugging Face Hub, run:FOLDER (the online encoder
-            of another run), teacher:FOLDER (its EMA teacher), or a file (.safetensors, .pt, .pth). The frozen
-            start is scored first, for comparison.
+            in vit_tiny_patch16_224.augreg_in21k), hf:REPO or hf:REPO@REVISION of the Hugging Face Hub, run:FOLDER
+            (the online encoder of another run), teacher:FOLDER (its EMA teacher), or a file (.safetensors, .pt,
+            .pth). The frozen start is scored first, for comparison.
         init_partial: where --init has no weights that fit, keep random ones instead of stopping.
         grad_checkpointing: compute the encoder's activations again in the backward pass instead of keeping them:
             less memory for more time, and the same numbers.
@@ -81,6 +81,7 @@ class TrainConfig:
         settings: values that replace the recipe's, as KEY=VALUE (prototypes.count=512,
             target.sinkhorn.eps=0.03, views.0.flip=0, or views.*.flip=0 for every view).
         fast_dev_run: a dry run: two optimiser steps of the recipe as it is, then an evaluation on a few images.
+            --epochs and --limit have no effect.
         rank_every: steps between readings of the ranks; auto, the default, takes at least 40 readings, and reads
             every tenth step of a long run.
         loggers: where readings go besides metrics.csv: tensorboard, csv, wandb, mlflow, joined by commas, or none.

@@ -31,7 +31,7 @@ def adapt(recipe: Recipe, method: Method, work: Work, network: nn.Module) -> tup
     frozen = min(WARM_UP * work.epochs, LONGEST_WARM_UP)
     optimizer = replace(recipe.optimizer, encoder_lr=ENCODER_LR, freeze_encoder_epochs=frozen)
     notes = [
-        f"the encoder is frozen for {frozen:g} epoch(s), while the heads, which are random, warm up",
+        f"the encoder's weights are frozen for {frozen:g} of {work.epochs} epochs, while the random heads learn",
         f"the encoder learns at {ENCODER_LR:g} of the heads' learning rate, to stay near its start",
     ]
     if hasattr(network, "blocks") and hasattr(network, "patch_embed"):

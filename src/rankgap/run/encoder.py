@@ -111,7 +111,8 @@ class TrainedEncoder(nn.Module):
         try:
             return self._view(pixels(image, channels, self.levels)[None].to(device))
         except UserError as error:
-            raise UserError(f"image {index}: {error}") from error
+            hint = "; a stack of grey images is (B, 1, H, W)" if channels == 1 and image.ndim == 3 else ""
+            raise UserError(f"image {index}: {error}{hint}") from error
 
     def _view(self, images: Tensor) -> Tensor:
         return eval_view(images, None, self.size, self.mean, self.std, self.centre)

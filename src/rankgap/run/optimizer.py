@@ -39,7 +39,8 @@ class OptimizerOptions:
         clip: largest norm of each parameter's own gradient, as in DINO's code; 0 for no clipping.
         layer_decay: factor on the learning rate from each of the encoder's layers to the one below it.
         encoder_lr: factor on the encoder's learning rate.
-        freeze_encoder_epochs: epochs at the start in which the encoder is frozen, while the heads warm up.
+        freeze_encoder_epochs: epochs at the start in which the encoder's weights are frozen, while the heads
+            learn; its batch-norm statistics follow the images meanwhile.
     """
 
     name: OptimizerName = "sgd"

@@ -65,7 +65,7 @@ def _optimizer(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list
         optimizer = replace(optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False)
         notes.append(
             f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's "
-            f"optimiser"
+            "optimiser"
         )
     warmup = min(optimizer.warmup_epochs, 0.1 * work.epochs if work.epochs >= 50 else 0)
     if warmup != optimizer.warmup_epochs:
@@ -111,7 +111,7 @@ def _prototypes(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, lis
     if count != prototypes.count:
         notes.append(f"{count} prototypes: a batch of {work.batch_size} cannot use more")
     if freeze != prototypes.freeze_epochs:
-        notes.append(f"prototypes frozen for {freeze:g} epoch(s)")
+        notes.append(f"prototypes frozen for {freeze:g} of {work.epochs} epochs")
     for name, options in target.items():
         if isinstance(options, SinkhornOptions) and options.queue:
             target[name] = replace(options, queue=0)
@@ -198,7 +198,7 @@ def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
     if method.ema and memory > work.steps:
         found.append(
             f"EMA momentum {momentum:g} averages over {memory:,.0f} steps but the run has {work.steps}, "
-            f"so the teacher stays near its random start: lower teacher.momentum"
+            "so the teacher stays near its start: lower teacher.momentum"
         )
     if work.batch_size < 32:
         found.append(
@@ -206,6 +206,10 @@ def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
         )
     if method.assigns and prototypes.freeze_epochs >= work.epochs:
         found.append(f"the prototypes are frozen for all {work.epochs} epochs: lower prototypes.freeze_epochs")
+    if recipe.optimizer.freeze_encoder_epochs >= work.epochs or not recipe.optimizer.encoder_lr:
+        name = "encoder_lr" if not recipe.optimizer.encoder_lr else "freeze_encoder_epochs"
+        change = "raise" if name == "encoder_lr" else "lower"
+        found.append(f"the encoder's weights are frozen for all {work.epochs} epochs: {change} optimizer.{name}")
     if work.images % work.images_per_step == 1:
         found.append("the last batch of an epoch would hold 1 image, too few for batch norm: it is left out")
     return found

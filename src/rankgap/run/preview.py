@@ -27,12 +27,14 @@ class Preview(NamedTuple):
         names: names of B of them.
         pictures: these B images, uint8 (B, C, H, H), each shown whole with its own aspect ratio.
         views: their V views (B, C, S, S) in [0, 1].
+        notes: what the views leave out for such images, one sentence each.
     """
 
     found: Inspection
     names: list[str]
     pictures: Tensor
     views: Sequence[Tensor]
+    notes: list[str]
 
 
 def preview(config: TrainConfig, *, images: int = 24) -> Preview:
@@ -40,7 +42,7 @@ def preview(config: TrainConfig, *, images: int = 24) -> Preview:
 
     Args:
         config: only data, method, size, channels and seed are used.
-        images: number of images to draw views of.
+        images: number of images to draw views of; half of them where there are more than four views of each.
 
     Raises:
         UserError: an unknown method, missing data, or no image that can be read.
@@ -49,13 +51,13 @@ def preview(config: TrainConfig, *, images: int = 24) -> Preview:
     found = inspect(config.data, size=config.size, channels=config.channels)
     size, train = view_size(config.size, found.images), found.images
     published = load_recipe(recipe_for(method.body, size), method.body).sized(size)
-    recipe, _ = adapt_views(published, config.data, train.channels)
-    names, sample = found.sample(images, config.seed)
+    recipe, notes = adapt_views(published, config.data, train.channels)
+    names, sample = found.sample(images if len(recipe.views) <= 4 else images // 2, config.seed)
     # With mean 0 and deviation 1 the views stay in [0, 1], ready to be shown.
     views = Views(recipe.views, size, [0.0] * train.channels, [1.0] * train.channels)
     generator = torch.Generator().manual_seed(config.seed)
     drawn = views_of(views, batch_for(views, sample, range(len(sample)), generator), generator)
-    return Preview(found, names, _whole(sample), list(drawn))
+    return Preview(found, names, _whole(sample), list(drawn), notes)
 
 
 def _whole(sample: ImageSet) -> Tensor:

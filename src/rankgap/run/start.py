@@ -136,11 +136,8 @@ def start_from(
     if left := [*(f"{chosen.prefix}{name}" for name in state if name not in expected), *chosen.others]:
         loaded += f"; left over: {_listed(left)}"
     moments = _moments(weights, channels)
-    whose = "the images'" if moments is None else "the weights'"
-    notes += [
-        f"images are normalised with {whose} own mean and standard deviation",
-        "the frozen start is scored before the first step, as the trained encoder will be",
-    ]
+    whose = "their" if moments is None else "the weights'"
+    notes.append(f"images are normalised with {whose} own mean and standard deviation")
     return Start(encoder=encoder, stem=stem, moments=moments, notes=(shown(loaded), *notes))
 
 
@@ -213,8 +210,8 @@ def _adapt_channels(state: dict[str, Tensor], network: nn.Module, channels: int,
         if came != 3 or want.shape[1] != channels:
             both = {came, channels} <= {1, 3}
             raise UserError(
-                f"--init: {weights.place} takes images of {came} channels, these have {channels}, and timm "
-                f"converts only weights of 3: use {f'--channels {came}' if both else f'images of {came} channels'}"
+                f"--init: {weights.place} takes {came}-channel images, these are {channels}-channel, and timm "
+                f"converts only weights of 3: use {f'--channels {came}' if both else f'{came}-channel images'}"
             )
         state[name] = adapt_input_conv(channels, have)
 

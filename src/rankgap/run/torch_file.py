@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
+import re
 import warnings
 import zipfile
 from pathlib import Path
@@ -11,7 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rankgap.data.names import shown
 from rankgap.errors import UserError, unusable
+
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # in torch's message: the class that a file asks for
 
 
 def read_torch_file(path: Path, what: str, *, legacy: bool = False) -> object:
@@ -44,8 +49,7 @@ def read_torch_file(path: Path, what: str, *, legacy: bool = False) -> object:
     except OSError as error:
         raise unusable(error, path) from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is not {what}: it cannot be loaded as weights ({reason[:200]})") from error
+        raise UserError(f"{path} is not {what}: {_reason(error)}") from error
 
 
 def is_plain(value: object) -> bool:
@@ -56,6 +60,16 @@ def is_plain(value: object) -> bool:
         and value.layout == torch.strided
         and not value.is_quantized
     )
+
+
+def _reason(error: Exception) -> str:
+    """Why torch cannot load a file, in words for its user; torch's own advise to switch its safety off."""
+    if isinstance(error, pickle.UnpicklingError) and (kind := _GLOBAL.search(str(error))):
+        return f"it holds Python objects ({kind[1]}), which could run code, where tensors alone can be loaded"
+    if isinstance(error, pickle.UnpicklingError | LookupError | EOFError):
+        return "it is not in torch.save's format"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"it cannot be loaded as weights ({shown(reason)[:200]})"
 
 
 def _check_archive(path: Path, size: int) -> None:

@@ -66,7 +66,7 @@ def find_weights(init: str, backbone: str) -> Weights:
     if path.is_dir() and RunFolder(path).config_file.is_file():
         raise UserError(f"--init {init} is a run folder: write run:{init}")
     if not path.is_file():
-        raise UserError(f"--init {init}: there is no such file; expected {SOURCES}")
+        raise UserError(f"--init takes {SOURCES}; there is no file {init!r}")
     return Weights(place=init, states=_states_of_file(path))
 
 
@@ -74,11 +74,16 @@ def _of_timm(backbone: str) -> Weights:
     """The pretrained weights that timm has of a backbone, as timm loads them into its own network."""
     import timm
 
+    if not timm.is_model(backbone.partition(".")[0]):
+        raise UserError(
+            f"--init timm: timm has no weights of {backbone}: choose a --backbone that it has, such as resnet18 "
+            "or vit_tiny_patch16_224, or give a file"
+        )
     try:
         network = timm.create_model(backbone, pretrained=True)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--init timm: the weights of {backbone} cannot be loaded: {said(error)}; choose a --backbone "
+            f"--init timm: the weights of {backbone} cannot be loaded: {said(error).rstrip('.')}; choose one "
             "from timm.list_pretrained(), check the connection, or give a file"
         ) from error
     config = network.pretrained_cfg
@@ -111,7 +116,7 @@ def _of_hub(repo: str) -> Weights:
         described = download("config.json") if path else None
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--init hf:{repo} cannot be downloaded: {said(error)}; check its name and the connection"
+            f"--init hf:{repo} cannot be downloaded: {said(error).rstrip('.')}; check its name and the connection"
         ) from error
     if path is None:
         raise UserError(
@@ -130,6 +135,9 @@ def _of_hub(repo: str) -> Weights:
 def _of_run(path: Path, branch: Side) -> Weights:
     """The encoder of a run's last checkpoint."""
     folder = RunFolder(path)
+    if not folder.config_file.is_file():
+        kind = "run" if branch == "online" else "teacher"
+        raise UserError(f"--init {kind}:{path}: {path} is not a run folder: it has no config.yaml")
     saved = folder.saved()
     with saying_what_to_import(saved.run.imports):
         method = design(saved.run.method, online=saved.run.online, target=saved.run.target)
@@ -157,10 +165,14 @@ def _states_of_file(path: Path) -> dict[str, dict[str, Tensor]]:
     contents = _safetensors(path) if is_safe else read_torch_file(path, "a file of weights", legacy=True)
     states = dict(_states(contents, "", _DEEPEST))
     if not states:
-        holds = f"a {type(contents).__name__}"
+        holds = f"it holds a {type(contents).__name__}"
         if isinstance(contents, Mapping):
-            holds = ", ".join(map(str, list(contents)[:8])) or "nothing"
-        raise UserError(f"{path} has no weights: expected a state_dict, tensors by name, but it holds {holds}")
+            keys = ", ".join(map(str, list(contents)[:8]))
+            holds = f"it has no tensor under {keys}" if keys else "it holds nothing"
+        raise UserError(
+            f"{path} has no weights: expected a state_dict, tensors by name, but {holds}; "
+            "save model.state_dict() again"
+        )
     return states
 
 

@@ -37,12 +37,13 @@ def contact_sheet(
         path: the PNG's file; its folder is created if there is none.
     """
     assert all(len(view) == len(images) == len(names) > 0 for view in views), (images.shape, len(names))
-    number = 1 + len(views)
     largest = max(view.shape[-1] for view in views)
-    cell, columns = _grid(len(images), number, largest)
-    sides = [cell, *(max(1, cell * view.shape[-1] // largest) for view in views)]
+    shares = [1.0, *(view.shape[-1] / largest for view in views)]  # of the largest view's side
+    cell, columns = _grid(len(images), shares, largest)
+    sides = [max(1, int(cell * share)) for share in shares]
+    lefts = [sum(sides[:k]) + k * _GAP for k in range(len(sides))]
     tiles = [_tiles(each, side) for each, side in zip([images.float() / 255, *views], sides, strict=True)]
-    group, row = number * (cell + _GAP) + _BETWEEN - _GAP, cell + _NAME
+    group, row = lefts[-1] + sides[-1] + _BETWEEN, cell + _NAME
     width = max(_LEAST_WIDTH, columns * group - _BETWEEN + 2 * _MARGIN)
     height = _TOP + math.ceil(len(images) / columns) * row + _MARGIN
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
@@ -54,11 +55,12 @@ def contact_sheet(
     canvas = np.full((height, width, 3), 255, np.uint8)
     for index, name in enumerate(names):
         x, y = _MARGIN + index % columns * group, _TOP + index // columns * row
-        for column in range(number):
-            left, side = x + column * (cell + _GAP), sides[column]
-            canvas[y : y + side, left : left + side] = tiles[column][index]
+        for column, (left, side) in enumerate(zip(lefts, sides, strict=True)):
+            canvas[y : y + side, x + left : x + left + side] = tiles[column][index]
             if index < columns:
-                write(left, _TOP - 5, f"view {column}" if column else "image", 8)
+                heading = f"view {column}" if column else "image"
+                narrow = side < _LETTER * len(heading)
+                write(x + left, _TOP - 5, str(column) if narrow else heading, 8)
         write(x, y + cell + 15, shorten(name, (group - _BETWEEN) // _LETTER), 7)
     figure.figimage(canvas)
     header(
@@ -84,14 +86,15 @@ def shorten(text: str, most: int) -> str:
     return f"{text[:head]}…{text[head + 1 - most :]}"
 
 
-def _grid(count: int, number: int, side: int) -> tuple[int, int]:
-    """The cell size and number of columns with which `count` groups of `number` cells best fill the sheet.
+def _grid(count: int, shares: Sequence[float], side: int) -> tuple[int, int]:
+    """The cell size and number of columns with which `count` groups best fill the sheet.
 
-    Views are enlarged by whole factors only.
+    A group has a cell, or a share of one, for each image and view. Views are enlarged by whole factors only.
     """
 
     def room(columns: int) -> int:
-        across = ((_WIDTH - 2 * _MARGIN + _BETWEEN) // columns - _BETWEEN + _GAP) // number - _GAP
+        group = (_WIDTH - 2 * _MARGIN + _BETWEEN) // columns - _BETWEEN
+        across = int((group - _GAP * (len(shares) - 1)) / sum(shares))
         down = (_HEIGHT - _TOP - _MARGIN) // math.ceil(count / columns) - _NAME
         return min(across, down)
 

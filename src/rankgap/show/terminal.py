@@ -61,16 +61,20 @@ def announce(plan: Plan) -> None:
     work = plan.work
     say(
         (plan.config.title, "bold"),
-        f" on {shown(plan.config.data)}: {work.images:,} images, {work.epochs} epochs of {work.steps_per_epoch} "
-        f"steps, {plan.backbone}, views of {plan.size} px",
+        f" on {shown(plan.config.data)}: {work.images:,} images, {_counted(work.epochs, 'epoch')} of "
+        f"{_counted(work.steps_per_epoch, 'step')}, {plan.backbone}, views of {plan.size} px",
     )
     for label, style, lines in (
         ("data", "dim", plan.train.notes),
-        ("preset", "dim", plan.notes),
+        ("note", "dim", plan.notes),
         ("warning", "yellow", (*plan.differences, *plan.warnings)),
     ):
         for line in lines:
             say("  ", (f"{label}:", style), f" {line}")
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -233,16 +237,25 @@ def _counts(counts: Mapping[Any, int], show: Callable[[Any], str] = str, most: i
     return text + (f", and {len(ordered) - most} more" if len(ordered) > most else "")
 
 
+def _sizes(sizes: Sequence[int]) -> str:
+    """The sizes of views, with how many there are of each where they differ."""
+    counts = Counter(sizes)
+    return ", ".join(
+        f"{count} of {size} x {size}" if len(counts) > 1 else f"{size} x {size}" for size, count in counts.items()
+    )
+
+
 def _kept(images: ImageSet) -> str:
     return "the originals" if images.centre < 1 else f"images stored at {images.size} x {images.size}"
 
 
-def show_inspection(found: Inspection, size: int, picture: Path) -> None:
+def show_inspection(found: Inspection, sizes: Sequence[int], notes: Sequence[str], picture: Path) -> None:
     """Print what a data set holds, what is broken, and what training would refuse.
 
     Args:
         found: the inspection.
-        size: side of a view in pixels.
+        sizes: side of each view in pixels.
+        notes: what the views leave out for such images, one sentence each.
         picture: the contact sheet's file.
     """
     heights, widths = (
@@ -254,7 +267,7 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
         "height, px": heights,
         "width, px": widths,
         "height x width": _counts(found.sizes, lambda side: f"{side[0]} x {side[1]}", most=4),
-        "views": f"{size} x {size}, cut out of {_kept(found.images)}",
+        "views": f"{_sizes(sizes)}, cut out of {_kept(found.images)}",
         "channels": _counts(found.channels),
         "pixels": _counts(found.types),
         "formats": _counts(found.formats),
@@ -266,7 +279,7 @@ def show_inspection(found: Inspection, size: int, picture: Path) -> None:
         "broken": f"{len(found.broken):,}",
     }
     console.print(_facts(found.name, rows))
-    for note in found.notes:
+    for note in (*found.notes, *notes):
         say((note, "dim"))
     reasons = Counter(broken.reason for broken in found.broken)
     for broken in found.broken[:BROKEN]:

@@ -206,6 +206,10 @@ def override(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     for key, value in settings.items():
         parts = key.split(".")
         if not _set(values, parts, value):
+            if parts[0] == "views" and parts[-1] == "count":
+                raise UserError(
+                    f"--settings {key}: count is for a recipe's file; copy one, and pass its path as --recipe"
+                )
             raise unknown("setting", key, _keys(values, parts))
     return recipe_from(values, "recipe")
 
