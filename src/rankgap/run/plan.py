@@ -154,8 +154,8 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         config = replace(config, limit=config.batch_size * config.accumulate, epochs=2)
     choice = choose(config, method, device, saved=saved, own=given.encoder)
     _check_installed(config.loggers)
-    asked = replace(config, size=choice.size, channels=choice.channels)
-    train, tests = _image_sets(asked, saved, given.images)
+    # A saved run's images are read for the size that was asked for then, so that they are kept in the same way.
+    train, tests = _image_sets(replace(config, channels=choice.channels), saved, given.images)
     if saved is None or config.resume:
         _check_enough(train, config)
     if config.fast_dev_run:
