@@ -206,3 +206,21 @@ def test_stacks_and_their_labels_become_both_splits() -> None:
 def test_what_is_no_data_set_is_refused(images: Any, labels: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
         given_source(images, labels)
+
+
+def test_a_stack_and_a_list_are_read_by_the_same_rules() -> None:
+    stack = noise(6, 12, 12, 3)
+    listed = [Image.fromarray(each) for each in stack]
+    whole, _ = load_data(given_source(stack))
+    assert isinstance(whole.images, torch.Tensor)
+    for images, test in ((stack, listed), (listed, stack), (stack, list(stack))):
+        for found in load_data(given_source(images, test=test)):
+            assert found is not None
+            assert isinstance(found.images, torch.Tensor)
+            assert torch.equal(found.images, whole.images)
+
+
+def test_test_images_of_another_depth_are_refused() -> None:
+    deep = noise(6, 12, 12, 3).astype(np.uint16) * 16
+    with pytest.raises(UserError, match="it has uint8 pixels, where 16-bit or 32-bit integer ones are expected"):
+        load_data(given_source(deep, test=noise(6, 12, 12, 3)))

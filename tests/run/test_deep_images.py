@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,20 @@ def test_files_and_arrays_have_the_features_of_the_run_s_evaluation(home: Path) 
     for images in (arrays, stack, list(stack), np.stack(arrays)):
         assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
     assert_close(encoder(stack[0]), expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_many_deep_images_are_mapped_a_batch_at_a_time(home: Path) -> None:
+    encoder = rg.load_encoder(home / "run")
+    images = np.concatenate(originals(home, "test") * 64)  # 512 of them
+    images = images.reshape(512, 24, *images.shape[1:])
+    mapped = 512 * images[0].size * 4  # bytes in float32
+    tracemalloc.start()
+    try:
+        encoder(images)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < mapped
 
 
 def test_images_of_another_depth_are_refused_by_the_encoder(home: Path) -> None:

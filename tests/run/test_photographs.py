@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rankgap.run.config import TrainConfig
 from rankgap.run.feed import EpochBatches
 from rankgap.run.folder import RunFolder
 from rankgap.run.preview import preview
+from rankgap.run.restored import restore
 from rankgap.run.resuming import resumed
 from rankgap.run.saved import SavedRun
 from rankgap.run.trainer import train
@@ -162,6 +164,19 @@ def test_a_run_keeps_how_much_of_a_photograph_evaluation_sees(run: Path, folder:
         found = encoder(pil_to_tensor(image))
         assert torch.cosine_similarity(found, feature, dim=0) > 0.999
         image.close()
+
+
+def test_a_run_whose_photographs_were_squashed_says_that_they_no_longer_are(
+    run: Path, folder: Path, tmp_path: Path
+) -> None:
+    assert restore(run).differences == ()
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    del values["model"]["centre"]  # written before photographs were cut
+    file.write_text(yaml.safe_dump(values))
+    (said,) = restore(tmp_path / "run").differences
+    assert said.startswith(f"views of folder:{folder} are cut out of the originals now")
 
 
 def test_scores_evaluation_and_inspection_read_the_originals(

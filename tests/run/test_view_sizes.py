@@ -11,6 +11,7 @@ from rankgap.cli import main
 from rankgap.errors import UserError
 from rankgap.run.config import TrainConfig
 from rankgap.run.plan import Plan, resolve
+from tests.data.pictures import pixels, write
 
 VIT = "vit_tiny_patch16_224"
 MISSING = "folder:no/such/folder"
@@ -96,3 +97,31 @@ def test_a_layer_decay_without_layers_is_said_before_training(tmp_path: Path) ->
     assert plan(tmp_path, size=32, settings=settings).recipe.optimizer.layer_decay == 0.8
     with pytest.raises(UserError, match=r"layer_decay: .* does not say which layers it has"):
         plan(tmp_path, size=32, backbone="pit_ti_224", settings=settings)
+
+
+def pictures(folder: Path, *sizes: tuple[int, int]) -> str:
+    """Sixteen pictures of some sizes in turn."""
+    for k in range(16):
+        write(folder / "pictures" / f"{k:02}.png", pixels(sizes[k % len(sizes)], seed=k))
+    return f"folder:{folder / 'pictures'}"
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "sizes"),
+    [
+        ((100, 140), {"backbone": "resnet_tiny"}, {140, 60}),
+        ((108, 108), {}, {112, 48}),
+    ],
+)
+def test_a_size_that_was_chosen_for_the_images_is_never_too_large_for_them(
+    size: tuple[int, int], given: dict[str, Any], sizes: set[int], tmp_path: Path
+) -> None:
+    found = plan(tmp_path, data=pictures(tmp_path, size), batch_size=8, **given)
+    assert set(found.recipe.sizes(found.size)) == sizes
+
+
+def test_images_of_a_saved_run_are_kept_as_they_were_whatever_size_its_views_got(tmp_path: Path) -> None:
+    begun = plan(tmp_path, data=pictures(tmp_path, (40, 30), (30, 40)), batch_size=8)
+    assert (begun.size, begun.train.size, begun.train.centre) == (32, 40, 1.0)  # 32 px fit the patch of 16
+    again = resolve(begun.config, saved=begun.saved())
+    assert (again.size, again.train.size, again.train.centre) == (32, 40, 1.0)

@@ -210,6 +210,8 @@ def given_source(images: Any, labels: Any = None, test: Any = None, test_labels:
         raise UserError("test_labels need test images: pass them as test")
     given = {"train": (images, labels)} | ({} if test is None else {"test": (test, test_labels)})
     sets = {name: _images(f"{GIVEN} {name}", each) for name, (each, _) in given.items()}
+    if not all(isinstance(each, Arrays) for each in sets.values()):  # both are then read by the rules for files
+        sets = {name: Items(each.images) if isinstance(each, Arrays) else each for name, each in sets.items()}
     values = {name: _values(name, of, len(sets[name])) for name, (_, of) in given.items() if of is not None}
     numbers, classes = number(values, "train") if "train" in values else ({}, [])
     splits = {

@@ -82,7 +82,7 @@ def load_data(
     notes = list(source.notes)
     plan = None
     if not isinstance(source.train.images, Arrays):
-        plan, remarks = layout(source.train.images, rows, size, channels, statistics, skips=skips)
+        plan, remarks = _planned(source.train.images, rows, size, channels, statistics, skips=skips)
         notes += [f"{spec}: {remark}" for remark in remarks]
     elif statistics is not None and statistics.levels is not None:
         raise UserError(f"{spec} has 8-bit images, where {statistics.levels.depth} ones are expected")
@@ -162,7 +162,7 @@ def layout_of(headers: Sequence[Header], size: int | None) -> Layout:
     return Layout(view, side, photos=True, threads=threads)
 
 
-def layout(
+def _planned(
     images: Encoded,
     rows: Index,
     size: int | None,

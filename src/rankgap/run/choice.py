@@ -27,12 +27,10 @@ class Choice(Protocol):
 
     Attributes:
         backbone: name of the encoder.
-        size: side of a view in pixels; None for a size that suits the images.
         channels: channels that images are converted to; None for their own.
     """
 
     backbone: str
-    size: int | None
     channels: int | None
 
     def view_size(self, images: ImageSet) -> int:
@@ -67,7 +65,7 @@ class NewRun:
 
     def __init__(self, config: TrainConfig, method: Method, device: torch.device, own: nn.Module | None) -> None:
         self.config, self.method, self.own = config, method, own
-        self.size, self.channels = config.size, config.channels
+        self.channels = config.channels
         self.settings = recipe_settings(config, method)
         wanted = override(self._published(config.size), self.settings).used_by(method)
         _check_used(config, method)
@@ -98,7 +96,7 @@ class NewRun:
 
     def view_size(self, images: ImageSet) -> int:
         """The size that was asked for, or one that suits the images and the encoder's patch."""
-        return fitting_size(view_size(self.size, images), self.patch)
+        return fitting_size(view_size(self.config.size, images), self.patch)
 
     def start(self, images: ImageSet, size: int) -> Start:
         """The encoder, from pretrained weights if there are any."""
@@ -110,7 +108,7 @@ class NewRun:
     def recipe(self, images: ImageSet, size: int, work: Work, network: nn.Module) -> tuple[Recipe, list[str]]:
         """The published recipe; with --recipe auto, adapted to the images, the run's size and its start."""
         config, recipe = self.config, self._published(size).sized(size, self.patch)
-        notes = self._note_on_patches(view_size(self.size, images), size)
+        notes = self._note_on_patches(view_size(config.size, images), size)
         if config.recipe == "auto":
             recipe, said = presets.adapt_views(recipe, config.data, images.channels)
             notes += said
@@ -121,7 +119,7 @@ class NewRun:
                 recipe, said = continuing.adapt(recipe, self.method, work, network)
                 notes += said
         recipe = override(recipe, self.settings).used_by(self.method)
-        presets.check_view_sizes(recipe, max(images.side, config.size or 0))
+        presets.check_view_sizes(recipe, max(images.side, size))
         return recipe, notes
 
     def _note_on_patches(self, wanted: int, size: int) -> list[str]:
@@ -149,7 +147,6 @@ class KeptRun:
     def __init__(self, saved: SavedRun, own: nn.Module | None) -> None:
         self.saved, self.own = saved, own
         self.backbone = saved.model.backbone if own is None else own_name(own)
-        self.size: int | None = saved.model.size
         self.channels: int | None = saved.model.channels
         if own is None:
             check_backbone(self.backbone)

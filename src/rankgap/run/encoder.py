@@ -83,18 +83,17 @@ class TrainedEncoder(nn.Module):
     def _views(self, images: Any, batch: int) -> Iterator[Tensor]:
         """Normalised images (B, C, S, S), batch by batch."""
         device, channels = device_of(self), len(self.mean)
-        stack: Tensor | None = None
         as_it_is = self.levels is None and isinstance(images, Tensor) and images.dtype == torch.uint8
-        if as_it_is and images.shape[1:-2] == (channels,):
-            stack = images  # may already be on a GPU
-        elif hasattr(images, "ndim"):
-            stack = pixels(images[:, None] if images.ndim == 3 else images, channels, self.levels)
+        as_it_is = as_it_is and images.shape[1:-2] == (channels,)  # it may already be on a GPU
         for start in range(0, len(images), batch):
-            if stack is not None:
-                yield self._view(stack[start : start + batch].to(device))
+            if not hasattr(images, "ndim"):
+                part = range(start, min(start + batch, len(images)))
+                yield torch.cat([self._one(images, k, device, channels) for k in part])
                 continue
-            part = range(start, min(start + batch, len(images)))
-            yield torch.cat([self._one(images, k, device, channels) for k in part])
+            stack = images[start : start + batch]
+            if not as_it_is:
+                stack = pixels(stack[:, None] if stack.ndim == 3 else stack, channels, self.levels)
+            yield self._view(stack.to(device))
 
     def _one(self, images: Sequence[Any], index: int, device: torch.device, channels: int) -> Tensor:
         image = images[index]

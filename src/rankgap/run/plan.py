@@ -131,8 +131,8 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
 
     Args:
         config: the configuration to resolve.
-        saved: an existing run, whose recipe, backbone, view size, channels, mean and standard deviation are kept,
-            whatever would be chosen now. Its data may have moved.
+        saved: an existing run, whose recipe, backbone, view size, channels, mean, standard deviation and levels
+            are kept, whatever would be chosen now. Its data may have moved.
         given: images and an encoder in place of those that the configuration names.
 
     Raises:
@@ -154,8 +154,8 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         config = replace(config, limit=config.batch_size * config.accumulate, epochs=2)
     choice = choose(config, method, device, saved=saved, own=given.encoder)
     _check_installed(config.loggers)
-    asked = replace(config, size=choice.size, channels=choice.channels)
-    train, tests = _image_sets(asked, saved, given.images)
+    # A saved run's images are read for the size that was asked for then, so that they are kept in the same way.
+    train, tests = _image_sets(replace(config, channels=choice.channels), saved, given.images)
     if saved is None or config.resume:
         _check_enough(train, config)
     if config.fast_dev_run:
@@ -272,12 +272,14 @@ def _differences(
 ) -> Iterator[str]:
     """How the images differ from those that the run was started with, except in sets that --eval replaces."""
     then, now = saved.data, _saved_data(train, tests)
-    if then is None or now is None:
-        return
-    if told := then.train.difference(now.train):
-        yield f"{config.data} does not hold the training images that the run was started with: {told}"
-    for name in then.tests.keys() & now.tests.keys():
-        place = config.eval.get(name)
-        told = then.tests[name].difference(now.tests[name])
-        if told and place == saved.run.eval.get(name):
-            yield f"{place or config.data} does not hold the test images that the run was started with: {told}"
+    if then is not None and now is not None:
+        if told := then.train.difference(now.train):
+            yield f"{config.data} does not hold the training images that the run was started with: {told}"
+        for name in then.tests.keys() & now.tests.keys():
+            place = config.eval.get(name)
+            told = then.tests[name].difference(now.tests[name])
+            if told and place == saved.run.eval.get(name):
+                yield f"{place or config.data} does not hold the test images that the run was started with: {told}"
+    if train.centre != saved.model.centre:  # other images, or a run from before photographs were cut
+        how = "squashed" if train.centre == 1 else "cut out of the originals"
+        yield f"views of {config.data} are {how} now, which they were not when the run was started"

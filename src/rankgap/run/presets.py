@@ -140,7 +140,7 @@ def check_view_sizes(recipe: Recipe, largest: int) -> None:
 
     Args:
         recipe: the recipe, with the sizes that its views have in this run.
-        largest: the largest shorter side of an image in pixels, or --size where it asks for more.
+        largest: the largest shorter side of an image in pixels, or the run's size where that is larger.
 
     Raises:
         UserError: a view is larger.

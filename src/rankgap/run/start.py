@@ -30,13 +30,13 @@ _COUNTS = "num_batches_tracked"  # of batch norm; torch itself does without it i
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Start:
-    """An encoder that holds pretrained weights.
+    """What a run's encoder is before training: random, the user's own, or pretrained.
 
     Args:
         encoder: the encoder.
-        stem: the stem that the weights need, where it is not the one for the views' size.
+        stem: the stem that pretrained weights need, where it is not the one for the views' size.
         moments: the mean and standard deviation that the weights were trained with; None for the images' own.
-        notes: what was loaded, what was missing and what was left over, one sentence each.
+        notes: of pretrained weights, what was loaded, missing and left over, one sentence each.
     """
 
     encoder: Encoder
