@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rankgap.cli import main
 from rankgap.run.folder import RunFolder
@@ -58,3 +60,13 @@ def test_a_dry_run_s_settings_are_its_own(tmp_path: Path) -> None:
     wanted = override(load_recipe("cifar", "swav"), {"prototypes.count": 64})
     assert folder.saved().recipe.prototypes == wanted.prototypes
     assert (folder.saved().work.images, folder.saved().work.steps) == (8, 2)
+
+
+def test_a_dry_run_takes_what_few_images_there_are(tmp_path: Path) -> None:
+    for k, array in enumerate(np.random.default_rng(0).integers(0, 256, (6, 40, 40, 3), np.uint8)):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(array).save(tmp_path / "photos" / f"{k}.png")
+    few = ["--data", f"folder:{tmp_path / 'photos'}", "--batch-size", "256", "--accumulate", "2"]
+    folder = dry(tmp_path / "a", *few, "--method", "byol")
+    assert (folder.saved().work.batch_size, folder.saved().work.steps) == (3, 2)
+    assert folder.load_checkpoint().step == 2

@@ -330,7 +330,7 @@ def test_a_count_stands_for_so_many_views_and_only_the_first_are_the_target_s() 
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(224, (224, 96)), (96, (96, 41)), (64, (64, 27)), (32, (32, 14)), (2, (2, 1))]
+    ("size", "expected"), [(224, (224, 96)), (96, (96, 41)), (64, (64, 27)), (32, (32, 14)), (5, (5, 2))]
 )
 def test_views_keep_their_proportions_at_another_size(size: int, expected: tuple[int, int]) -> None:
     recipe = multicrop().sized(size)
@@ -348,7 +348,7 @@ def test_views_keep_their_proportions_at_another_size(size: int, expected: tuple
         ([{}, {"count": 2.5}], r"recipe\.views\.1\.count takes a whole number from 1 to 64, got 2\.5"),
         ([{}, {"count": True}], r"recipe\.views\.1\.count .* got True"),
         ([{}, {"count": 10**9}], r"recipe\.views\.1\.count takes"),
-        ([{}, {"size": 0}], r"recipe\.views\.1: expected size to be from 1 to 8192 pixels, got 0"),
+        ([{}, {"size": 0}], r"recipe\.views\.1: expected size to be from 2 to 8192 pixels, got 0"),
         ([{}, {"size": 1.5}], r"recipe\.views\.1\.size takes a whole number, got 1\.5"),
         ([{}, {"target": "no"}], r"recipe\.views\.1\.target takes true or false, got 'no'"),
         ([{}, 3], r"recipe\.views\.1 takes keys and values, got 3"),

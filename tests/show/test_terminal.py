@@ -118,7 +118,7 @@ def test_a_frozen_start_stands_below_its_run_and_its_change_is_said(
     assert "c since" not in out
 
 
-@pytest.mark.parametrize(("rank", "warned"), [(9.5, True), (9.97, False), (10.5, False), (None, False)])
+@pytest.mark.parametrize(("rank", "warned"), [(9.4, True), (9.6, False), (10.5, False), (None, False)])
 def test_without_labels_a_rank_that_fell_is_said(
     rank: float | None, warned: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -349,7 +349,7 @@ def test_a_gpu_gives_the_same_views_and_is_never_waited_for() -> None:
 @pytest.mark.parametrize(
     ("config", "named"),
     [
-        ({"size": 0}, "size to be from 1 to 8192 pixels"),
+        ({"size": 0}, "size to be from 2 to 8192 pixels"),
         ({"scale": (0.0, 1.0)}, "scale"),
         ({"scale": (0.5, 0.2)}, "scale"),
         ({"scale": (0.5, 1.5)}, "scale"),

@@ -156,10 +156,12 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
     _check_installed(config.loggers)
     # A saved run's images are read for the size that was asked for then, so that they are kept in the same way.
     train, tests = _image_sets(replace(config, channels=choice.channels), saved, given.images)
+    if config.fast_dev_run:  # on any data: smaller batches where there are few images
+        most = len(train) // (config.accumulate * config.devices) * config.devices
+        config = replace(config, batch_size=max(min(config.batch_size, most), 2 * config.devices))
+        tests = {name: images.sample(DRY_IMAGES) for name, images in tests.items()}
     if saved is None or config.resume:
         _check_enough(train, config)
-    if config.fast_dev_run:
-        tests = {name: images.sample(DRY_IMAGES) for name, images in tests.items()}
     size = choice.view_size(train)
     torch.manual_seed(config.seed)
     start = choice.start(train, size)

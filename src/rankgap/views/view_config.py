@@ -57,8 +57,8 @@ class ViewConfig:
     interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
-        if self.size is not None and not 1 <= self.size <= LARGEST_VIEW:
-            raise UserError(f"expected size to be from 1 to {LARGEST_VIEW} pixels, got {self.size}")
+        if self.size is not None and not 2 <= self.size <= LARGEST_VIEW:
+            raise UserError(f"expected size to be from 2 to {LARGEST_VIEW} pixels, got {self.size}")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise UserError(
                 f"expected scale=(smallest, largest) with 0 < smallest <= largest <= 1, got {self.scale}"
