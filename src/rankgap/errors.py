@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 
 class UserError(ValueError):
@@ -54,6 +57,26 @@ def unusable(error: OSError, place: str | os.PathLike[str] | None = None) -> Use
     named = "" if where is None else f"{os.fsdecode(where) if isinstance(where, bytes) else where}: "
     remedy = next((f"; {text}" for numbers, text in _REMEDIES if error.errno in numbers), "")
     return UserError(f"{named}{error.strerror or error}{remedy}")
+
+
+def attempt(work: Callable[[], _T], refusal: Callable[[Exception], Exception], *, own: type[Exception]) -> _T:
+    """Run decoders of bytes that may hold anything. Whatever they raise becomes one error.
+
+    This is the only place that catches every exception. On damaged or hostile bytes, Pillow, libtiff, zlib and the
+    parsers of NumPy and torch raise nearly anything, MemoryError and RecursionError included; no list of types has
+    been complete.
+
+    Args:
+        work: what to run.
+        refusal: the error to raise in place of a decoder's.
+        own: the type of our own verdicts, which are raised as they are.
+    """
+    try:
+        return work()
+    except own:
+        raise
+    except Exception as error:
+        raise refusal(error) from error
 
 
 def check_within(options: object, **bounds: tuple[float, float]) -> None:

@@ -22,6 +22,7 @@ from rankgap.data.levels import Levels, Pixels, Samples, Values, check_depth, ch
 from rankgap.data.names import said
 from rankgap.data.npy import MAGIC, ArrayHeader, read_array, read_array_header
 from rankgap.data.tiff import MAGICS, Tiff, open_tiff
+from rankgap.errors import attempt
 
 _T = TypeVar("_T")
 
@@ -80,17 +81,8 @@ class _Raw(NamedTuple):
 
 
 def _attempt(work: Callable[[], _T]) -> _T:
-    """Run decoders. Any exception that they raise means a broken image.
-
-    This is the only place that catches every exception. On hostile bytes, Pillow, libtiff, zlib and NumPy's parser
-    raise nearly anything, MemoryError and RecursionError included; no list of types has been complete.
-    """
-    try:
-        return work()
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(_reason(error)) from error
+    """Run decoders. Any exception that they raise means a broken image."""
+    return attempt(work, lambda error: ImageError(_reason(error)), own=ImageError)
 
 
 def _reason(error: Exception) -> str:
@@ -325,9 +317,8 @@ def _decode(image: Image.Image, cuts: Cuts | None, channels: int | None) -> _Raw
     if channels not in (None, 1, 3):
         raise unconvertible(header.channels, channels)
     wanted, shrink = channels or header.channels, 1
-    if is_jpeg := image.format in ("JPEG", "MPO") and cuts is not None:
-        orientation = _orientation(image)
-        upright = _upright(header, orientation)
+    if image.format in ("JPEG", "MPO") and cuts is not None:
+        upright = _upright(header, _orientation(image))
         shrink = shrinkage(cuts(upright.height, upright.width))
         if shrink > 1:  # Pillow takes the largest scale that keeps this size
             image.draft(None, (header.width // shrink, header.height // shrink))
@@ -336,8 +327,7 @@ def _decode(image: Image.Image, cuts: Cuts | None, channels: int | None) -> _Raw
     else:
         _load(image)
         values = _values(image, ALPHA in header.remarks, wanted)
-    if not is_jpeg:  # a PNG may store its orientation after the pixels
-        orientation = _orientation(image)
+    orientation = _orientation(image)  # only now: a PNG may store it after the pixels
     return _Raw(values, _with_frames(header, image), orientation, shrink)
 
 

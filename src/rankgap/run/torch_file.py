@@ -14,16 +14,13 @@ import torch
 from torch import Tensor
 
 from rankgap.data.names import shown
-from rankgap.errors import UserError, unusable
+from rankgap.errors import UserError, attempt, unusable
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")  # in torch's message: the class that a file asks for
 
 
 def read_torch_file(path: Path, what: str, *, legacy: bool = False) -> object:
     """The contents of a torch file, on the CPU. No code in it is run, and it takes no more memory than its size.
-
-    On a damaged file, the decoders of zipfile and torch raise nearly anything, MemoryError and RecursionError
-    included. No list of types would be complete, so all of them become one `UserError`.
 
     Args:
         path: the file.
@@ -34,7 +31,8 @@ def read_torch_file(path: Path, what: str, *, legacy: bool = False) -> object:
     Raises:
         UserError: the file cannot be read, or loads more than weights.
     """
-    try:
+
+    def load() -> object:
         size = path.stat().st_size
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else size
         if size > memory:
@@ -44,12 +42,13 @@ def read_torch_file(path: Path, what: str, *, legacy: bool = False) -> object:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace] if legacy else []):
             warnings.simplefilter("ignore")  # about kinds of tensors that are rejected anyway
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except OSError as error:
-        raise unusable(error, path) from error
-    except Exception as error:
-        raise UserError(f"{path} is not {what}: {_reason(error)}") from error
+
+    def refusal(error: Exception) -> UserError:
+        if isinstance(error, OSError):
+            return unusable(error, path)
+        return UserError(f"{path} is not {what}: {_reason(error)}")
+
+    return attempt(load, refusal, own=UserError)
 
 
 def is_plain(value: object) -> bool:
