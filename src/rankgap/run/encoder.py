@@ -14,10 +14,8 @@ from rankgap.data.levels import Levels
 from rankgap.errors import UserError
 from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
 from rankgap.model.backbones import Encoder, build_encoder
-from rankgap.model.methods import design
 from rankgap.run.build import build
 from rankgap.run.folder import RunFolder
-from rankgap.run.imports import saying_what_to_import
 from rankgap.spectra.pair import Side
 from rankgap.views import eval_view
 
@@ -154,8 +152,7 @@ def load_encoder(
     folder = RunFolder(Path(path))
     saved = folder.saved()
     state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
-    with saying_what_to_import(saved.run.imports):
-        method = design(saved.run.method, online=saved.run.online, target=saved.run.target)
+    method = saved.method()
     kept, recipe = saved.model, saved.recipe
     encoder = build_encoder(
         kept.backbone if model is None else model, channels=kept.channels, size=kept.size, stem=kept.stem

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 
 from rankgap.errors import UserError
-from rankgap.model.methods import design
 from rankgap.run.folder import RunFolder
-from rankgap.run.imports import saying_what_to_import
 from rankgap.theory.reference import Reference
 
 
@@ -21,8 +19,7 @@ def spectrum_of_run(folder: RunFolder) -> Reference:
     if not (spectra := folder.spectra()):
         raise UserError(f"{folder.path} has no spectra yet: let it train for a step, or choose another run")
     last = spectra[-1]
-    with saying_what_to_import(saved.run.imports):
-        row = design(saved.run.method, online=saved.run.online, target=saved.run.target)
+    row = saved.method()
     s = last.spectrum_online if row.target and not row.online else last.spectrum_target
     note = f", after {' and '.join(row.target)}" if row.target and row.online else ""
     if not s.any():

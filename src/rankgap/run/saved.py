@@ -14,6 +14,7 @@ from rankgap.data.levels import Levels
 from rankgap.data.splits import Statistics
 from rankgap.errors import UserError, check_within
 from rankgap.model.encoder_options import Stem
+from rankgap.model.methods import Method, design
 from rankgap.run.config import TrainConfig
 from rankgap.run.imports import saying_what_to_import
 from rankgap.run.reader import read
@@ -106,6 +107,15 @@ class SavedRun:
     warnings: tuple[str, ...] = ()
     versions: Mapping[str, str]
     commit: str | None = None
+
+    def method(self) -> Method:
+        """Its method's row, filters included.
+
+        Raises:
+            UserError: its maps or gains are the user's own, and must be imported first.
+        """
+        with saying_what_to_import(self.run.imports):
+            return design(self.run.method, online=self.run.online, target=self.run.target)
 
     @classmethod
     def read(cls, values: object, where: str) -> Self:

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from rankgap.data.names import said
 from rankgap.errors import UserError, unusable
-from rankgap.model.methods import design
 from rankgap.run.folder import RunFolder
-from rankgap.run.imports import saying_what_to_import
 from rankgap.run.reader import read_json
 from rankgap.run.torch_file import is_plain, read_torch_file
 from rankgap.spectra.pair import Side
@@ -139,9 +137,7 @@ def _of_run(path: Path, branch: Side) -> Weights:
         kind = "run" if branch == "online" else "teacher"
         raise UserError(f"--init {kind}:{path}: {path} is not a run folder: it has no config.yaml")
     saved = folder.saved()
-    with saying_what_to_import(saved.run.imports):
-        method = design(saved.run.method, online=saved.run.online, target=saved.run.target)
-    if branch == "target" and not method.ema:
+    if branch == "target" and not saved.method().ema:
         raise UserError(f"--init teacher:{path}: {saved.title} has no EMA teacher; write run:{path}")
     prefix = f"{'online' if branch == 'online' else 'teacher'}.encoder.network."
     state = folder.load_checkpoint().model
