@@ -99,10 +99,10 @@ class Picture:
     """A decoded picture.
 
     Args:
-        pixels: (H / shrink, W / shrink, C) uint8, or float32 in [0, 255], rounded up, as the file has them: not
-            turned.
+        pixels: (H / shrink, W / shrink, C), both sides rounded up; uint8, or float32 in [0, 255]. They are as the
+            file has them, not turned.
         height: H, in pixels of the original, not turned.
-        width: W, likewise.
+        width: W, in pixels of the original, not turned.
         orientation: the EXIF orientation, 1 to 8.
         shrink: by how much the picture was shrunk when it was decoded.
     """

@@ -18,6 +18,8 @@ from rankgap.model.encoder_options import Stem
 
 _OWN = "module:"  # prefix of the name of an encoder that is the user's own module
 SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
+# What networks raise at images that they were not made for.
+_MISFITS = (ValueError, AssertionError, TypeError, RuntimeError, AttributeError, NotImplementedError)
 
 
 class Encoder(nn.Module):
@@ -202,10 +204,6 @@ def build_encoder(
                 f"vit_small_patch16_224: choose one, or pass --settings 'views.*.size=null'"
             ) from error
     return Encoder(network.train(), width)
-
-
-# What networks raise at images that they were not made for.
-_MISFITS = (ValueError, AssertionError, TypeError, RuntimeError, AttributeError, NotImplementedError)
 
 
 def _misfit(name: str, channels: int, size: int, error: Exception) -> UserError:

@@ -18,7 +18,7 @@ from rankgap.model.closed_forms import ClosedForm
 from rankgap.model.methods import Method
 from rankgap.model.mlp import mixes_images
 from rankgap.model.predictor import PredictorOptions
-from rankgap.run.recipes import Recipe
+from rankgap.run.recipes import SIDES, Recipe
 from rankgap.run.work import Work
 from rankgap.views import ViewConfig
 
@@ -171,7 +171,7 @@ def note_on_accumulation(method: Method, model: DualBranch, work: Work) -> list[
     """A note on what still sees a single batch where gradients are accumulated; empty if they are not."""
     if work.accumulate == 1:
         return []
-    kinds = [kind for side in ("online", "target") for kind, _ in method.maps(side)]
+    kinds = [kind for side in SIDES for kind, _ in method.maps(side)]
     looking = ["batch norm"] if mixes_images(model) else []
     looking += [kind.name for kind in kinds if not kind.per_image]
     looking += ["the centring"] if method.alignment == "centred_cosine" else []
