@@ -41,6 +41,11 @@ class _Run(NamedTuple):
     views: slice
     kernel: Callable[[Tensor], Tensor]
 
+    @property
+    def numbered(self) -> Iterator[tuple[int, int]]:
+        """Each view's place in the run, and its number among all views."""
+        return enumerate(range(self.views.start, self.views.stop))
+
 
 class _Tones(NamedTuple):
     """The colour maps of all views: y = matrices x + lift of the mean grey.
@@ -191,7 +196,7 @@ class Views(nn.Module):
             for part in self._blocks(images):
                 pixels = images[part].to(torch.float32, memory_format=torch.contiguous_format)
                 for run, made, (rows, columns) in zip(self._runs, out, taps, strict=True):
-                    for k, v in enumerate(range(*run.views.indices(len(self.configs)))):
+                    for k, v in run.numbered:
                         down = Taps(rows.weights[k, part], rows.pixels[k, part])
                         over = Taps(columns.weights[k, part], columns.pixels[k, part])
                         colours, lift = tones.matrices[v, part], tones.lift[v, part]
@@ -230,7 +235,7 @@ class Views(nn.Module):
             tones, out = self._tones(parameters), self._empty(crops[0])
             for part in self._blocks(crops[0]):
                 for run, made in zip(self._runs, out, strict=True):
-                    for k, v in enumerate(range(*run.views.indices(len(crops)))):
+                    for k, v in run.numbered:
                         crop, flip = crops[v][part], parameters.flip[v, part]
                         mirrored = torch.where(flip[:, None, None, None], crop.flip(-1), crop)
                         planes = mirrored.to(torch.float32, memory_format=torch.contiguous_format)
