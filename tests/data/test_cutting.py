@@ -20,9 +20,10 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
 from rankgap.data import Batch, Crops, ImageSet, inspect, load_data
+from rankgap.data.crops import Shape, crops_of
 from rankgap.data.cutting import Cut, centre, shrinkage
 from rankgap.data.decoding import ImageError, decode
-from rankgap.data.encoded import BrokenImageError, EncodedImages, Shape
+from rankgap.data.encoded import BrokenImageError, EncodedImages
 from rankgap.data.given import given_source
 from tests.data.pictures import encoded, photograph, pixels, psnr, write
 
@@ -168,7 +169,7 @@ def test_crops_are_drawn_in_the_sizes_of_the_originals_and_resized_to_each_view(
         seen.append((height.tolist(), width.tolist()))
         return draw_halves(height, width)
 
-    crops, boxes = images.crops(torch.tensor([2, 0, 1]), SHAPES, draw)
+    crops, boxes = crops_of(images, torch.tensor([2, 0, 1]), SHAPES, draw)
     assert seen == [([20.0, 60.0, 50.0], [20.0, 40.0, 44.0])]
     assert [tuple(crop.shape) for crop in crops] == [(3, 3, 16, 16), (3, 3, 12, 12)]
     assert all(crop.dtype == torch.uint8 for crop in crops)
@@ -190,7 +191,7 @@ def test_an_orientation_behind_the_pixels_of_a_png_is_met_when_its_crops_are_cut
     body = b"eXIf" + turned.tobytes().removeprefix(b"Exif\0\0")
     chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     (tmp_path / "a.png").write_bytes(content[:-12] + chunk + content[-12:])
-    (left, upper), _ = photo_set(tmp_path, size=16).crops([0], [Shape(16)] * 2, draw_halves)
+    (left, upper), _ = crops_of(photo_set(tmp_path, size=16), [0], [Shape(16)] * 2, draw_halves)
     whole = np.rot90(np.asarray(picture), -1)  # (60, 40): the halves that were drawn change places
     for found, part in ((left, whole[:, :20]), (upper, whole[:30])):
         wanted = np.asarray(Image.fromarray(part.copy()).resize((16, 16), Image.Resampling.BICUBIC))
@@ -216,7 +217,7 @@ def test_every_kind_of_image_has_crops_and_a_centre(
     np.save(tmp_path / name, content) if name.endswith("npy") else (tmp_path / name).write_bytes(content)
     images = photo_set(tmp_path, size=16)
     squares, _ = images.read([0])
-    crops, _ = images.crops([0], SHAPES, draw_halves)
+    crops, _ = crops_of(images, [0], SHAPES, draw_halves)
     assert images.centres([0]).shape == (1, channels, 16, 16)
     assert [tuple(crop.shape) for crop in crops] == [(1, channels, 16, 16), (1, channels, 12, 12)]
     whole = squares.float().mean((0, 2, 3))
@@ -224,7 +225,7 @@ def test_every_kind_of_image_has_crops_and_a_centre(
     other = 3 if channels == 1 else 1
     if channels in (1, 3):
         converted = photo_set(tmp_path, size=16, channels=other)
-        assert converted.crops([0], SHAPES, draw_halves)[0][0].shape == (1, other, 16, 16)
+        assert crops_of(converted, [0], SHAPES, draw_halves)[0][0].shape == (1, other, 16, 16)
 
 
 # Sets of photographs
@@ -304,7 +305,7 @@ def test_a_broken_photograph_is_named_whether_its_header_or_its_pixels_are_broke
 def test_a_photograph_that_changes_between_its_header_and_its_pixels_is_not_misread(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rankgap.data.encoded._KEPT", 0)  # as a file that is too large to be kept
+    monkeypatch.setattr("rankgap.data.crops._KEPT", 0)  # as a file that is too large to be kept
     train, _ = load_data(f"folder:{folder}", size=32)
 
     def draw(height: Tensor, width: Tensor) -> Boxes:

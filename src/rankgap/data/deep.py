@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rankgap.data.containers import Encoded
 from rankgap.data.decoding import Header, ImageError, read_values
-from rankgap.data.encoded import Broken, BrokenImageError, read_image
+from rankgap.data.encoded import broken_image, read_image
 from rankgap.data.levels import FULL_SCALE, SAMPLE, Levels, Sampled, depth, spread
 from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
@@ -59,7 +59,7 @@ def levels_of(
                 sampled.add(read_image(images, row, lambda file: read_values(file, channels)))
             except ImageError as error:
                 if not skips:
-                    raise BrokenImageError(str(Broken(images.name(row), str(error)))) from error
+                    raise broken_image(images, row, error) from error
             waiting.add(1)
     if not sampled.images:
         return levels_of(images, rows, headers, channels)  # the first one's reason stands for all

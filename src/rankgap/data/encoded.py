@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, NamedTuple, Protocol, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from rankgap.data.containers import Encoded
-from rankgap.data.cutting import PHOTO_CENTRE, Cut, Cuts, centre, whole
+from rankgap.data.cutting import PHOTO_CENTRE, Cuts, centre, whole
 from rankgap.data.decoding import Header, ImageError, decode, read_header
 from rankgap.data.levels import Levels, Pixels, check_depth
 from rankgap.data.names import said
@@ -28,7 +28,6 @@ from rankgap.errors import UserError
 
 _T = TypeVar("_T")
 _PART = 32  # images that a thread takes at once
-_KEPT = 2**20  # bytes; a file of up to this is read once for its header and its pixels
 
 
 def in_parts(function: Callable[[range], _T], count: int, *, threads: bool = True) -> Iterator[_T]:
@@ -70,6 +69,11 @@ class Broken:
         return f"{self.name} cannot be read: {self.reason}"
 
 
+def broken_image(source: Encoded, index: int, error: Exception) -> BrokenImageError:
+    """The error for an image that cannot be read, with its name and the reason."""
+    return BrokenImageError(str(Broken(source.name(index), str(error))))
+
+
 def read_image(source: Encoded, index: int, look: Callable[[BinaryIO], _T]) -> _T:
     """Open one image and look at it.
 
@@ -92,37 +96,7 @@ def header_of(source: Encoded, index: int) -> Header:
     try:
         return read_image(source, index, read_header)
     except ImageError as error:
-        raise BrokenImageError(str(Broken(source.name(index), str(error)))) from error
-
-
-class Shape(NamedTuple):
-    """The side of a view in pixels, and how a crop is resized to it."""
-
-    size: int
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-
-
-class Boxes(Protocol):
-    """The crops of V views of B images, each (V, B), in whole pixels of the upright originals."""
-
-    @property
-    def top(self) -> Tensor:
-        """Pixels above the crops."""
-
-    @property
-    def left(self) -> Tensor:
-        """Pixels to the left of the crops."""
-
-    @property
-    def height(self) -> Tensor:
-        """The crops' heights."""
-
-    @property
-    def width(self) -> Tensor:
-        """The crops' widths."""
-
-
-_Boxes = TypeVar("_Boxes", bound=Boxes)
+        raise broken_image(source, index, error) from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +172,7 @@ class EncodedImages:
                 try:
                     check_depth(header.dtype, self.levels)
                 except ValueError as error:
-                    raise BrokenImageError(str(Broken(self.source.name(row), str(error)))) from error
+                    raise broken_image(self.source, row, error) from error
 
         with Waiting("reading the headers of images", len(self)) as waiting:
             for _ in in_parts(check, len(self)):
@@ -242,7 +216,7 @@ class EncodedImages:
             BrokenImageError: an image cannot be read.
             UserError: an image has other channels; the message names it.
         """
-        (images,), sizes = self._cut(indices, [self.size], lambda place: whole(self.size), broken, waiting)
+        (images,), sizes = self.cut(indices, [self.size], lambda place: whole(self.size), broken, waiting)
         return images, sizes
 
     def centres(self, indices: Sequence[int] | Tensor, share: float = PHOTO_CENTRE) -> Tensor:
@@ -255,59 +229,10 @@ class EncodedImages:
         Returns:
             (B, C, S, S) uint8
         """
-        (images,), _ = self._cut(indices, [self.size], lambda place: centre(self.size, share))
+        (images,), _ = self.cut(indices, [self.size], lambda place: centre(self.size, share))
         return images
 
-    def crops(
-        self, indices: Sequence[int] | Tensor, shapes: Sequence[Shape], draw: Callable[[Tensor, Tensor], _Boxes]
-    ) -> tuple[list[Tensor], _Boxes]:
-        """Crops of some of the images, decoded from the originals; errors are those of `read`.
-
-        All headers are read before the crops are drawn, and each image is then decoded once for all of its views.
-
-        Args:
-            indices: B positions in [0, N).
-            shapes: of the V views.
-            draw: heights and widths of the originals, each float32 (B,) -> their crops.
-
-        Returns:
-            V tensors (B, C, S, S) uint8, and what `draw` gave.
-        """
-        rows = self.rows[np.asarray(indices, dtype=np.int64)].tolist()
-        sizes = np.empty((2, len(rows)), np.float32)
-        kept: list[bytes | None] = [None] * len(rows)
-
-        def look(part: range) -> None:
-            for k in part:
-                try:
-                    header, kept[k] = read_image(self.source, rows[k], _header_and_content)
-                except ImageError as error:
-                    raise BrokenImageError(str(Broken(self.source.name(rows[k]), str(error)))) from error
-                sizes[:, k] = header.height, header.width
-
-        for _ in in_parts(look, len(rows), threads=self.threads):
-            pass
-        boxes = draw(*torch.from_numpy(sizes).unbind())
-        places = torch.stack([boxes.top, boxes.left, boxes.height, boxes.width], 2).int().transpose(0, 1).tolist()
-
-        def cuts_of(place: int) -> Cuts:
-            def cuts(height: int, width: int) -> Sequence[Cut]:
-                drawn = tuple(sizes[:, place])
-                # The orientation of a PNG may stand behind its pixels: then the header did not know it.
-                swapped = drawn == (width, height) != (height, width)
-                if not swapped and drawn != (height, width):
-                    raise ImageError("the file changed while it was read")
-                found = []
-                for (top, left, h, w), shape in zip(places[place], shapes, strict=True):
-                    found.append(Cut(left, top, w, h, *shape) if swapped else Cut(top, left, h, w, *shape))
-                return found
-
-            return cuts
-
-        crops, _ = self._cut(indices, [shape.size for shape in shapes], cuts_of, contents=kept)
-        return crops, boxes
-
-    def _cut(
+    def cut(
         self,
         indices: Sequence[int] | Tensor,
         sizes: Sequence[int],
@@ -328,6 +253,9 @@ class EncodedImages:
 
         Returns:
             V tensors (B, C, S, S) uint8, and (B, 2) int32: height and width of the originals.
+
+        Raises:
+            BrokenImageError, UserError: as for `read`.
         """
         rows = self.rows[np.asarray(indices, dtype=np.int64)].tolist()
         originals = np.empty((len(rows), 2), np.int32)
@@ -346,10 +274,9 @@ class EncodedImages:
                     else:
                         views, header = look(io.BytesIO(content))
                 except ImageError as error:
-                    image = Broken(self.source.name(rows[k]), str(error))
                     if broken is None:
-                        raise BrokenImageError(str(image)) from error
-                    broken[k] = image
+                        raise broken_image(self.source, rows[k], error) from error
+                    broken[k] = Broken(self.source.name(rows[k]), str(error))
                     continue
                 self.check(rows[k], header.channels)
                 for made, view in zip(images, views, strict=True):
@@ -360,16 +287,3 @@ class EncodedImages:
             if waiting is not None:
                 waiting.add(_PART)
         return [torch.from_numpy(each) for each in images], torch.from_numpy(originals)
-
-
-def _header_and_content(file: BinaryIO) -> tuple[Header, bytes | None]:
-    """The header of an image, and the file's content if it is small or in memory anyway."""
-    if isinstance(file, io.BytesIO):
-        content = file.getvalue()
-    elif file.seek(0, os.SEEK_END) <= _KEPT:
-        file.seek(0)
-        content = file.read()
-    else:
-        file.seek(0)
-        return read_header(file), None
-    return read_header(io.BytesIO(content)), content

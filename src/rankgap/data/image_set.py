@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from rankgap.data.crops import Boxes, Crops, Shape, crops_of
 from rankgap.data.cutting import PHOTO_CENTRE
-from rankgap.data.encoded import Boxes, Broken, EncodedImages, Shape
+from rankgap.data.encoded import Broken, EncodedImages
 from rankgap.data.fingerprint import Fingerprint
 from rankgap.data.levels import Levels
 from rankgap.data.splits import Statistics
@@ -29,18 +30,6 @@ class Batch(NamedTuple):
     images: Tensor
     sizes: Tensor | None
     labels: Tensor | None
-
-
-class Crops(NamedTuple):
-    """Random crops of B photographs, decoded from the originals.
-
-    Attributes:
-        crops: V tensors, (B, C, S, S) uint8, each with its view's S.
-        parameters: what drew the crops, with all that was drawn with them.
-    """
-
-    crops: list[Tensor]
-    parameters: Any
 
 
 class ImageSet:
@@ -161,7 +150,7 @@ class ImageSet:
         """
         if self._photos is None:
             return self.batch(indices)
-        return Crops(*self._photos.crops(indices, shapes, draw))
+        return crops_of(self._photos, indices, shapes, draw)
 
     def choice(self, count: int, seed: int = 0) -> Tensor:
         """The positions of the images that `sample` chooses, int64, in the set's order."""

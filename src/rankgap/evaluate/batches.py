@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rankgap.data import Batch, Crops, ImageSet
-from rankgap.data.encoded import Shape
+from rankgap.data.crops import Shape
 from rankgap.views import Views
 
 
