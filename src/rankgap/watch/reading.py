@@ -35,6 +35,14 @@ class Reading(NamedTuple):
         full_rank: min(N, D), the highest effective rank that these rows can have.
         exponent: the exponent that an `auto` filter chose for this step; None without such a filter.
         finite: whether both branches' outputs are finite numbers.
+        rows: rows read of each branch.
+        spread_target: as `spread`, of the target rows.
+        image_rank_online: effective rank of the means over tokens of P; None unless the outputs are tokens. With
+            tokens, `erank_online` and `erank_target` are those of all B T rows.
+        image_rank_target: the same for T.
+        position_share_online: share of P's centred variance that the mean over images at each position explains,
+            in [0, 1]; None unless the outputs are tokens.
+        position_share_target: the same for T.
     """
 
     step: int
@@ -51,6 +59,12 @@ class Reading(NamedTuple):
     full_rank: float = math.nan
     exponent: float | None = None
     finite: bool = True
+    rows: int = 0
+    spread_target: float = math.nan
+    image_rank_online: float | None = None
+    image_rank_target: float | None = None
+    position_share_online: float | None = None
+    position_share_target: float | None = None
 
     def numbers(self) -> dict[str, float]:
         """The measured numbers by name."""
