@@ -90,14 +90,19 @@ def read(online: Tensor, target: Tensor, step: int) -> Reading:
         "erank_target_features": effective_rank_of(s_target, "features"),
         "mean_energy_online": mean_energy(p),
         "mean_energy_target": mean_energy(t),
-        "spread": p.any() * (1 - torch.nn.functional.normalize(p, dim=-1).mean(0).square().sum()),
+        "spread": _spread(p),
+        "spread_target": _spread(t),
     }
     if is_distribution(p) and is_distribution(t):
         scale = math.log(t.shape[-1])
         values["assignment"] = torch.special.entr(t).sum(-1).mean() / scale
         values["usage"] = torch.special.entr(t.mean(0)).sum() / scale
     numbers = torch.stack([v.double() for v in values.values()]).tolist()  # one transfer
-    return Reading(step, full_rank=min(t.shape), **dict(zip(values, numbers, strict=True)))
+    return Reading(step, full_rank=min(t.shape), rows=len(t), **dict(zip(values, numbers, strict=True)))
+
+
+def _spread(z: Tensor) -> Tensor:
+    return z.any() * (1 - torch.nn.functional.normalize(z, dim=-1).mean(0).square().sum())
 
 
 def is_distribution(z: Tensor) -> bool:
