@@ -69,8 +69,10 @@ class Thresholds:
             steps that are all read raise no alarm; a 48th of a run of known length if that is less.
         constant: `Reading.spread` at or below which both branches count as constant. One branch alone counts as
             constant at half of it, because a healthy BYOL's predictor begins with a spread of 0.025 to 0.05.
-        positional: share of the target's variance that positions must explain to count as positional collapse.
-            The target's image rank is then `gone` or less too.
+        positional: share of the target's variance that positions must explain to count as positional collapse
+            where the image rank is `gone` or less. A healthy JEPA's target begins at 0.2, its predictor at 0.95.
+        alone: the same share, whatever the image rank: a batch norm centres the images' means, and what is left of
+            them is noise in many dimensions.
         share: share of the target's early peak below which its dimensions count as dying. The effective ranks of
             a random network are high and fall in healthy runs too, to a fifteenth in short runs.
         floor: effective rank at or below which the target's dimensions count as dying in any case; a tenth of the
@@ -94,6 +96,7 @@ class Thresholds:
     apart: int = 10
     constant: float = 0.02
     positional: float = 0.95
+    alone: float = 0.99
     share: float = 0.05
     floor: float = 2.0
     fall: float = 0.85
@@ -260,7 +263,9 @@ def _one_constant(doctor: Doctor, r: Reading) -> bool:
 def _positional(doctor: Doctor, r: Reading) -> bool:
     limits = doctor.thresholds
     share, rank = r.position_share_target, r.image_rank_target
-    return share is not None and share >= limits.positional and rank is not None and not rank > limits.gone
+    if share is None or rank is None:
+        return False
+    return share >= limits.alone or (share >= limits.positional and not rank > limits.gone)
 
 
 def _too_close(doctor: Doctor, r: Reading) -> bool:
