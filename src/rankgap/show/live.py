@@ -109,7 +109,7 @@ def _end(folder: RunFolder, beat: Beat | None) -> tuple[str, str] | None:
 def _ending(folder: RunFolder, beat: Beat | None) -> list[Text]:
     """A line about how a run ended, or about what it does besides training."""
     if (end := _end(folder, beat)) is not None:
-        verdict = folder.verdict()
+        verdict = folder.verdict() if end[0] == "finished" else None
         return [*([Text(f"verdict: {verdict}")] if verdict else []), Text(end[0], style=end[1])]
     if beat is not None and beat.is_stuck(now := time.time()):
         return [

@@ -139,7 +139,8 @@ def _fading(history: Sequence[Reading], limits: Thresholds) -> Diagnosis | None:
 
     The rank is compared with the one half a run ago: if the learning rate ends at 0, every fall slows at the end.
     """
-    newest, earlier = history[-limits.patience :], history[: len(history) // 2][-limits.patience :]
+    count = max(limits.patience, len(history) // 12)  # as many as the doctor asks for where all steps are read
+    newest, earlier = history[-count:], history[: len(history) // 2][-count:]
     if not earlier:
         return None
     before, now = (median(r.erank_target for r in part) for part in (earlier, newest))
