@@ -36,8 +36,8 @@ class OutputReader:
             positions are tokens; with a single position its images are rows.
         select: the key, attribute or index of the tensor, if the output holds several; "heads.0" goes deeper.
         stacked: number of views in one output, one after the other.
-        then: applied to the tensor of an output before it is read (to the list of tensors if there are several),
-            without gradient and in float32 or better.
+        then: applied to the tensor of an output (to the list of tensors if there are several) right after the
+            module gave it, without gradient and in float32 or better.
         three: the layout of three dimensions if none was chosen; None: up to `MOST_VIEWS` are views.
         say: called with a remark on the output.
 
@@ -61,11 +61,12 @@ class OutputReader:
         if self.then is not None and not callable(self.then):
             raise UserError(f"then takes a function for each branch (or None), got {self.then!r:.60}")
 
+    @torch.no_grad()
     def tensors(self, output: Any) -> list[Tensor]:
         """The tensors of an output that are to be read, detached.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or `then` gave none.
         """
         if self.select is not None:
             output = _selected(output, self.select, self.name)
@@ -75,21 +76,20 @@ class OutputReader:
                 f"{self.name} gives {_described(output)}, which holds no batch of floating-point numbers: name "
                 "another module, choose a tensor with select=, or call update"
             )
+        if self.then is None:
+            return found
+        copies = [at_least_float32(part.clone()) for part in found]  # so that `then` may work in place
+        result = self.then(copies[0] if len(copies) == 1 else copies)
+        if not (found := [part.detach() for part in _read_from(result)]):
+            raise UserError(f"then gave {_described(result)} for {self.name}: return a batch of numbers")
         return found
 
-    @torch.no_grad()
     def views(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """The views in the tensors of one output, each (N, D) or tokens (B, T, D).
 
         Raises:
-            UserError: a tensor does not have the layout, or `then` gave no tensor.
+            UserError: a tensor does not have the layout.
         """
-        if self.then is not None:
-            given = [at_least_float32(part) for part in parts]
-            result = self.then(given[0] if len(given) == 1 else given)
-            parts = [part.detach() for part in _read_from(result)]
-            if not parts:
-                raise UserError(f"then gave {_described(result)} for {self.name}: return a batch of numbers")
         return [view for part in parts for view in self._views_of(part)]
 
     def _views_of(self, z: Tensor) -> Iterator[Tensor]:
