@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from rankgap.spectra.effective_rank import effective_rank
-from rankgap.spectra.tokens import image_means, position_share
 from rankgap.watch.doctor import Doctor, Kind, Thresholds, alarms
 from rankgap.watch.monitor import RankMonitor
 from rankgap.watch.reading import Reading
@@ -135,7 +133,7 @@ def views_that_share_positions(norm: bool, *, content: float = 0.0) -> list[Read
     first, last = nn.Linear(24, 32), nn.Sequential(nn.ReLU(), nn.Linear(32, 16))
     bn = nn.BatchNorm1d(16, affine=False)
     first.register_parameter("position", nn.Parameter(torch.randn(9, 32)))
-    images, history = content * torch.randn(8, 1, 24), []
+    images, monitor = content * torch.randn(8, 1, 24), RankMonitor(layout="b t d")
     optimizer = torch.optim.SGD([*first.parameters(), *last.parameters()], lr=0.1 if norm else 0.03, momentum=0.9)
 
     def encode(shown: Tensor) -> Tensor:
@@ -146,24 +144,12 @@ def views_that_share_positions(norm: bool, *, content: float = 0.0) -> list[Read
         shown = images[torch.randint(8, (64,))]
         p, t = encode(shown), encode(shown)
         if step % EVERY == 0:
-            history.append(read_tokens(p.detach(), t.detach(), step))
+            monitor.update(p, t, step=step)
         loss = away(p, t) if norm else (p - t).square().mean() + (1 - p.flatten(0, 1).std(0)).relu().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return history
-
-
-def read_tokens(p: Tensor, t: Tensor, step: int) -> Reading:
-    online, target = (float(effective_rank(z.flatten(0, 1))) for z in (p, t))
-    spread = [float(1 - normalize(z.flatten(0, 1), dim=-1).mean(0).square().sum()) for z in (p, t)]
-    images = [float(effective_rank(image_means(z))) for z in (p, t)]
-    shares = [float(position_share(z)) for z in (p, t)]
-    return Reading(
-        step, online, target, target - online, spread=spread[0], spread_target=spread[1], full_rank=16,
-        image_rank_online=images[0], image_rank_target=images[1],
-        position_share_online=shares[0], position_share_target=shares[1],
-    )  # fmt: skip
+    return monitor.history
 
 
 CASES: list[tuple[Callable[[], list[Reading]], Kind, str, Outcome]] = [

@@ -39,7 +39,7 @@ def one_way_at_the_end() -> list[Reading]:
     return [*before, last._replace(spread=0.01, spread_target=0.01)]
 
 
-TOKENS = {"position_share_target": 0.2, "image_rank_target": 5.0}
+TOKENS = {"position_share_target": 0.2, "image_rank_target": 5.0, "images": 32}
 POSITIONAL = {"position_share_target": 0.97, "image_rank_target": 1.1}
 
 RUNS: list[tuple[str, Callable[[], list[Reading]], str]] = [
@@ -106,7 +106,7 @@ def test_of_tokens_the_images_dimensions_are_said_too() -> None:
     verdict = judge(run_of([30.0] * 40, [10.0] * 40, **TOKENS), Use(rank=20.0, of=128))
     assert (
         str(verdict)
-        == "healthy: the outputs use 30 of 64 dimensions, the images' means 5, the features 20 of 128."
+        == "healthy: the outputs use 30 of 64 dimensions, the images' means 5 of 32, the features 20 of 128."
     )
     assert read(Verdict, plain(verdict), "results.json") == verdict
     assert judge(run_of([30.0] * 40)).images is None

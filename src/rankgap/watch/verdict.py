@@ -126,7 +126,7 @@ def judge(
         saw=diagnosis.saw,
         cause=diagnosis.cause,
         knob=diagnosis.knob,
-        images=_use(median(of_images), math.nan) if of_images else None,
+        images=_use(median(of_images), min(now.images or math.nan, now.full_rank)) if of_images else None,
     )
 
 
