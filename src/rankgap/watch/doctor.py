@@ -270,13 +270,13 @@ def _positional(doctor: Doctor, r: Reading) -> bool:
 
 def _too_close(doctor: Doctor, r: Reading) -> bool:
     limits, now, since = doctor.thresholds, doctor.ranks(), doctor.since(r.step / 2)
-    falls = now.online < limits.fall * since[0].online and now.target < limits.fall * since[0].target
-    return falls and all(abs(each.target - each.online) <= limits.pull * each.online for each in (*since, now))
+    close = all(abs(each.target - each.online) <= limits.pull * each.online for each in (*since, now))
+    return close and now.target < limits.fall * since[0].target
 
 
-def _falls_late(doctor: Doctor, r: Reading) -> bool:
+def _falls_late(doctor: Doctor, _: Reading) -> bool:
     limits, steps = doctor.thresholds, doctor.steps
-    if steps is None or r.step < steps / 2 or doctor.seen < 4 * limits.early:
+    if steps is None or doctor.seen < 4 * limits.early:
         return False
     quarter, half = (doctor.since(steps * share)[0].target for share in (0.25, 0.5))
     return half >= limits.fall * quarter and doctor.ranks().target < limits.late * half
