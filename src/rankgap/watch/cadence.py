@@ -48,11 +48,15 @@ class Cadence:
         """Steps from one reading to the next, as things stand."""
         if self.fixed is not None:
             return self.fixed
-        affordable = 2.0  # the steps after the first reading show what a step takes
-        if self._times:
-            affordable = max(median(self._costs) / (SHARE * max(median(self._times), 1e-9)), 1)
+        # The steps after the first reading show what a step takes.
+        affordable = max(self.cost / SHARE, 1) if self._times else 2
         longest = math.inf if self.steps is None else max(self.steps // READINGS, 1)
         return math.ceil(min(affordable, longest))
+
+    @property
+    def cost(self) -> float:
+        """The time of a reading, in steps; NaN before the second one."""
+        return median(self._costs) / max(median(self._times), 1e-9) if self._times else math.nan
 
     def due(self, step: int) -> bool:
         """Whether a step is to be read."""
