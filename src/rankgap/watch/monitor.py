@@ -162,6 +162,8 @@ class RankMonitor:
             )
             for side, module in given.items()
         }
+        if modules is not None and modules["online"] is modules["target"]:
+            self._safety.tell("same", "online and target are the same module, so the rank difference is 0")
         self._outputs: dict[Side, deque[Call]] = {
             side: deque(maxlen=MOST_CALLS) for side in _SIDES
         }  # of this step
