@@ -78,6 +78,14 @@ def test_it_can_stop_training_with_a_warning() -> None:
     assert 0 < trainer.global_step < 300
 
 
+def test_the_doctor_knows_how_long_the_trainer_runs() -> None:
+    found: list[Diagnosis] = []
+    callback = RankCallback(every=1, thresholds=Thresholds(constant=0.9, pull=-1), on_alarm=found.append)
+    fit(callback, steps=48)
+    assert callback.monitor.doctor.steps == 48
+    assert [(d.kind, d.step) for d in found] == [("complete", 4)]  # in a long run, at step 40
+
+
 def test_a_module_or_an_action_that_does_not_exist_is_named() -> None:
     with pytest.raises(UserError, match="did you mean 'stop'"):
         RankCallback(on_alarm="stopp")  # type: ignore[arg-type]

@@ -37,7 +37,9 @@ class Cadence:
 
     def __init__(self, every: int | None = None, steps: int | None = None) -> None:
         if (every is not None and every < 1) or (steps is not None and steps < 1):
-            raise UserError(f"every and steps must be 1 or more, got {'auto' if every is None else every} and {steps}")
+            raise UserError(
+                f"every and steps must be 1 or more, got {'auto' if every is None else every} and {steps}"
+            )
         self.fixed, self.steps = every, steps
         self._step, self._ended = -1, 0.0  # of the newest reading: its step, and the time when it was done
         self._costs: deque[float] = deque(maxlen=5)  # seconds of a reading

@@ -171,9 +171,10 @@ def _alarms(runs: Sequence[Run]) -> str:
     silent = [run.label for run in runs if run.verdict and run.verdict.kind != "healthy" and not run.alarms]
     said = f"<ul>{items}</ul>" if items else "<p>No alarm was raised during training.</p>"
     if silent:
+        names = _text(", ".join(silent))
         said += (
-            f"<p>No alarm, but not healthy at the end: {_text(', '.join(silent))}. The verdict also judges the "
-            "newest reading, the second half of the run and the features.</p>"
+            f"<p>Not healthy at the end, without an alarm: {names}. The verdict also judges the newest reading, "
+            "the second half of the run and the features.</p>"
         )
     return f'<section id="alarms"><h2>Alarms</h2>{said}</section>'
 
