@@ -450,7 +450,7 @@ def test_the_verdict_comes_first_in_words_and_colour(
     alarms = page.locator("#alarms p").all_inner_texts()
     assert alarms[0] == "No alarm was raised during training."
     assert alarms[1].startswith(
-        "Not healthy at the end, without an alarm: simsiam (collapsed), simsiam (shrinking). The verdict also judges"
+        "Not healthy at the end, without an alarm: simsiam (collapsed), simsiam (shrinking)."
     )
     colours = [line.locator("b").evaluate("(b) => getComputedStyle(b).color") for line in lines]
     assert len(set(colours[:4])) == 4
