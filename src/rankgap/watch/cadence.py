@@ -41,7 +41,7 @@ class Cadence:
                 f"every and steps must be 1 or more, got {'auto' if every is None else every} and {steps}"
             )
         self.fixed, self.steps = every, steps
-        self._step, self._ended = -1, 0.0  # of the newest reading: its step, and the time when it was done
+        self._step, self._at = -1, 0.0  # of the newest reading: its step, and the time when it was done
         self._costs: deque[float] = deque(maxlen=5)  # seconds of a reading
         self._times: deque[float] = deque(maxlen=5)  # seconds of a step
 
@@ -66,12 +66,12 @@ class Cadence:
             return step % self.fixed == 0
         return self._step < 0 or step - self._step >= self.every or step + 1 == self.steps
 
-    def note(self, step: int, began: float, ended: float) -> None:
-        """Note the reading of a step, and when it began and ended, in seconds."""
+    def note(self, step: int, at: float, cost: float) -> None:
+        """Note that a step was read: the time when that was done, and what it cost, in seconds."""
         if 0 <= self._step < step:
-            self._times.append((began - self._ended) / (step - self._step))
-        self._costs.append(ended - began)
-        self._step, self._ended = step, ended
+            self._times.append((at - cost - self._at) / (step - self._step))
+        self._costs.append(cost)
+        self._step, self._at = step, at
 
 
 class StepCount(int):
