@@ -191,6 +191,7 @@ def test_class_means_lower_the_target_s_rank_and_the_alarm_says_so() -> None:
     history = class_means_as_targets()
     (alarm,) = alarms(history, steps=STEPS)
     assert alarm.kind == "negative rank difference"
+    assert "since step 0 (" in alarm.saw
     assert "class means" in alarm.cause
     assert judge(history).kind == "healthy"
 

@@ -339,8 +339,8 @@ _FAULTS = (  # of several, the first is named
         "negative rank difference",
         lambda doctor, r: r.rank_difference < -doctor.thresholds.margin * r.erank_online,
         lambda doctor, r: (
-            f"the target's effective rank has been below the online branch's for {len(doctor.recent)} readings "
-            f"({r.erank_target:.2f} < {r.erank_online:.2f})"
+            f"the target's effective rank has been below the online branch's since step "
+            f"{doctor.shown['negative rank difference'][1]:,} ({r.erank_target:.2f} < {r.erank_online:.2f})"
         ),
         "a filter on the wrong branch, so dimensions will die out (with class means as targets, a lower rank of "
         "the target is no fault)",
