@@ -187,6 +187,13 @@ def test_tokens_that_show_what_is_in_the_image_are_no_positional_collapse() -> N
         assert "positional collapse" not in found
 
 
+def test_two_views_that_are_taken_for_images_are_no_positional_collapse() -> None:
+    views = torch.randn(1, 64, 16) + 0.1 * torch.randn(2, 64, 16)  # alike at each "position"
+    monitor = RankMonitor(layout="b t d", thresholds=Thresholds(patience=1), strict=True)
+    assert monitor.update(views, views).kind == "healthy"
+    assert (monitor.history[0].position_share_target or 0) > 0.98
+
+
 def test_class_means_lower_the_target_s_rank_and_the_alarm_says_so() -> None:
     history = class_means_as_targets()
     (alarm,) = alarms(history, steps=STEPS)

@@ -29,6 +29,7 @@ Kind = Literal[
 ONE = 1.05  # an effective rank of 1, up to noise
 _SHORT = 48  # a run of known length has this many times the steps from one reading to the next, or more
 _MARKS = 64  # ranks kept of a run's past, at most
+_IMAGES = 8  # that tokens must come from to tell positions from images; two views are alike at each position
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +264,7 @@ def _one_constant(doctor: Doctor, r: Reading) -> bool:
 def _positional(doctor: Doctor, r: Reading) -> bool:
     limits = doctor.thresholds
     share, rank = r.position_share_target, r.image_rank_target
-    if share is None or rank is None:
+    if share is None or rank is None or (r.images is not None and r.images < _IMAGES):
         return False
     return share >= limits.alone or (share >= limits.positional and not rank > limits.gone)
 
