@@ -244,17 +244,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5_000, help="of a run (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=5, help="of the short runs (default: %(default)s)")
     parser.add_argument(
-        "--long-epochs", type=int, default=40, help="of the long run, with the first seed (default: %(default)s)"
+        "--long-epochs", type=int, default=30, help="of the long run, with the first seed (default: %(default)s)"
     )
     given = parser.parse_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
     work = Work(given.data.removeprefix("hf:"), given.out, given.images, given.epochs, given.long_epochs)
-    found: Measured = {
-        "designs": [short(work, *each, work.balanced, seed) for seed in seeds for each in DESIGNS],
-        "tailed": [short(work, *each, work.tailed, seed) for seed in seeds for each in TAILED],
-        "layers": [row for seed in seeds for each in LAYERED for row in stages(work, *each, seed)],
-        "checkpoints": checkpoints(work, seeds[0]),
-    }
+    found: Measured = {"checkpoints": checkpoints(work, seeds[0]), "designs": [], "tailed": [], "layers": []}
+    for seed in seeds:
+        designs = DESIGNS if seed == seeds[0] else TAILED
+        found["designs"] += [short(work, *each, work.balanced, seed) for each in designs]
+        found["tailed"] += [short(work, *each, work.tailed, seed) for each in TAILED]
+        found["layers"] += [row for each in LAYERED for row in stages(work, *each, seed)]
     settings = (
         f"{given.images:,} images, {given.epochs} epochs (the long run: {given.long_epochs}), batch 256, "
         f"`resnet_tiny`, seeds {given.seeds}."

@@ -15,6 +15,7 @@ from torch import Tensor
 from rankgap.data import ImageSet
 
 CLASSES = 10
+TEST = 2_000  # test images
 
 
 def class_sizes(images: int, factor: float) -> list[int]:
@@ -26,7 +27,7 @@ def class_sizes(images: int, factor: float) -> list[int]:
 
 
 def write_images(found: Any, folder: Path, images: int, factor: float, seed: int) -> str:
-    """Write a subset of the training images, and 2,000 test images, as Parquet; returns it as `--data` names it.
+    """Write a subset of the training images, and the first test images, as Parquet; returns what `--data` takes.
 
     Args:
         found: the data set, with the splits train and test.
@@ -44,7 +45,7 @@ def write_images(found: Any, folder: Path, images: int, factor: float, seed: int
         ]
         folder.mkdir(parents=True, exist_ok=True)
         found["train"].select(np.sort(np.concatenate(chosen))).to_parquet(folder / "train.parquet")
-        found["test"].select(range(2_000)).to_parquet(folder / "test.parquet")
+        found["test"].select(range(min(TEST, len(found["test"])))).to_parquet(folder / "test.parquet")
     return f"hf:{folder.resolve()}"
 
 
