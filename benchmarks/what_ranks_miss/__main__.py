@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 from scipy.stats import spearmanr
 
+from benchmarks.cifar10_mini.__main__ import recorded
 from benchmarks.cifar10_mini.runs import run_one
 from benchmarks.machine import machine
 from benchmarks.what_ranks_miss.data import write_images
@@ -197,11 +198,25 @@ def correlations(rows: list[Measured], scores: tuple[str, ...], worth: tuple[str
     return lines
 
 
+def zoo() -> str:
+    """The recorded runs of the mini benchmark by the RankMe of their features, and the correlations."""
+    named = {"rankme_features": "RankMe", "erank_features": "effective rank", "knn": "knn", "linear": "linear"}
+    rows, _ = recorded()
+    runs = {row: [{to: run.results[of] for of, to in named.items()} for run in each] for row, each in rows.items()}
+    text = head("design", "RankMe", "effective rank", "kNN %", "linear %")
+    for row, each in sorted(runs.items(), key=lambda item: -mean(item[1], "RankMe")):
+        ranks = (mean(each, name) for name in ("RankMe", "effective rank"))
+        text += cells(row, *ranks, percent(mean(each, "knn")), percent(mean(each, "linear")))
+    every = [run for each in runs.values() for run in each]
+    return text + "\n" + correlations(every, ("RankMe", "effective rank"), ("knn", "linear"))
+
+
 def report(found: Measured, settings: str) -> str:
     """The tables."""
     designs, tailed = found["designs"], found["tailed"]
     both = [row for row in designs if row["design"] in {each["design"] for each in tailed}]
     text = f"Machine: {machine()}, one thread.\n\n{settings}\n\n"
+    text += f"## The designs of cifar10_mini (10,000 images, 10 epochs)\n\n{zoo()}\n"
     text += f"## Designs, balanced classes\n\n{of_designs(designs)}\n"
     text += f"## Designs, a long tail of classes\n\n{of_designs(tailed)}\n"
     text += f"Both together:\n\n{correlations(both + tailed, IMAGE_SCORES, ('knn', 'linear'))}\n"
