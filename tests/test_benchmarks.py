@@ -179,6 +179,22 @@ def test_each_place_of_a_mosaic_has_the_class_of_the_image_that_lies_there() -> 
     assert_close(per_place(classes, 4), shrunk.long())
 
 
+def test_the_page_on_ranks_has_the_numbers_that_were_measured() -> None:
+    home = PAGE.parent.parent
+    page = (home / "docs" / "what-ranks-cannot-tell.md").read_text()
+    found = json.loads((home / "benchmarks" / "what_ranks_miss" / "results.json").read_text())
+    sweep = [row for row in found["designs"] if row["design"].startswith("simsiam") and row["seed"] == 0]
+    assert len(sweep) == 6
+    for row in sweep:
+        scores = (("RankMe", 1), ("alpha-ReQ", 2), ("LiDAR", 1), ("log LID", 2), ("DSE", 2), ("uniformity", 2))
+        cells = [f"{row[name]:.{digits}f}" for name, digits in scores]
+        cells += [f"{100 * row['knn']:.1f}", ", ".join(row["alarms"]) or "-"]
+        assert f" | {' | '.join(cells)} |" in page
+    report = (home / "benchmarks" / "what_ranks_miss" / "README.md").read_text()
+    assert "-3.54 ± 2.24" in report  # "lowers RankMe by 3.5 ± 2.2"
+    assert "3.5 ± 2.2" in page
+
+
 def test_the_script_on_what_ranks_miss_trains_measures_and_writes(tmp_path: Path) -> None:
     for name, seeds in (("train", range(1_200)), ("test", range(1_200, 1_300))):
         columns = {

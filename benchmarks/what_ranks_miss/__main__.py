@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from benchmarks.cifar10_mini.__main__ import recorded
 from benchmarks.cifar10_mini.runs import run_one
 from benchmarks.machine import machine
+from benchmarks.mechanism.analysis import interval
 from benchmarks.what_ranks_miss.data import write_images
 from benchmarks.what_ranks_miss.measures import accuracies, dense, layers, structure
 from rankgap.data import ImageSet, load_data
@@ -47,7 +48,7 @@ TAILED: tuple[Design, ...] = (
 LAYERED: tuple[Design, ...] = (("simsiam", "power:-0.5"), ("byol", None), ("swav", None))
 LONG: Design = ("simsiam", "power:-0.5")
 FACTOR = 100.0  # the largest class over the smallest, in the long tail
-IMAGE_SCORES = ("RankMe", "effective rank", "alpha-ReQ", "LiDAR", "log LID")
+SCORES = ("RankMe", "effective rank", "alpha-ReQ", "LiDAR", "uniformity", "log LID", "DSE", "between-image share")
 Measured = dict[str, Any]
 
 
@@ -121,7 +122,10 @@ def short(work: Work, method: str, target: str | None, data: str, seed: int) -> 
 
     config = work.config(method, target, data, seed, work.epochs)
     found: Measured = measured(config, "scores", measure)
-    return {"design": config.title, "seed": seed, "tailed": data == work.tailed} | found
+    results = RunFolder(config.path).results()
+    alarms = sorted({alarm["kind"] for alarm in results["alarms"]})
+    about = {"design": config.title, "seed": seed, "tailed": data == work.tailed, "alarms": alarms}
+    return about | {"seconds": results["seconds"]} | found
 
 
 def stages(work: Work, method: str, target: str | None, seed: int) -> list[Measured]:
@@ -181,19 +185,45 @@ def mean(rows: list[Measured], name: str) -> float:
 
 def of_designs(rows: list[Measured]) -> str:
     """A table of designs, mean over seeds, and the correlations of each score with the accuracies."""
-    lines = head("design", "seeds", *IMAGE_SCORES, "kNN %", "linear %")
+    lines = head("design", "seeds", *SCORES, "kNN %", "linear %", "alarms")
     for design in dict.fromkeys(row["design"] for row in rows):
         own = [row for row in rows if row["design"] == design]
-        values = [mean(own, name) for name in IMAGE_SCORES]
-        lines += cells(design, str(len(own)), *values, percent(mean(own, "knn")), percent(mean(own, "linear")))
-    return lines + "\n" + correlations(rows, IMAGE_SCORES, ("knn", "linear"))
+        values = [mean(own, name) for name in SCORES]
+        alarms = ", ".join(sorted({kind for row in own for kind in row["alarms"]})) or "-"
+        worth = (percent(mean(own, name)) for name in ("knn", "linear"))
+        lines += cells(design, str(len(own)), *values, *worth, alarms)
+    return lines + "\n" + correlations(rows, SCORES, ("knn", "linear"))
+
+
+def goodness(row: Measured, score: str) -> float:
+    """A score's value, higher is better: alpha-ReQ's distance from 1 and uniformity count with a minus."""
+    value: float = row[score]
+    return {"alpha-ReQ": -abs(value - 1), "uniformity": -value}.get(score, value)
+
+
+def of_the_tail(tailed: list[Measured], balanced: list[Measured]) -> str:
+    """What the long tail changes, design by design and seed by seed: mean and Student's 95% interval."""
+    names = (*SCORES, "knn", "linear")
+    twins = {(row["design"], row["seed"]): row for row in balanced}
+    changes = [{name: row[name] - twins[row["design"], row["seed"]][name] for name in names} for row in tailed]
+    found = {name: interval([change[name] for change in changes]) for name in names}
+    scale = {"knn": (100.0, ".1f"), "linear": (100.0, ".1f")}
+    values = (
+        f"{factor * mean:+{form}} ± {factor * half:{form}}"
+        for (mean, half), (factor, form) in ((found[name], scale.get(name, (1.0, ".2f"))) for name in names)
+    )
+    return head(f"over {len(changes)} pairs", *SCORES, "kNN %", "linear %") + cells(
+        "long tail - balanced", *values
+    )
 
 
 def correlations(rows: list[Measured], scores: tuple[str, ...], worth: tuple[str, ...]) -> str:
     """Spearman's correlations of scores with accuracies over rows."""
     lines = head(f"Spearman over {len(rows)}", *scores)
     for name in worth:
-        values = [correlation([row[score] for row in rows], [row[name] for row in rows]) for score in scores]
+        values = [
+            correlation([goodness(row, score) for row in rows], [row[name] for row in rows]) for score in scores
+        ]
         lines += cells(name, *(f"{value:+.2f}" for value in values))
     return lines
 
@@ -215,11 +245,14 @@ def report(found: Measured, settings: str) -> str:
     """The tables."""
     designs, tailed = found["designs"], found["tailed"]
     both = [row for row in designs if row["design"] in {each["design"] for each in tailed}]
-    text = f"Machine: {machine()}, one thread.\n\n{settings}\n\n"
+    minutes = sum(row["seconds"] for row in designs + tailed) / 60
+    text = f"Machine: {machine()}, one thread, other work beside it. {settings}"
+    text += f" The {len(designs + tailed)} short runs trained for {minutes:.0f} minutes in all.\n\n"
     text += f"## The designs of cifar10_mini (10,000 images, 10 epochs)\n\n{zoo()}\n"
     text += f"## Designs, balanced classes\n\n{of_designs(designs)}\n"
     text += f"## Designs, a long tail of classes\n\n{of_designs(tailed)}\n"
-    text += f"Both together:\n\n{correlations(both + tailed, IMAGE_SCORES, ('knn', 'linear'))}\n"
+    text += f"The same runs with balanced classes:\n\n{correlations(both, SCORES, ('knn', 'linear'))}\n"
+    text += f"{of_the_tail(tailed, both)}\n"
     text += "## Layers\n\n" + head("design", "stage", "RankMe", "effective rank", "log LID", "kNN %", "linear %")
     for design in dict.fromkeys(row["design"] for row in found["layers"]):
         for stage in range(1, 5):
@@ -272,7 +305,7 @@ def main() -> None:
         found["layers"] += [row for each in LAYERED for row in stages(work, *each, seed)]
     settings = (
         f"{given.images:,} images, {given.epochs} epochs (the long run: {given.long_epochs}), batch 256, "
-        f"`resnet_tiny`, seeds {given.seeds}."
+        f"`resnet_tiny`; the long run and designs with one seed have seed {seeds[0]}, the others {given.seeds}."
     )
     (HERE / "results.json").write_text(json.dumps(found) + "\n")
     (HERE / "README.md").write_text(f"{(HERE / 'ABOUT.md').read_text()}\n{report(found, settings)}")
