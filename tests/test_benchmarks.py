@@ -223,7 +223,7 @@ def test_the_script_on_what_ranks_miss_trains_measures_and_writes(tmp_path: Path
     text = (tmp_path / "README.md").read_text()
     assert text.startswith("# About")
     assert "| simsiam target power:-1 | 1 |" in text
-    assert "| Spearman over 4 |" in text
+    assert "| over 2 pairs |" in text
     train = pq.read_table(runs / "images-tailed/train.parquet")["label"].to_pylist()
     assert sorted(map(train.count, range(10)), reverse=True) == class_sizes(260, 100.0)
 
