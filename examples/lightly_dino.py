@@ -1,7 +1,7 @@
-"""Watch lightly's DINO, with its default 65,536 prototypes and 2 + 6 crops: the student's head against the teacher's.
+"""Watch lightly's DINO with its default 65,536 prototypes and 2 + 6 crops: student's head against teacher's.
 
-The heads give logits. `then` makes the distributions of them that the loss compares, so that the doctor sees when all
-images are assigned to one prototype, or evenly to all.
+The heads give logits. `then` turns them into the distributions that the loss compares, so that the doctor sees when
+all images are assigned to one prototype, or evenly to all.
 
 python -m examples.lightly_dino
 """
@@ -53,13 +53,13 @@ def main(steps: int = 100) -> rg.RankMonitor:
     loader = Digits(DINOTransform(global_crop_size=32, local_crop_size=16)).batches(32)
     criterion = DINOLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
-    epoch, centre = 0, criterion.center[0]
+    epoch = 0
 
     def student_distribution(logits: Tensor) -> Tensor:
-        return (logits / criterion.student_temp).softmax(-1)
+        return torch.softmax(logits / criterion.student_temp, -1)
 
     def teacher_distribution(logits: Tensor) -> Tensor:
-        return ((logits - centre) / criterion.teacher_temp).softmax(-1)
+        return torch.softmax((logits - criterion.center[0]) / criterion.teacher_temp, -1)
 
     with rg.RankMonitor(
         model,
@@ -76,7 +76,6 @@ def main(steps: int = 100) -> rg.RankMonitor:
                 with torch.no_grad():
                     teacher = [model.forward_teacher(view) for view in views[:2]]
                 student = [model(view) for view in views]
-                centre = criterion.center[0].clone()  # the loss moves its centre once it has used it
                 loss = criterion(teacher, student)
                 loss.backward()
                 model.student_head.cancel_last_layer_gradients(current_epoch=epoch)

@@ -51,22 +51,28 @@ class BGRL(nn.Module):
         return 1 - F.cosine_similarity(q, y).mean()
 
 
+def graph() -> tuple[Tensor, Tensor]:
+    """A graph of four communities: features of its nodes (N, FEATURES) and edges (2, E)."""
+    communities = torch.full((4,), NODES)
+    x = torch.randn(4, FEATURES).repeat_interleave(communities, 0) + 2 * torch.randn(4 * NODES, FEATURES)
+    return x, stochastic_blockmodel_graph(communities, 0.002 + 0.04 * torch.eye(4))
+
+
+def view(x: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
+    """A graph without some of its features and edges."""
+    return x * (torch.rand(FEATURES) > 0.2), dropout_edge(edges, p=0.2)[0]
+
+
 def main(steps: int = 200) -> rg.RankMonitor:
     """Train for some steps."""
     torch.manual_seed(0)
-    communities = torch.full((4,), NODES)
-    edges = stochastic_blockmodel_graph(communities, 0.002 + 0.04 * torch.eye(4))
-    x = torch.randn(4, FEATURES).repeat_interleave(communities, 0) + 2 * torch.randn(4 * NODES, FEATURES)
+    x, edges = graph()
     model = BGRL()
     optimizer = torch.optim.AdamW([*model.online_encoder.parameters(), *model.predictor.parameters()], lr=1e-3)
 
-    def view() -> tuple[Tensor, Tensor]:
-        """The graph without some of its features and edges."""
-        return x * (torch.rand(FEATURES) > 0.2), dropout_edge(edges, p=0.2)[0]
-
     with rg.RankMonitor(model, online="predictor", target="target_encoder", steps=steps) as monitor:
         while monitor.step < steps:
-            view1, view2 = view(), view()
+            view1, view2 = view(x, edges), view(x, edges)
             loss = model(view1, view2) + model(view2, view1)
             loss.backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Watch data2vec on the vision encoder of Hugging Face's transformers: the student's head against the teacher's targets.
+"""Watch data2vec on the vision encoder of Hugging Face's transformers: student's head against teacher's targets.
 
 The library has the encoder, and leaves the two branches to you. A target that is a mean of several blocks is no
 module's output, so a small module makes it, and has a name to watch.
