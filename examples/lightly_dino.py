@@ -1,7 +1,7 @@
 """Watch lightly's DINO with its default 65,536 prototypes and 2 + 6 crops: student's head against teacher's.
 
-The heads give logits. `then` turns them into the distributions that the loss compares, so that the doctor sees when
-all images are assigned to one prototype, or evenly to all.
+The heads give logits. `then` turns them into the distributions that the loss compares, so that the doctor sees
+when all images are assigned to one prototype, or evenly to all.
 
 python -m examples.lightly_dino
 """
