@@ -154,7 +154,11 @@ def _items(output: Any) -> Iterator[Any]:
 
 
 def _selected(output: Any, select: str | int, name: str) -> Any:
-    for key in str(select).split("."):
+    path = str(select)
+    while path:
+        if isinstance(output, Mapping) and path in output:
+            return output[path]
+        key, _, path = path.partition(".")
         if isinstance(output, Mapping) and key in output:
             output = output[key]
         elif isinstance(output, list | tuple) and key.isdigit() and int(key) < len(output):
