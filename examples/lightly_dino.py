@@ -1,4 +1,7 @@
-"""Watch lightly's DINO, built as in its documentation: the student's head against the teacher's.
+"""Watch lightly's DINO with its default 65,536 prototypes and 2 + 6 crops: student's head against teacher's.
+
+The heads give logits. `then` turns them into the distributions that the loss compares, so that the doctor sees
+when all images are assigned to one prototype, or evenly to all.
 
 python -m examples.lightly_dino
 """
@@ -26,9 +29,9 @@ class DINO(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.student_backbone = backbone
-        self.student_head = DINOProjectionHead(512, 256, 64, 128, freeze_last_layer=1)
+        self.student_head = DINOProjectionHead(512, freeze_last_layer=1)
         self.teacher_backbone = copy.deepcopy(backbone)
-        self.teacher_head = DINOProjectionHead(512, 256, 64, 128)
+        self.teacher_head = DINOProjectionHead(512)
         deactivate_requires_grad(self.teacher_backbone)
         deactivate_requires_grad(self.teacher_head)
 
@@ -43,16 +46,28 @@ class DINO(nn.Module):
         return out
 
 
-def main(steps: int = 200) -> rg.RankMonitor:
+def main(steps: int = 100) -> rg.RankMonitor:
     """Train for some steps."""
     torch.manual_seed(0)
     model = DINO(nn.Sequential(*list(torchvision.models.resnet18().children())[:-1]))
-    transform = DINOTransform(global_crop_size=32, local_crop_size=32, n_local_views=2)
-    loader = Digits(transform).batches(64)
-    criterion = DINOLoss(output_dim=128, warmup_teacher_temp_epochs=5)
+    loader = Digits(DINOTransform(global_crop_size=32, local_crop_size=16)).batches(32)
+    criterion = DINOLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
     epoch = 0
-    with rg.RankMonitor(model, online="student_head", target="teacher_head") as monitor:
+
+    def student_distribution(logits: Tensor) -> Tensor:
+        return torch.softmax(logits / criterion.student_temp, -1)
+
+    def teacher_distribution(logits: Tensor) -> Tensor:
+        return torch.softmax((logits - criterion.center[0]) / criterion.teacher_temp, -1)
+
+    with rg.RankMonitor(
+        model,
+        online="student_head",
+        target="teacher_head",
+        then=(student_distribution, teacher_distribution),
+        steps=steps,
+    ) as monitor:
         while monitor.step < steps:
             momentum = cosine_schedule(epoch, 10, 0.996, 1)
             for views in loader:
@@ -61,7 +76,7 @@ def main(steps: int = 200) -> rg.RankMonitor:
                 with torch.no_grad():
                     teacher = [model.forward_teacher(view) for view in views[:2]]
                 student = [model(view) for view in views]
-                loss = criterion(teacher, student, epoch=epoch)
+                loss = criterion(teacher, student)
                 loss.backward()
                 model.student_head.cancel_last_layer_gradients(current_epoch=epoch)
                 optimizer.step()
@@ -69,7 +84,7 @@ def main(steps: int = 200) -> rg.RankMonitor:
                 if monitor.step >= steps:
                     break
             epoch += 1
-    print(f"rank difference {monitor.compute().rank_difference:+.2f}, {monitor.diagnosis}")
+    print(f"rank difference {monitor.history[-1].rank_difference:+.2f}, {monitor.diagnosis}")
     return monitor
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import rankgap
 from rankgap.data import load_data
@@ -12,8 +15,11 @@ from rankgap.model.methods import METHODS
 from rankgap.run.config import TrainConfig
 from rankgap.run.trainer import train
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+WATCH = (ROOT / "docs" / "watch.md").read_text()
+PASTED = re.findall(r"```py\n(.*?)```", WATCH, flags=re.DOTALL)  # into research code, which is not here
 
 
 def test_the_readme_s_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +37,23 @@ def test_the_readme_s_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch
         GAINS.clear()
         GAINS.update(gains)
     assert len(BLOCKS) >= 3
+
+
+def test_the_page_on_watching_runs_from_top_to_bottom() -> None:
+    torch.manual_seed(0)
+    blocks = re.findall(r"```python\n(.*?)```", WATCH, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "watch.md", "exec"), names)
+    assert len(blocks) >= 2
+
+
+def test_what_is_pasted_into_research_code_has_the_monitor_s_options() -> None:
+    calls = [node for block in PASTED for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    monitors = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "RankMonitor"]
+    assert len(monitors) == WATCH.count("### ") >= 7
+    for call in monitors:
+        assert {word.arg for word in call.keywords} <= inspect.signature(rankgap.RankMonitor).parameters.keys()
 
 
 def test_the_readme_begins_with_the_two_commands_and_shows_every_row() -> None:
