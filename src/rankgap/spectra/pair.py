@@ -28,14 +28,12 @@ from rankgap.spectra.gram import (
     lower_gram,
     rank_tolerance,
 )
-from rankgap.spectra.sketch import sketched_effective_rank
+from rankgap.spectra.record import check_columns, column, count, plain_value, sketch_size
+from rankgap.spectra.sketch import SketchSize, sketched_effective_rank
 
 Side = Literal["online", "target"]  # the branches of a model
 
 _SKETCHES = ("sketch_online", "sketch_target")
-_DIGITS = 5  # significant digits of a number on disk
-# Limits of a number and of a column read from disk: squares and tables of pairs must fit.
-_LARGEST, _LONGEST = 1e100, 2**14
 
 _PAIR = "a pair of branches"
 _TIE = 1e-6  # gains with a smaller relative difference count as equal
@@ -56,8 +54,8 @@ class PairSpectrum:
         transfer: h_i = (P v_i . T v_i) / |T v_i|^2 (R',), see `transfer`.
         rows: number of rows N.
         step: the training step at which the rows were taken; None outside training.
-        sketch_online: number of columns of the sketch (`spectra.sketch`) that `spectrum_online` is of, so that its
-            rank is an estimate; None if the spectrum is exact.
+        sketch_online: the size of the sketch (`spectra.sketch`) whose singular values `spectrum_online` holds, so
+            that P's rank is an estimate; None if they are P's own.
         sketch_target: the same for the target.
     """
 
@@ -68,8 +66,8 @@ class PairSpectrum:
     transfer: Tensor
     rows: int
     step: int | None = None
-    sketch_online: int | None = None
-    sketch_target: int | None = None
+    sketch_online: SketchSize | None = None
+    sketch_target: SketchSize | None = None
 
     @property
     def erank_online(self) -> Tensor:
@@ -112,7 +110,7 @@ class PairSpectrum:
 
     def plain(self) -> dict[str, Any]:
         """The fields by name, ready for JSON: columns become lists of numbers with five significant digits."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: plain_value(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
@@ -132,11 +130,17 @@ class PairSpectrum:
         for name in names:
             if name not in values:
                 raise UserError(f"the spectra of a pair have no {name!r}: expected {', '.join(names)}")
-        rows, least = _count("rows", values["rows"], 1), {"step": 0} | dict.fromkeys(_SKETCHES, 1)
-        found = {name: _column(name, values[name]) for name in names if name not in ("rows", *least)}
-        _check_columns(found, rows)
-        given = {name: _count(name, values[name], n) for name, n in least.items() if values[name] is not None}
-        return cls(**found, rows=rows, **given)  # type: ignore[arg-type]
+        rows, step = count("rows", values["rows"], 1), values["step"]
+        columns = {name: column(name, values[name]) for name in names if name not in ("rows", "step", *_SKETCHES)}
+        check_columns(columns, rows)
+        online, target = (len(columns[name]) for name in ("spectrum_online", "spectrum_target"))
+        return cls(
+            **columns,
+            rows=rows,
+            step=None if step is None else count("step", step, 0),
+            sketch_online=sketch_size("sketch_online", values["sketch_online"], online),
+            sketch_target=sketch_size("sketch_target", values["sketch_target"], target),
+        )
 
 
 class PairGrams(NamedTuple):
@@ -333,62 +337,16 @@ def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
     return score
 
 
-def _effective_rank(s: Tensor, sketch: int | None) -> Tensor:
+def _effective_rank(s: Tensor, sketch: SketchSize | None) -> Tensor:
     return effective_rank_of(s) if sketch is None else sketched_effective_rank(s, sketch)
 
 
-def _written(rank: Tensor, s: Tensor, sketch: int | None) -> str:
-    most = f"of {len(s)}" if sketch is None else f"  (estimated from a sketch of {sketch:,} columns)"
-    return f"{rank:.2f} {most}"
+def _written(rank: Tensor, s: Tensor, sketch: SketchSize | None) -> str:
+    if sketch is None:
+        return f"{rank:.2f} of {len(s)}"
+    return f"{rank:.2f}   (estimated from a sketch of {sketch.width:,} columns in {sketch.columns:,})"
 
 
 def _dots(a: Tensor, b: Tensor) -> Tensor:
     """The inner products of columns: (M, R'), (M, R') -> (R',)."""
     return (a * b).sum(0)
-
-
-# The record on disk
-
-
-def _plain(value: Tensor | int | None) -> list[float] | int | None:
-    if isinstance(value, Tensor):
-        return [float(f"{number:.{_DIGITS}g}") for number in value.tolist()]
-    return value
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**53:
-        raise UserError(
-            f"{name} of a pair's spectra must be a whole number from {least} to 2^53, got {value!r:.40}"
-        )
-    return value
-
-
-def _column(name: str, values: Any) -> Tensor:
-    if not isinstance(values, list) or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= _LARGEST for v in values
-    ):
-        raise UserError(f"{name} of a pair's spectra must be a list of finite numbers up to {_LARGEST:g}")
-    if len(values) > _LONGEST:
-        raise UserError(f"{name} of a pair's spectra must have at most {_LONGEST:,} numbers, got {len(values):,}")
-    return torch.tensor([float(v) for v in values], dtype=torch.float64)
-
-
-def _check_columns(columns: Mapping[str, Tensor], rows: int) -> None:
-    """Raise `UserError` for columns that no pair of branches can have."""
-    paired = any(len(column) for name, column in columns.items() if not name.startswith("spectrum"))
-    length = len(columns["spectrum_target"])
-    directions = int((columns["spectrum_target"] > 0).sum()) if paired else 0
-    for name, column in columns.items():
-        spectrum = name.startswith("spectrum")
-        wanted = (length if paired else len(column)) if spectrum else directions
-        if len(column) != wanted:
-            raise UserError(f"{name} of a pair's spectra must have {wanted} numbers, got {len(column)}")
-        if spectrum and not 0 < len(column) <= rows:
-            raise UserError(f"{name} of {rows} rows must have 1 to {rows} numbers, got {len(column)}")
-        if name != "transfer" and (column < 0).any():
-            raise UserError(f"{name} of a pair's spectra cannot be negative, got {float(column.min()):g}")
-        if spectrum and (column[:-1] < column[1:]).any():
-            raise UserError(f"{name} of a pair's spectra must be in descending order")
-        if name == "eigenspace_alignment" and (column > 1).any():
-            raise UserError(f"{name} of a pair's spectra cannot be above 1, got {float(column.max()):g}")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -34,6 +34,13 @@ _MIXED = 16  # columns that are mixed before they are added up; a power of two
 
 _RIDGES = (-37.0, 28.0)  # logarithms of the smallest and largest ridge, where the sum of eigenvalues is 1
 _STEP = 0.25  # of that logarithm: the trapezoidal rule then errs by less than rounding
+
+
+class SketchSize(NamedTuple):
+    """A sketch's numbers of columns: m after it, and D before it."""
+
+    columns: int
+    width: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,31 +70,32 @@ class Sketch:
         return cls(order, signs, mixer)
 
     @property
-    def width(self) -> int:
-        """The number of columns D that it takes."""
-        return len(self.order)
-
-    @property
-    def columns(self) -> int:
-        """The number of columns m that it gives."""
-        return self.signs.shape[1]
+    def size(self) -> SketchSize:
+        """The numbers of columns that it gives and takes."""
+        return SketchSize(self.signs.shape[1], len(self.order))
 
     @torch.no_grad()
-    def __call__(self, z: Tensor) -> Tensor:
-        """Sketch a batch (N, D) of any float dtype: (N, m), float64.
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Sketch a batch, of which no more than m columns are held in float64 at a time.
 
-        No more than m columns are held in float64 at a time.
+        Args:
+            z: (N, D), any float dtype.
+
+        Returns:
+            The sketched rows (N, m) and the energy |Z|_F^2 before the sketch, 0-d; both float64.
         """
         z = with_float64(z)
         order, signs, mixer = (x.to(z.device) for x in (self.order, self.signs, self.mixer))
-        total = z.new_zeros(len(z), self.columns, dtype=torch.float64)
-        for places, sign in zip(order.split(self.columns), signs, strict=True):
+        columns = self.size.columns
+        total, energy = (z.new_zeros(size, dtype=torch.float64) for size in ((len(z), columns), ()))
+        for places, sign in zip(order.split(columns), signs, strict=True):
             block = double(z.index_select(1, places))
-            if (missing := self.columns - len(places)) > 0:  # the last block
+            energy += torch.linalg.vector_norm(block).square()
+            if (missing := columns - len(places)) > 0:  # the last block
                 block = torch.nn.functional.pad(block, (0, missing))
             mixed = (block.unflatten(1, (-1, _MIXED)) @ mixer).flatten(1)
             total.addcmul_(mixed, sign)
-        return total
+        return total, energy
 
 
 def sketch_for(width: int) -> Sketch | None:
@@ -111,23 +119,24 @@ def with_energy(s: Tensor, energy: Tensor) -> Tensor:
     return (squares * (1 - excess * squares).clamp_min(0)).sqrt()
 
 
-def sketched_effective_rank(s: Tensor, columns: int) -> Tensor:
+def sketched_effective_rank(s: Tensor, size: SketchSize) -> Tensor:
     """The effective rank before a sketch, estimated from the singular values after it.
 
     A sketch to m columns spreads eigenvalues as m samples of a distribution would (Marchenko & Pastur): of a flat
     spectrum of rank r, r / 2m of the entropy is lost (Page 1993), 11% of the effective rank at r = 500, m = 2048.
     Eigenvalues l before it and p after it have the same degrees of freedom, at ridges u and y:
 
-        d = sum_i l_i / (l_i + u) = sum_i p_i / (p_i + y),   u = y / (1 - d / m)
+        d = sum_i l_i / (l_i + u) = sum_i p_i / (p_i + y),   u = y (1 - d / D) / (1 - d / m)
 
-    (Silverstein & Bai 1995; for sketches LeJeune et al. 2024). For eigenvalues with sum 1 the entropy is
-    -sum_i l_i ln l_i = integral over u > 0 of d(u) - 1 / (1 + u), which is computed along y. Rows of more than
-    m directions leave a range of small u that no y reaches. There the rest of the spectrum is taken to be flat,
-    d(u) = a / (b + u) with the value and the slope of d where the range begins.
+    for a balanced sketch, which is a multiple of a projection from D to m dimensions (LeJeune et al. 2024, from
+    free probability). For eigenvalues with sum 1 the entropy is -sum_i l_i ln l_i = integral over u > 0 of
+    d(u) - 1 / (1 + u), which is computed along y. Rows of more than m directions leave a range of small u that no
+    y reaches. There the rest of the spectrum is taken to be flat: d(u) = a / (b + u), with the value and the slope
+    of d where the range begins.
 
     Args:
         s: singular values of the sketched rows (R,), R <= m, zeros included or not.
-        columns: number of sketch columns m.
+        size: the sketch's numbers of columns.
 
     Returns:
         0-d, float64; NaN for an all-zero spectrum.
@@ -137,10 +146,10 @@ def sketched_effective_rank(s: Tensor, columns: int) -> Tensor:
     y = torch.arange(*_RIDGES, _STEP, dtype=p.dtype, device=p.device).exp()
     d = (p / (p + y[:, None])).sum(1)
     lost = y[:, None] / (p + y[:, None])
-    zeros = columns - len(p)  # eigenvalues that are 0 because there are fewer rows
+    zeros = size.columns - len(p)  # eigenvalues that are 0 because there are fewer rows
     first, second = lost.sum(1) + zeros, lost.square().sum(1) + zeros  # first is m - d, without cancellation
-    u = y * columns / first
-    speed = second / first  # d ln u / d ln y
+    u = y * (1 - d / size.width) * size.columns / first
+    speed = second / first + (first - second) / (size.width - d)  # d ln u / d ln y
     entropy = _STEP * ((d - 1 / (1 + u)) * u * speed).sum()
     slope = ((first - second) / (d * speed))[0].clamp(1e-12, 1 - 1e-12)  # -d ln d / d ln u
     return (entropy - d[0] * u[0] * torch.log1p(-slope) / slope - torch.log1p(u[0])).exp()

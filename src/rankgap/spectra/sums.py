@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rankgap.errors import UserError
 from rankgap.spectra.float64 import double
-from rankgap.spectra.gram import RESOLUTION, cast_columns, check_batch, gram_singular_values
+from rankgap.spectra.gram import RESOLUTION, check_batch, gram_singular_values
 from rankgap.spectra.pair import PairGrams, PairSpectrum, spectrum_of_grams
 from rankgap.spectra.processes import is_distributed, world_sum
 from rankgap.spectra.sketch import Sketch, with_energy
@@ -48,9 +48,8 @@ class _Sums:
         return dataclasses.replace(self, **joint)  # type: ignore[type-var]
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {
-            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "sketch"
-        }
+        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return {name: getattr(self, name) for name in names if name != "sketch"}
 
     def _count(self) -> int:
         if not self.rows:
@@ -79,7 +78,7 @@ class RowSums(_Sums):
     @classmethod
     def zeros(cls, width: int, device: torch.device | None = None, sketch: Sketch | None = None) -> Self:
         """The sums over no rows, for D columns, on a device with float64 (`float64_device`)."""
-        width = sketch.columns if sketch else width
+        width = sketch.size.columns if sketch else width
         sizes = ((width, width), (width,), ())
         gram, total, energy = (torch.zeros(size, dtype=torch.float64, device=device) for size in sizes)
         return cls(gram, total, energy, torch.tensor(0, device=device), sketch)
@@ -91,12 +90,12 @@ class RowSums(_Sums):
         Raises:
             UserError: the batch has another shape, or values that are not finite.
         """
-        z, energy = _checked(z, self.sketch.width if self.sketch else len(self.gram), name)
+        z = _checked(z, self.sketch.size.width if self.sketch else len(self.gram), name)
         for rows in z.split(_ROWS):
-            x = _columns(rows, self.sketch)
+            x, energy = _added(rows, self.sketch)
             self.gram.addmm_(x.mT, x)
             self.total.add_(x.sum(0))
-        self.energy.add_(energy)
+            self.energy.add_(energy)
         self.rows.add_(len(z))
 
     def spectrum(self, name: str, *, center: bool) -> Tensor:
@@ -134,7 +133,7 @@ class PairSums(_Sums):
     @classmethod
     def zeros(cls, width: int, device: torch.device | None = None, sketch: Sketch | None = None) -> Self:
         """The sums over no rows, for D columns, on a device with float64 (`float64_device`)."""
-        width = sketch.columns if sketch else width
+        width = sketch.size.columns if sketch else width
         sizes = (*[(width, width)] * 3, (2,))
         online, target, cross, energy = (torch.zeros(size, dtype=torch.float64, device=device) for size in sizes)
         return cls(online, target, cross, energy, torch.tensor(0, device=device), sketch)
@@ -142,7 +141,7 @@ class PairSums(_Sums):
     @property
     def width(self) -> int:
         """The number of columns D."""
-        return self.sketch.width if self.sketch else len(self.cross)
+        return self.sketch.size.width if self.sketch else len(self.cross)
 
     @torch.no_grad()
     def add(self, online: Tensor, target: Tensor) -> None:
@@ -151,18 +150,17 @@ class PairSums(_Sums):
         Raises:
             UserError: the batches have other shapes, or values that are not finite.
         """
-        online, of_online = _checked(online, self.width, "online")
-        target, of_target = _checked(target, self.width, "target")
+        online, target = _checked(online, self.width, "online"), _checked(target, self.width, "target")
         if len(online) != len(target):
             raise UserError(
                 f"online has {len(online)} rows and target {len(target)}, but they are compared row by row"
             )
         for rows in zip(online.split(_ROWS), target.split(_ROWS), strict=True):
-            p, t = (_columns(z, self.sketch) for z in rows)
+            (p, of_online), (t, of_target) = (_added(z, self.sketch) for z in rows)
             self.online.addmm_(p.mT, p)
             self.target.addmm_(t.mT, t)
             self.cross.addmm_(p.mT, t)
-        self.energy.add_(torch.stack([of_online, of_target]))
+            self.energy.add_(torch.stack([of_online, of_target]))
         self.rows.add_(len(online))
 
     def spectrum(self) -> PairSpectrum:
@@ -179,24 +177,25 @@ class PairSums(_Sums):
             pair,
             spectrum_online=with_energy(pair.spectrum_online, self.energy[0]),
             spectrum_target=with_energy(pair.spectrum_target, self.energy[1]),
-            sketch_online=self.sketch.columns,
-            sketch_target=self.sketch.columns,
+            sketch_online=self.sketch.size,
+            sketch_target=self.sketch.size,
         )
 
 
-def _checked(z: Tensor, width: int, name: str) -> tuple[Tensor, Tensor]:
-    """The batch without its gradient, and the sum of its squared values, float64."""
+def _checked(z: Tensor, width: int, name: str) -> Tensor:
+    """The batch, without its gradient."""
     check_batch(z, name)
     if z.ndim != 2 or z.shape[1] != width:
         raise UserError(f"{name} expects a batch (N, {width}), got {tuple(z.shape)}")
     z = z.detach()
-    parts = (part for rows in z.split(_ROWS) for part in cast_columns(rows))
-    energy = torch.stack([torch.linalg.vector_norm(part).square() for part in parts]).sum()
-    if not energy.isfinite() and (odd := int((~z.isfinite()).sum())):
-        raise UserError(f"{name}: {odd} of {z.numel()} values are not finite")
-    return z, energy
+    if not torch.stack(torch.aminmax(z)).isfinite().all():  # NaN is both; isfinite of a wide batch would copy it
+        raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
+    return z
 
 
-def _columns(z: Tensor, sketch: Sketch | None) -> Tensor:
-    """The rows in float64, sketched or as they are."""
-    return sketch(z) if sketch else double(z)
+def _added(z: Tensor, sketch: Sketch | None) -> tuple[Tensor, Tensor]:
+    """The rows that are added up, sketched or as they are, and the energy of `z`; float64."""
+    if sketch:
+        return sketch(z)
+    z = double(z)
+    return z, torch.linalg.vector_norm(z).square()

@@ -100,6 +100,6 @@ def _ranks_only(online: RowSums, target: RowSums) -> PairSpectrum:
         measured_filter=none,
         transfer=none,
         rows=int(online.rows),
-        sketch_online=online.sketch.columns if online.sketch else None,
-        sketch_target=target.sketch.columns if target.sketch else None,
+        sketch_online=online.sketch.size if online.sketch else None,
+        sketch_target=target.sketch.size if target.sketch else None,
     )
