@@ -60,15 +60,15 @@ def unusable(error: OSError, place: str | os.PathLike[str] | None = None) -> Use
 
 
 def attempt(work: Callable[[], _T], refusal: Callable[[Exception], Exception], *, own: type[Exception]) -> _T:
-    """Run decoders of bytes that may hold anything. Whatever they raise becomes one error.
+    """Run what may raise anything. Whatever it raises becomes one error.
 
-    This is the only place that catches every exception. On damaged or hostile bytes, Pillow, libtiff, zlib and the
-    parsers of NumPy and torch raise nearly anything, MemoryError and RecursionError included; no list of types has
-    been complete.
+    This is the only place that catches every exception, for two reasons. On damaged or hostile bytes, Pillow,
+    libtiff, zlib and the parsers of NumPy and torch raise nearly anything, MemoryError and RecursionError
+    included; no list of types has been complete. And watching must never end a training, whatever goes wrong.
 
     Args:
         work: what to run.
-        refusal: the error to raise in place of a decoder's.
+        refusal: the error to raise in place of the one that was met.
         own: the type of our own verdicts, which are raised as they are.
     """
     try:

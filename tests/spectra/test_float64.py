@@ -142,7 +142,7 @@ def test_a_running_filter_keeps_its_float64_where_there_is_some() -> None:
 
 
 def test_streams_and_the_monitor_read_what_they_read_on_the_cpu() -> None:
-    monitors = RankMonitor(), RankMonitor()
+    monitors = RankMonitor(strict=True), RankMonitor(strict=True)
     streams = EffectiveRank(12), EffectiveRank(12)
     move(streams[0])
     pairs = PairSpectra(12), PairSpectra(12)
@@ -194,7 +194,7 @@ def test_every_row_takes_a_training_step(method: str, online: str | None) -> Non
     out.loss.backward()
     optimizer.step()
     model.update_teacher(clock)
-    monitor = RankMonitor()
+    monitor = RankMonitor(strict=True)
     monitor.update(out.online, out.target)
     assert out.loss.device.type == "mps"
     assert monitor.history[0].finite

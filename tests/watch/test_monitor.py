@@ -27,7 +27,6 @@ from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import measured_filter, pair_spectrum
 from rankgap.watch.doctor import Diagnosis, Kind, Thresholds, alarms
 from rankgap.watch.monitor import RankMonitor
-from rankgap.watch.pairing import opposite_views, same_view
 from rankgap.watch.reading import Reading, readings
 from tests.training import descend, sgd, tiny_encoder
 
@@ -193,38 +192,6 @@ def test_an_identity_map_has_a_flat_filter_and_its_own_eigenspaces() -> None:
     assert_close(record.eigenspace_alignment, torch.ones_like(record.eigenspace_alignment))
 
 
-def test_online_view_1_meets_target_view_2_or_the_only_one() -> None:
-    online, target = whole(0)
-    many = torch.cat([online, online])
-    for given_online, given_target, wanted in (
-        (online, target, (online[0], target[1])),
-        (list(online), tuple(target), (online[0], target[1])),
-        (online, target[:1], (online[0], target[0])),
-        (online, target[0], (online[0], target[0])),
-        (online[1], target[0], (online[1], target[0])),
-        (many, target, (many[0], target[1])),
-    ):
-        for found, rows in zip(opposite_views(given_online, given_target), wanted, strict=True):
-            assert found.data_ptr() == rows.data_ptr()
-            assert found.shape == rows.shape
-    with pytest.raises(UserError, match=r"online is \(20, 12\), target \(20, 8\)"):
-        opposite_views(online, target[..., :8])
-
-
-def test_the_target_s_view_has_its_online_rows_where_both_branches_give_it() -> None:
-    online, target = whole(0)
-    many = torch.cat([online, online])
-    for given_online, given_target, wanted in (
-        (online, target, online[1]),
-        (list(online), tuple(target), online[1]),
-        (online[:1], target[:1], online[0]),
-        (online[0], target[0], online[0]),
-        (online, target[:1], online[0]),
-        (many, target, many[0]),
-    ):
-        assert same_view(given_online, given_target).data_ptr() == wanted.data_ptr()
-
-
 def test_the_newest_rows_have_a_record_and_are_not_copied() -> None:
     monitor = RankMonitor(window=False)
     with pytest.raises(UserError, match="no finite outputs have been read yet"):
@@ -261,7 +228,7 @@ def test_a_step_and_an_exponent_can_be_given() -> None:
     monitor.update(*views(0), step=20, exponent=-0.5)
     monitor.update(*views(1))
     assert [(r.step, r.exponent) for r in monitor.history] == [(20, -0.5), (21, None)]
-    assert list(monitor.history[0].numbers())[-1] == "exponent"
+    assert "exponent" in monitor.history[0].numbers()
     assert "exponent" not in monitor.history[1].numbers()
     assert monitor.compute().step == 21
     assert monitor.step == 22
@@ -296,8 +263,6 @@ def test_modules_and_outputs_that_cannot_be_watched_are_named() -> None:
         RankMonitor(model, online="predictr")
     with pytest.raises(UserError, match=r"backbone\.1"):
         RankMonitor(model, online="backbone.9")
-    with pytest.raises(UserError, match=r"online is \(20, 12\), target \(20, 8\)"):
-        RankMonitor().update(views(0)[0], torch.zeros(20, 8))
     with pytest.raises(UserError, match="no step has been read"):
         RankMonitor().compute()
     with pytest.raises(UserError, match="1 or more"):
@@ -307,8 +272,8 @@ def test_modules_and_outputs_that_cannot_be_watched_are_named() -> None:
     with pytest.raises(UserError, match="online outputs are all zero"):
         zero.compute()
     with (
-        pytest.raises(UserError, match="projector gave an output but predictor did not"),
-        RankMonitor(model, online="projector", target="predictor", every=1),
+        pytest.raises(UserError, match="predictor gave nothing to read in a step in which the other module did"),
+        RankMonitor(model, online="projector", target="predictor", every=1, strict=True),
     ):
         model.projector(torch.randn(4, 16)).sum().backward()
 
@@ -417,8 +382,7 @@ def test_all_that_was_measured_is_read_back_from_columns() -> None:
     for seed in range(3):
         monitor.update(*(view.softmax(-1) for view in views(seed)), exponent=-0.1 * seed)
     names = list(monitor.history[0].numbers())
-    assert len(names) == 12
-    assert names[-1] == "exponent"
+    assert len(names) == 14
     columns = {name: [getattr(r, name) for r in monitor.history] for name in ("step", *names)}
     assert readings(columns) == monitor.history
 

@@ -124,11 +124,11 @@ def test_a_branch_that_is_all_zero_is_named(dead: str, paired: bool) -> None:
         filled((rows["online"], rows["target"]), paired=paired).spectrum(0)
 
 
-def test_an_empty_window_says_what_to_do() -> None:
+def test_an_empty_window_has_no_record() -> None:
     window = Window()
     window.clear()
     assert window.rows == 0
-    with pytest.raises(UserError, match="no step has been read yet: train inside the with block, or call update"):
+    with pytest.raises(UserError, match="no rows have been added yet"):
         window.spectrum(0)
 
 

@@ -57,7 +57,7 @@ class SelfSupervised(L.LightningModule):
         self.model = model.to(memory_format=torch.channels_last)
         self.views = views
         self.optimizer, self.work, self.seed = optimizer, work, seed
-        self.monitor = RankMonitor(every=rank_every, window=False)
+        self.monitor = RankMonitor(every=rank_every, steps=work.steps, layout="v n d", window=False, strict=True)
         self.step = 0
         self.register_buffer("first_bad", torch.tensor(-1), persistent=False)
         self.last_reading: dict[str, float] = {}
@@ -78,7 +78,7 @@ class SelfSupervised(L.LightningModule):
     @property
     def is_read(self) -> bool:
         """Whether this step is read: every `rank_every`-th step, and the last one."""
-        return self.step % self.monitor.every == 0 or self.step == self.work.steps - 1
+        return self.monitor.cadence.due(self.step) or self.step == self.work.steps - 1
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The recipe's optimiser; its rates are set from the clock at each step."""

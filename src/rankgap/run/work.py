@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from rankgap.errors import check_within
 from rankgap.model.schedule import Clock
+from rankgap.watch.cadence import interval
 
 SMALL_IMAGES = 100_000
 SMALL_BATCH = 256
-READINGS = 40  # of the ranks, at least, in any run with that many steps
 LONG = 20_000  # optimiser steps; from here on the published schedules fit as they are
 
 
@@ -60,8 +60,8 @@ class Work:
 
     @property
     def rank_every(self) -> int:
-        """Default number of steps between readings: `READINGS` readings in a short run, more in a long one."""
-        return min(max(self.steps // READINGS, 1), 10)
+        """Default number of steps between readings."""
+        return interval(self.steps)
 
     def clock(self, step: int) -> Clock:
         """Where training stands at a step."""

@@ -2,7 +2,6 @@
 
 from rankgap.watch.doctor import Diagnosis, Doctor, Kind, Thresholds, alarms
 from rankgap.watch.monitor import RankMonitor
-from rankgap.watch.pairing import opposite_views, same_view
 from rankgap.watch.reading import Reading, read, readings
 
 __all__ = [
@@ -13,8 +12,6 @@ __all__ = [
     "Reading",
     "Thresholds",
     "alarms",
-    "opposite_views",
     "read",
     "readings",
-    "same_view",
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from rankgap.errors import unknown
-from rankgap.watch.doctor import Diagnosis, Thresholds
+from rankgap.watch.doctor import Diagnosis, alarms
 from rankgap.watch.monitor import RankMonitor
+from rankgap.watch.reading import Reading
 
 Action = Literal["warn", "stop"]
 
@@ -21,53 +23,60 @@ class Watcher:
     """Hooks the modules, hands out new readings and acts on a new diagnosis, for a callback of any trainer.
 
     Args:
-        online: dotted name of the module whose output is P.
-        target: dotted name of the module whose output is T.
-        every: steps between two readings; a step is one backward pass.
-        stacked: number of views in one output.
-        thresholds: thresholds of the diagnosis.
+        online: the module whose output is P, or its dotted name.
+        target: the same for T.
         on_alarm: what to do when a new diagnosis is not healthy: "warn", "stop" (warn and end training), or a
             function that is called with it.
+        options: further arguments of `RankMonitor`: `every`, `layout`, `then` and so on.
+
+    Attributes:
+        monitor: the `RankMonitor` of the newest training, or of the one to come.
 
     Raises:
-        UserError: an unknown action; at the start of training, a module that does not exist.
+        UserError: an unknown action or option; at the start of training, a module that does not exist.
     """
 
     def __init__(
         self,
-        online: str = "predictor",
-        target: str = "projector",
+        online: str | nn.Module = "predictor",
+        target: str | nn.Module = "projector",
         *,
-        every: int = 10,
-        stacked: int = 1,
-        thresholds: Thresholds | None = None,
         on_alarm: Action | Callable[[Diagnosis], None] = "warn",
+        **options: Any,
     ) -> None:
         if not callable(on_alarm) and on_alarm not in get_args(Action):
             raise unknown("action", on_alarm, get_args(Action))
-        self.online, self.target, self.every, self.stacked = online, target, every, stacked
-        self.thresholds, self.on_alarm = thresholds, on_alarm
-        self.monitor: RankMonitor | None = None
-        self._logged = 0
+        self.on_alarm = on_alarm
+        self._branches, self._options = (online, target), options
+        self.monitor = RankMonitor(**options)  # so that a wrong option is an error at once
+        self._logged: Reading | None = None
 
     def attach(self, model: nn.Module) -> None:
         """Hook the modules."""
-        self._logged = 0
-        self.monitor = RankMonitor(
-            model, self.online, self.target, every=self.every, stacked=self.stacked, thresholds=self.thresholds
-        ).__enter__()
+        self._logged = None
+        self.monitor = RankMonitor(model, *self._branches, **self._options).__enter__()
+
+    def expect(self, steps: float) -> None:
+        """Say how long the run is, in steps, unless the user did; infinite or negative if nobody knows."""
+        if "steps" not in self._options and 0 < steps < math.inf:
+            self.monitor.cadence.steps = int(steps)
 
     def detach(self) -> None:
+        """Remove the hooks, and warn of a run that ends collapsed too early for an alarm."""
+        history, thresholds = self.monitor.history, self.monitor.doctor.thresholds
+        if history and (verdict := self.monitor.verdict()).kind != "healthy" and not alarms(history, thresholds):
+            warnings.warn(str(verdict), stacklevel=3)
+        self.release()
+
+    def release(self) -> None:
         """Remove the hooks."""
-        if self.monitor is not None:
-            self.monitor.__exit__(None, None, None)
+        self.monitor.__exit__(None, None, None)
 
     def look(self) -> tuple[dict[str, float], bool]:
         """Call after each step; returns the ranks of a new reading, if any, and whether training should end."""
-        assert self.monitor is not None
-        history, logged = self.monitor.history, self._logged
-        self._logged = len(history)
-        ranks = {name: getattr(history[-1], name) for name in RANKS} if len(history) > logged else {}
+        newest = self.monitor.history[-1] if self.monitor.history else None
+        ranks = {name: getattr(newest, name) for name in RANKS} if newest is not self._logged else {}
+        self._logged = newest
         alarm = self.monitor.news()
         if alarm is None:
             return ranks, False

@@ -1,57 +1,84 @@
-"""Forward hooks that collect the outputs of two modules of a model, step by step."""
+"""Forward hooks that collect the outputs of two modules, step by step."""
 
 from __future__ import annotations
 
-import difflib
+import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rankgap.errors import UserError
 from rankgap.spectra.pair import Side
+from rankgap.watch.outputs import all_tensors
+
+MOST_CALLS = 64  # of a module that are kept until a step ends
+
+
+class Call(NamedTuple):
+    """One call of a branch's module.
+
+    Attributes:
+        number: counts the calls of both modules.
+        parts: the tensors of its output that are read; none in a step that is not read.
+        trained: whether a gradient can flow into the output.
+        training: whether the online module was in training mode.
+    """
+
+    number: int
+    parts: list[Tensor]
+    trained: bool
+    training: bool
 
 
 class BranchHooks:
-    """Collects the outputs of both branches' modules.
+    """Collects the outputs of both branches' modules, and notices where a step ends.
 
-    A step ends where gradients first reach an online output, so a module may run once per view or once for all
-    views. Passes in evaluation mode or without gradient are skipped. Nothing is copied.
+    A step ends with the backward pass that reaches an online output. Its outputs are those of the calls that this
+    pass reaches; earlier calls belong to a step that was skipped. Target outputs that come while the online module
+    is in evaluation mode belong to an evaluation, unless there are no others. Nothing is copied.
 
     Args:
-        model: the model, wrapped by DDP or not.
-        names: the dotted name of each side's module.
-        stacked: number of views in one output, one after the other.
-        wanted: called at each output; returns whether to collect this step's outputs.
-        end_step: called at the end of each step with the online and the target views, which are empty if they were
+        modules: each side's module.
+        calls: filled with the calls of each side since the last step's end.
+        tensors: gives the tensors of an output that are read.
+        wanted: called at each output; returns whether this step is read.
+        end_step: called at the end of each step with the calls of both sides, without their parts if they were
             not wanted.
+        guard: runs what a hook does, and answers for its errors.
 
-    Raises:
-        UserError: the model has no such module (the nearest names are listed).
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        names: Mapping[Side, str],
+        modules: Mapping[Side, nn.Module],
+        calls: Mapping[Side, deque[Call]],
         *,
-        stacked: int,
+        tensors: Callable[[Side, Any], list[Tensor]],
         wanted: Callable[[], bool],
-        end_step: Callable[[list[Tensor], list[Tensor]], object],
+        end_step: Callable[[dict[Side, list[Call]]], object],
+        guard: Callable[[Callable[[], None]], None],
     ) -> None:
-        self.names, self.stacked, self.wanted, self.end_step = names, stacked, wanted, end_step
-        self.modules = {side: _find(model, name) for side, name in names.items()}
+        self.modules, self.calls = modules, calls
+        self.tensors, self.wanted, self.end_step, self.guard = tensors, wanted, end_step, guard
+        self._counted = False  # whether a backward pass has ended a step
+        self._number = self._ended = 0  # of the newest call, and of the newest one that belongs to an ended step
+        self._reached: set[int] = set()  # the numbers of the online calls that the backward pass has reached
+        self._pass = -1
         self._handles: list[RemovableHandle] = []
-        self._outputs: dict[Side, list[Tensor]] = {"online": [], "target": []}
-        self._waiting = False
+
+    @property
+    def attached(self) -> bool:
+        """Whether the modules are hooked."""
+        return bool(self._handles)
 
     def attach(self) -> None:
         """Hook the modules."""
         for side, module in self.modules.items():
-            self._handles.append(module.register_forward_hook(partial(self._collect, side)))
+            self._handles.append(module.register_forward_hook(_Hook(partial(self._on_forward, side))))
 
     def remove(self) -> None:
         """Remove the hooks, and forget a step that has not ended."""
@@ -59,58 +86,96 @@ class BranchHooks:
             self._handles.pop().remove()
         self._forget()
 
-    def _collect(self, side: Side, module: nn.Module, inputs: Any, output: Any) -> None:
-        # Only checkpointed layers run during a backward pass, for the second time.
-        if not self.modules["online"].training or torch._C._current_graph_task_id() != -1:
-            return
-        parts = output if isinstance(output, tuple | list) else [output]
-        output = _tensor(output, self.names[side])
-        trained = [part for part in parts if isinstance(part, Tensor) and part.requires_grad]
-        if side == "online" and not trained:
-            return
-        if self.wanted():
-            views = output.detach() if output.ndim == 3 else output.detach()[None]
-            self._outputs[side] += [part for view in views for part in view.chunk(self.stacked)]
-        if side == "online" and not self._waiting:
-            self._waiting = True
-            for part in trained:  # the loss may be of any of them
-                part.register_hook(self._on_backward)
-
-    def _on_backward(self, gradient: Tensor) -> None:
-        if not self._waiting:
-            return
-        online, target = self._outputs["online"], self._outputs["target"]
-        self._forget()
-        if online and not target:
-            raise UserError(
-                f"{self.names['online']} gave an output but {self.names['target']} did not in the same step: "
-                "name two modules that both run in every step"
+    def why_nothing(self) -> str:
+        """The most likely reason why no step has ended."""
+        if not self._number:
+            return (
+                "neither module has run inside the with block. A hook sees calls of a module, not of its methods; "
+                "and it must be there before torch.compile's first call of the model (or call "
+                "torch.compiler.reset())"
             )
-        self.end_step(online, target)
+        return (
+            "no backward pass has reached an online output inside the with block. Call monitor.step() at the end "
+            "of each step if there is none; name another module if this one runs in a reentrant checkpoint"
+        )
+
+    def end(self) -> None:
+        """End a step by hand: every call since the last step's end belongs to it."""
+        calls = {side: list(calls) for side, calls in self.calls.items()}
+        self._forget()
+        self.end_step(calls)
+
+    def _on_forward(self, side: Side, module: nn.Module, output: Any) -> None:
+        # Only checkpointed layers run during a backward pass, for the second time.
+        if torch._C._current_graph_task_id() == -1 and not _is_second_replica(self.modules[side], module, output):
+            self.guard(lambda: self._collect(side, output))
+
+    def _collect(self, side: Side, output: Any) -> None:
+        trained = [z for z in all_tensors(output) if z.requires_grad and z.grad_fn is not None]
+        if side == "online" and not trained and self._counted:
+            return
+        self._number += 1
+        parts = self.tensors(side, output) if self.wanted() else []
+        training = self.modules["online"].training
+        self.calls[side].append(Call(self._number, parts, bool(trained), training))
+        if side == "online":
+            for z in trained:  # the loss may be of any of them
+                z.register_hook(partial(self._on_gradient, self._number))
+
+    def _on_gradient(self, number: int, gradient: Tensor) -> None:
+        if self.attached and number > self._ended:
+            self.guard(lambda: self._reach(number))
+
+    def _reach(self, number: int) -> None:
+        task = torch._C._current_graph_task_id()
+        if task != self._pass:  # the end of the pass shows which calls it reached
+            self._pass, self._reached = task, set()
+            torch.autograd.Variable._execution_engine.queue_callback(self._on_backward_end)
+        self._reached.add(number)
+
+    def _on_backward_end(self) -> None:
+        if self.attached and self._reached:
+            self.guard(self._end_backward)
+
+    def _end_backward(self) -> None:
+        online = [call for call in self.calls["online"] if call.number in self._reached]
+        skipped = sum(call.trained for call in self.calls["online"]) - len(online)
+        target = [call for call in self.calls["target"] if call.training] or list(self.calls["target"])
+        if skipped and online:
+            target = target[-max(len(target) * len(online) // (len(online) + skipped), 1) :]
+        self._counted = True
+        self._forget()
+        self.end_step({"online": online, "target": target})
 
     def _forget(self) -> None:
-        self._outputs = {"online": [], "target": []}
-        self._waiting = False
+        for calls in self.calls.values():
+            calls.clear()
+        self._reached, self._pass = set(), -1
+        self._ended = self._number
 
 
-def _find(model: nn.Module, name: str) -> nn.Module:
-    """A module by its dotted name, below a DDP wrapper if there is one."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.get_submodule("module")
-    names = [n for n, _ in model.named_modules() if n]
-    if name in names:
-        return model.get_submodule(name)
-    near = difflib.get_close_matches(name, names, n=5, cutoff=0.4)
-    near += [n for n in names if n.rpartition(".")[2] == name.rpartition(".")[2] and n not in near][:5]
-    hint = ", ".join(near or names[:12])
-    raise UserError(f"{type(model).__name__} has no module {name!r}; {'nearest' if near else 'it has'}: {hint}")
+class _Hook:
+    """A forward hook. In a copy of the model, and in a file, it does nothing."""
+
+    def __init__(self, act: Callable[[nn.Module, Any], None] | None = None) -> None:
+        # Dynamo cannot trace what a hook does. It takes a second to import, so only where it is used already.
+        compiled = "torch._dynamo" in sys.modules and act is not None
+        self.act = torch.compiler.disable(act) if compiled else act
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self.act is not None:
+            self.act(module, output)
+
+    def __deepcopy__(self, memo: Any) -> _Hook:
+        return _Hook()
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
-def _tensor(output: Any, name: str) -> Tensor:
-    """A module's output, or the first of several."""
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    if not isinstance(output, Tensor) or output.ndim not in (2, 3):
-        what = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(f"{name} returns {what}; expected a batch (N, D) or views (V, N, D)")
-    return output
+def _is_second_replica(original: nn.Module, module: nn.Module, output: Any) -> bool:
+    """Whether this is one of DataParallel's copies on another device, whose rows are of other images."""
+    if not getattr(module, "_is_replica", False):
+        return False
+    home = next((p.device for p in original.parameters()), None)
+    return any(z.device != home for z in all_tensors(output))

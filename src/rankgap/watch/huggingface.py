@@ -13,8 +13,8 @@ from rankgap.watch.callbacks import Watcher
 class RankTrainerCallback(Watcher, TrainerCallback):  # type: ignore[misc]
     """Watches two modules of a model, logs their ranks, and acts on a collapse.
 
-    It takes the arguments of `Watcher`. Every `every` steps `erank_online`, `erank_target` and `rank_difference`
-    are added to the trainer's `state.log_history`, which is saved with its checkpoints.
+    It takes the arguments of `Watcher` and of `RankMonitor`. At each reading `erank_online`, `erank_target` and
+    `rank_difference` are added to the trainer's `state.log_history`, which is saved with its checkpoints.
     """
 
     def on_train_begin(
@@ -22,6 +22,7 @@ class RankTrainerCallback(Watcher, TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Hook the modules."""
         self.attach(model)
+        self.expect(state.max_steps * args.gradient_accumulation_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -12,8 +12,8 @@ from rankgap.watch.callbacks import Watcher
 class RankCallback(Watcher, L.Callback):
     """Watches two modules of a `LightningModule`, logs their ranks, and acts on a collapse.
 
-    It takes the arguments of `Watcher`. Every `every` steps it logs `erank_online`, `erank_target` and
-    `rank_difference`.
+    It takes the arguments of `Watcher` and of `RankMonitor`. It logs `erank_online`, `erank_target` and
+    `rank_difference` at each reading. A step is a backward pass: one for each batch that is accumulated.
 
     Example:
         >>> callback = RankCallback(online="predictor", target="projector", on_alarm="stop")
@@ -24,6 +24,10 @@ class RankCallback(Watcher, L.Callback):
         """Hook the modules."""
         self.attach(pl_module)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Learn the length of the run; earlier, asking for it would load the data."""
+        self.expect(trainer.estimated_stepping_batches * trainer.accumulate_grad_batches)
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Log a new reading, and act on a new diagnosis."""
         ranks, ends = self.look()
@@ -32,9 +36,9 @@ class RankCallback(Watcher, L.Callback):
         trainer.should_stop = trainer.should_stop or ends
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remove the hooks."""
+        """Remove the hooks, and judge the run."""
         self.detach()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Remove the hooks."""
-        self.detach()
+        self.release()

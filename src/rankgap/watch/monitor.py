@@ -7,68 +7,109 @@
                 print(alarm)
     print(monitor.compute())
 
-Shapes: V views, B images, N rows, D columns.
+Shapes: V views, B images, T tokens of an image, N rows, D columns.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
+import torch
 from torch import Tensor, nn
 
-from rankgap.errors import UserError
-from rankgap.spectra.float64 import float64_device
+from rankgap.errors import UserError, unknown
 from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import PairSpectrum, Side, pair_spectrum
-from rankgap.spectra.sums import PairSums
+from rankgap.watch.cadence import Cadence, StepCount
 from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
-from rankgap.watch.hooks import BranchHooks
-from rankgap.watch.pairing import BranchOutput, opposite_views, same_view
+from rankgap.watch.history import History
+from rankgap.watch.hooks import MOST_CALLS, BranchHooks, Call
+from rankgap.watch.modules import branch_modules, is_ours
+from rankgap.watch.outputs import Layout, OutputReader, Then, for_side
+from rankgap.watch.pairing import Pair, PairRule, choose, evenly
 from rankgap.watch.reading import Reading, read
+from rankgap.watch.safety import Safety
+from rankgap.watch.verdict import Verdict, judge
+from rankgap.watch.window import Window
+
+_SIDES: tuple[Side, Side] = get_args(Side)
+
+
+class _Newest(NamedTuple):
+    """The rows of the newest finite reading."""
+
+    step: int
+    online: Tensor
+    target: Tensor
+    within: Tensor | None  # the online rows of the target's own view; None where rows do not pair
 
 
 class RankMonitor:
     """Reads the effective ranks of two branches every few steps, and says whether they collapse.
 
-    With a model, forward hooks on two of its modules collect their outputs. A step ends where gradients first
-    reach an online output, so a module may run once per view or once for all views. `opposite_views` then says
-    which views are compared. Passes in evaluation mode or without gradient are skipped. Nothing is copied; the
-    last batch that was read stays in memory for `batch_spectrum`. Leaving the `with` block removes the hooks.
-    Without a model, call `update`.
+    With a model, forward hooks on two of its modules collect their outputs: tensors of any width and number, in
+    lists, tuples (of which the first tensor counts), dictionaries or dataclasses. A step ends with the backward
+    pass that reaches an online output, so a module may run once per view or once for all views. Passes without
+    gradient are skipped. Without a model, call `update`. Without a backward pass, call `monitor.step()` at the end
+    of each step.
 
-    Rows add up in float64 (`spectra.sums.PairSums`) until `reset`. Under `torch.distributed` every process must
+    Both branches' ranks are always read, from the same number of rows. Where the rows pair (`pairing.choose`) and
+    widths agree, the ranks are those of the pair, and alignment, filter and transfer are measured too; otherwise
+    `skipped` says why not. Rows add up in `compute` until `reset`. Under `torch.distributed` every process must
     call `compute`, which sums over processes. Readings and diagnosis are those of this process's own batches.
 
+    Watching never ends a training. An output that cannot be read is left out, and an error ends the watching,
+    each with one warning. Nothing is copied, no random number is drawn, and the last batch that was read stays in
+    memory for `batch_spectrum`. Leaving the `with` block removes the hooks.
+
     In the loop, `news` returns each fault once, when it begins; `diagnosis` is the current state. Afterwards,
-    `print(monitor.compute())` prints a table, `to_csv` and `pandas.DataFrame(monitor.history)` give the readings,
-    and `rankgap.plot(monitor)` draws both ranks.
+    `print(monitor.compute())` prints a table, `print(monitor.verdict())` judges the whole run, `to_csv` and
+    `pandas.DataFrame(monitor.history)` give the readings, and `rankgap.plot(monitor)` draws both ranks.
 
     Args:
-        model: the model, wrapped by DDP or not; None to call `update` by hand.
-        online: dotted name of the module whose output is P.
-        target: dotted name of the module whose output is T.
-        every: steps from one reading to the next. A reading costs two D x D x N products and two decompositions of
-            the smaller Gram matrix, in float64.
-        stacked: number of views in one output, one after the other, for a model that runs all views as one batch.
+        model: the model, wrapped or compiled or not; None to call `update` by hand, or if both modules are given.
+        online: the module whose output is P, or its dotted name in the model as you wrote it.
+        target: the same for T.
+        every: steps from one reading to the next. "auto" keeps readings under 1% of the time, and reads a run of
+            known length 40 times at least.
+        steps: the length of the run in steps (backward passes), if known.
+        layout: what the dimensions of outputs are: rows "n d", views "v n d" or tokens "b t d". By default two
+            dimensions are rows. Three are views in outputs of rankgap's own models and in `update` (up to 16),
+            and otherwise tokens, with a warning. More are a map (B, D, H, W), whose positions are tokens.
+        select: the key, attribute or index of the tensor in an output that holds several.
+        stacked: number of views in one output, one after the other.
+        then: a function for each branch (or None), applied to its outputs as soon as they are there, so that what
+            is read is what the loss sees: a softmax, a centring, a layer norm, a mask.
+        pair: which target view meets an online view: one that is not its own ("opposite"), its own ("same"), or a
+            function of both lists of views that returns P and T.
         thresholds: thresholds of the diagnosis.
-        window: whether to keep running sums for `compute`: three float64 D x D matrices.
+        window: whether to keep running sums for `compute`.
+        strict: raise errors instead of ending the watching with a warning.
+
+    `layout`, `select` and `stacked` hold for both branches, or are pairs (online, target).
 
     Attributes:
-        step: number of steps counted so far.
-        history: the readings so far (`Reading`, a named tuple), oldest first.
+        step: number of steps counted so far; calling it ends a step by hand.
+        history: the readings so far (`Reading`, a named tuple), oldest first, thinned evenly beyond 10,000.
         diagnosis: what is wrong according to the newest readings: `bool(diagnosis)` is False if nothing is.
+        skipped: what was left out of the newest readings, and why.
+        disabled: why watching has ended; empty while it goes on.
         doctor: the `Doctor` that makes the diagnosis.
-        every: steps from one reading to the next.
-        stacked: number of views in one output.
+        cadence: the `Cadence` that chooses the steps to read.
+        pair: the rule by which views are compared.
         window: whether running sums are kept for `compute`.
+        strict: whether errors are raised.
 
     Raises:
-        UserError: the model has no such module (the nearest names are listed).
+        UserError: the model has no such module (the nearest names are listed), or an option has a wrong value.
 
     Example:
         >>> import torch
@@ -85,67 +126,147 @@ class RankMonitor:
     def __init__(
         self,
         model: nn.Module | None = None,
-        online: str = "predictor",
-        target: str = "projector",
+        online: str | nn.Module = "predictor",
+        target: str | nn.Module = "projector",
         *,
-        every: int = 10,
-        stacked: int = 1,
+        every: int | Literal["auto"] = "auto",
+        steps: int | None = None,
+        layout: Layout | tuple[Layout | None, Layout | None] | None = None,
+        select: str | int | tuple[str | int | None, str | int | None] | None = None,
+        stacked: int | tuple[int, int] = 1,
+        then: tuple[Then | None, Then | None] = (None, None),
+        pair: PairRule = "opposite",
         thresholds: Thresholds | None = None,
         window: bool = True,
+        strict: bool = False,
     ) -> None:
-        if every < 1 or stacked < 1:
-            raise UserError(f"every and stacked must be 1 or more, got {every} and {stacked}")
-        self.every, self.stacked, self.window = every, stacked, window
+        if not callable(pair) and pair not in get_args(Pair):
+            raise unknown("rule for pairs", str(pair), get_args(Pair))
+        self.pair, self.window = pair, window
+        self.cadence = Cadence(None if every == "auto" else every, steps)
         self.doctor = Doctor(thresholds)
-        self.step = 0
-        self.history: list[Reading] = []
+        self.history = History()
         self.diagnosis = Diagnosis("healthy", 0)
-        self._hooks: BranchHooks | None = None
-        if model is not None:
-            self._hooks = BranchHooks(
-                model,
-                {"online": online, "target": target},
-                stacked=stacked,
-                wanted=lambda: self.step % self.every == 0,
-                end_step=self._end_step,
+        self._safety = Safety(strict=strict)
+        given: dict[Side, str | nn.Module] = {"online": online, "target": target}
+        modules = branch_modules(model, given)
+        self._readers = {
+            side: OutputReader(
+                name=module if isinstance(module, str) else side,
+                layout=for_side(layout, side),
+                select=for_side(select, side),
+                stacked=for_side(stacked, side),
+                then=for_side(then, side),
+                three=None if modules is None else "v n d" if is_ours(model, modules[side]) else "b t d",
+                say=partial(self._safety.tell, "tokens"),
             )
-        self._sums: PairSums | None = None
-        self._newest: tuple[int, Tensor, Tensor, Tensor] | None = None  # step, P, P of T's view, and T
+            for side, module in given.items()
+        }
+        if modules is not None and modules["online"] is modules["target"]:
+            self._safety.tell("same", "online and target are the same module, so the rank difference is 0")
+        self._outputs: dict[Side, deque[Call]] = {
+            side: deque(maxlen=MOST_CALLS) for side in _SIDES
+        }  # of this step
+        self._hooks: BranchHooks | None = None
+        if modules is not None:
+            self._hooks = BranchHooks(
+                modules,
+                self._outputs,
+                tensors=self._tensors,
+                wanted=self._wanted,
+                end_step=self._end_step,
+                guard=self._guard,
+            )
+        self._step = self._depth = 0
+        self._window = Window()
+        self._newest: _Newest | None = None
         self._news: Diagnosis | None = None
 
     def __enter__(self) -> Self:
         """Hook the modules."""
-        if self._hooks is not None:
+        self._depth += 1
+        if self._hooks is not None and self._depth == 1:
+            self._safety.disabled = ""
             self._hooks.attach()
+        elif self._hooks is not None:
+            self._safety.tell("twice", "the monitor is watching already: entering it again changes nothing")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the hooks."""
+        """Remove the hooks; warn if there was nothing to read."""
+        self._depth -= 1
+        if self._hooks is not None and self._depth == 0:
+            if kind is None and not self.history and not self.disabled:
+                self._safety.tell("nothing", f"no step has been read: {self._why_nothing()}")
+            self._hooks.remove()
+
+    @property
+    def step(self) -> StepCount:
+        """The number of steps so far; calling it ends a step by hand."""
+        return StepCount(self._step, self._end_by_hand)
+
+    @property
+    def every(self) -> int:
+        """Steps from one reading to the next, as things stand."""
+        return self.cadence.every
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """What was left out, and why."""
+        return self._safety.skipped
+
+    @property
+    def disabled(self) -> str:
+        """Why watching has ended; empty while it goes on."""
+        return self._safety.disabled
+
+    def _guard(self, work: Callable[[], object]) -> None:
+        self._safety.guard(work, self._disable)
+
+    def _disable(self) -> None:
         if self._hooks is not None:
             self._hooks.remove()
 
-    def _end_step(self, online: list[Tensor], target: list[Tensor]) -> None:
-        if online:
-            self.update(online, target)
-        else:
-            self.step += 1
+    def _wanted(self) -> bool:
+        return self.cadence.due(self._step)
+
+    def _tensors(self, side: Side, output: Any) -> list[Tensor]:
+        return self._safety.or_skip(lambda: self._readers[side].tensors(output)) or []
+
+    def _end_by_hand(self) -> Diagnosis:
+        if self._hooks is None:
+            raise UserError("step() ends a step of hooked modules: without a model, call update")
+        self._guard(self._hooks.end)
+        return self.diagnosis
+
+    def _end_step(self, calls: dict[Side, list[Call]]) -> None:
+        parts = {side: [call.parts for call in calls[side] if call.parts] for side in _SIDES}
+        if any(parts.values()):
+            began = time.perf_counter()
+            self._safety.or_skip(lambda: self._read_calls(parts))
+            self.cadence.note(self._step, began, time.perf_counter())
+        self._step += 1
+
+    def _read_calls(self, parts: dict[Side, list[list[Tensor]]]) -> None:
+        if silent := [self._readers[side].name for side in _SIDES if not parts[side]]:
+            raise UserError(
+                f"{silent[0]} gave nothing to read in a step in which the other module did: name two modules that "
+                "both run in every step"
+            )
+        views = {side: [v for call in parts[side] for v in self._readers[side].views(call)] for side in _SIDES}
+        self._read(views, self._step, ordered=min(map(len, parts.values())) == 1)
 
     def update(
-        self,
-        online: BranchOutput,
-        target: BranchOutput,
-        *,
-        step: int | None = None,
-        exponent: float | None = None,
+        self, online: Any, target: Any, *, step: int | None = None, exponent: float | None = None
     ) -> Diagnosis:
         """Read the outputs of both branches, and count a step.
 
         Args:
-            online: P, all views of the step (V, B, D), of which `opposite_views` are read; or the rows (N, D) to
-                be read.
-            target: T, the same for the target branch.
+            online: what the online module gives in a step: rows (N, D), views (V, B, D), tokens, or a list or
+                tuple of them.
+            target: the same of the target module.
             step: the step of the reading; by default the monitor's own count.
             exponent: the exponent that an `auto` filter chose for this step; it is kept with the reading.
 
@@ -153,30 +274,54 @@ class RankMonitor:
             The diagnosis, also kept as `diagnosis`.
 
         Raises:
-            UserError: the rows of the two branches differ in shape.
+            UserError: the outputs cannot be read, and the monitor is strict.
         """
-        p, t = (rows.detach() for rows in opposite_views(online, target))
-        reading = read(p, t, self.step if step is None else step)._replace(exponent=exponent)
-        self._take(reading)
-        if reading.finite:
-            self._newest = reading.step, p, same_view(online, target).detach(), t
-            if self.window:
-                if self._sums is None or self._sums.width != p.shape[1]:
-                    self._sums = PairSums.zeros(p.shape[1], float64_device(p))
-                self._sums.add(p, t)
+        self._step = self._step if step is None else step
+
+        def take() -> None:
+            given: dict[Side, Any] = {"online": online, "target": target}
+            views = {}
+            for side, output in given.items():
+                parts = self._readers[side].tensors(list(output) if type(output) is tuple else output)
+                views[side] = self._readers[side].views(parts)
+            self._read(views, self._step, ordered=True, exponent=exponent)
+
+        if not self.disabled:
+            self._guard(lambda: self._safety.or_skip(take))
+        self._step += 1
         return self.diagnosis
+
+    @torch.no_grad()
+    def _read(
+        self, views: dict[Side, list[Tensor]], step: int, *, ordered: bool, exponent: float | None = None
+    ) -> None:
+        """Take a reading of a step's views."""
+        chosen = choose(views["online"], views["target"], self.pair, ordered=ordered)
+        reading = read(chosen.online, chosen.target, step)._replace(exponent=exponent)
+        if reading.finite and reading.rows < 2:
+            raise UserError("the outputs have a single row, which has no rank to speak of: use larger batches")
+        self._take(reading)
+        if chosen.why:
+            self.skipped["alignment, filter and transfer"] = chosen.why
+        else:
+            self.skipped.pop("alignment, filter and transfer", None)
+        if reading.finite:
+            p, t = (evenly(z.flatten(0, -2), reading.rows) for z in (chosen.online, chosen.target))
+            self._newest = _Newest(step, p, t, None if chosen.within is None else chosen.within.flatten(0, -2))
+            if self.window:
+                self._window.add(p, t, paired=not chosen.why)
 
     def resume(self, history: Iterable[Reading]) -> None:
         """Continue from the readings of an interrupted run; `news` does not report them again."""
         for reading in history:
             self._take(reading)
+            self._step = reading.step + 1
         self._news = None
 
     def _take(self, reading: Reading) -> None:
         known = self.diagnosis.kind
-        self.history.append(reading)
+        self.history.add(reading)
         self.diagnosis = self.doctor(reading)
-        self.step = reading.step + 1
         if self.diagnosis and self.diagnosis.kind != known:
             self._news = self.diagnosis
 
@@ -184,6 +329,16 @@ class RankMonitor:
         """The fault that has begun since the last call, or None. Each fault is returned once; see `diagnosis`."""
         news, self._news = self._news, None
         return news
+
+    def verdict(self) -> Verdict:
+        """The verdict on the whole run so far: the fate of its dimensions.
+
+        Raises:
+            UserError: nothing has been read yet.
+        """
+        if not self.history:
+            raise UserError(f"no step has been read yet: {self._why_nothing()}")
+        return judge(self.history, thresholds=self.doctor.thresholds)
 
     def to_csv(self, path: str | Path) -> None:
         """Write the readings as a CSV table: one row per reading, one column per field of `Reading`.
@@ -202,34 +357,39 @@ class RankMonitor:
         """The record of the rows that were read last, computed on request.
 
         Its ranks are those of the reading. Filter, transfer and eigenspace alignment are measured within the
-        target's view, see `pairing.same_view`.
+        target's view, see `pairing.Chosen`.
 
         Raises:
-            UserError: nothing finite has been read yet.
+            UserError: nothing finite has been read yet, or rows do not pair.
         """
         if self._newest is None:
-            raise UserError("no finite outputs have been read yet: train inside the with block, or call update")
-        step, p, partner, t = self._newest
-        return dataclasses.replace(pair_spectrum(partner, t), spectrum_online=singular_values(p), step=step)
+            raise UserError(f"no finite outputs have been read yet: {self._why_nothing()}")
+        step, p, t, within = self._newest
+        if within is None:
+            raise UserError(f"the rows do not pair: {self.skipped['alignment, filter and transfer']}")
+        return dataclasses.replace(pair_spectrum(within, t), spectrum_online=singular_values(p), step=step)
 
     def compute(self) -> PairSpectrum:
         """The record of all rows read since the last `reset`; its step is that of the newest reading.
+
+        Where rows do not pair, it has the ranks only. Above 4,096 columns it is an estimate, and says so.
 
         Raises:
             UserError: nothing has been read yet, a branch is all zero, or the monitor keeps no window.
         """
         if not self.window:
             raise UserError("this monitor keeps no sums: call batch_spectrum, or create it with window=True")
-        if self._sums is None:
-            raise UserError("no step has been read yet: train inside the with block, or call update")
-        pair = self._sums.over_processes().spectrum()
-        spectra: dict[Side, Tensor] = {"online": pair.spectrum_online, "target": pair.spectrum_target}
-        for side, s in spectra.items():
-            if not s[0] > 0:
-                raise UserError(f"the {side} outputs are all zero, so no rank is defined")
-        return dataclasses.replace(pair, step=self.history[-1].step)
+        if not self._window.rows:
+            raise UserError(f"no step has been read yet: {self._why_nothing()}")
+        return self._window.spectrum(self.history[-1].step)
 
     def reset(self) -> None:
         """Begin a new window of rows; readings and diagnosis continue."""
-        if self._sums is not None:
-            self._sums.clear()
+        self._window.clear()
+
+    def _why_nothing(self) -> str:
+        if self.disabled:
+            return self.disabled
+        if why := self.skipped.get("readings"):
+            return why
+        return "train inside the with block, or call update" if self._hooks is None else self._hooks.why_nothing()

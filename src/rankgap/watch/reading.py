@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from rankgap.spectra.effective_rank import effective_rank_of, mean_energy
-from rankgap.spectra.float64 import with_float64
+from rankgap.spectra.float64 import at_least_float32, with_float64
 from rankgap.spectra.gram import singular_values
+from rankgap.spectra.tokens import image_means, position_share
+from rankgap.watch.pairing import evenly
 
 
 class Reading(NamedTuple):
@@ -35,6 +37,14 @@ class Reading(NamedTuple):
         full_rank: min(N, D), the highest effective rank that these rows can have.
         exponent: the exponent that an `auto` filter chose for this step; None without such a filter.
         finite: whether both branches' outputs are finite numbers.
+        rows: the number of rows of each branch that were read.
+        spread_target: `spread` of the target rows.
+        image_rank_online: effective rank of the online images' means over their tokens; None without tokens.
+        image_rank_target: the same of the target images.
+        position_share_online: the share of the online tokens' variance that their position explains, in [0, 1]; 1
+            if all images have the same tokens. None without tokens.
+        position_share_target: the same of the target tokens.
+        images: the number of images that the tokens belong to; None without tokens.
     """
 
     step: int
@@ -51,6 +61,13 @@ class Reading(NamedTuple):
     full_rank: float = math.nan
     exponent: float | None = None
     finite: bool = True
+    rows: int = 0
+    spread_target: float = math.nan
+    image_rank_online: float | None = None
+    image_rank_target: float | None = None
+    position_share_online: float | None = None
+    position_share_target: float | None = None
+    images: int | None = None
 
     def numbers(self) -> dict[str, float]:
         """The measured numbers by name."""
@@ -62,10 +79,14 @@ class Reading(NamedTuple):
 
 @torch.no_grad()
 def read(online: Tensor, target: Tensor, step: int) -> Reading:
-    """Take a reading of P (N, D) and T (N, D); it waits for a GPU."""
+    """Take a reading of P and T, each rows (N, D) or tokens of images (B, T, D); it waits for a GPU.
+
+    An effective rank grows with the number of rows, so both branches are cut to the same number, evenly.
+    """
     if not (online.isfinite().all() and target.isfinite().all()):
         return Reading(step, finite=False)
-    p, t = (with_float64(z.detach().float()) for z in (online, target))
+    count = min(math.prod(z.shape[:-1]) for z in (online, target))
+    p, t = (with_float64(at_least_float32(evenly(z.detach().flatten(0, -2), count))) for z in (online, target))
     s_online, s_target = singular_values(p), singular_values(t)
     erank_online, erank_target = effective_rank_of(s_online), effective_rank_of(s_target)
     values = {
@@ -76,14 +97,27 @@ def read(online: Tensor, target: Tensor, step: int) -> Reading:
         "erank_target_features": effective_rank_of(s_target, "features"),
         "mean_energy_online": mean_energy(p),
         "mean_energy_target": mean_energy(t),
-        "spread": p.any() * (1 - torch.nn.functional.normalize(p, dim=-1).mean(0).square().sum()),
+        "spread": _spread(p),
+        "spread_target": _spread(t),
     }
     if is_distribution(p) and is_distribution(t):
         scale = math.log(t.shape[-1])
         values["assignment"] = torch.special.entr(t).sum(-1).mean() / scale
         values["usage"] = torch.special.entr(t.mean(0)).sum() / scale
+    tokens = {side: z.detach() for side, z in (("online", online), ("target", target)) if z.ndim == 3}
+    images = min(map(len, tokens.values())) if tokens else None
+    for side, z in tokens.items():
+        z = with_float64(at_least_float32(evenly(z, min(map(len, tokens.values())))))
+        values[f"image_rank_{side}"] = effective_rank_of(singular_values(image_means(z)))
+        values[f"position_share_{side}"] = position_share(z)
     numbers = torch.stack([v.double() for v in values.values()]).tolist()  # one transfer
-    return Reading(step, full_rank=min(t.shape), **dict(zip(values, numbers, strict=True)))
+    measured = dict(zip(values, numbers, strict=True))
+    return Reading(step, full_rank=min(t.shape), rows=count, images=images, **measured)
+
+
+def _spread(z: Tensor) -> Tensor:
+    """1 - |mean of the rows scaled to length 1|^2; 0 if all rows are 0."""
+    return z.any() * (1 - torch.nn.functional.normalize(z, dim=-1).mean(0).square().sum())
 
 
 def is_distribution(z: Tensor) -> bool:
@@ -94,5 +128,7 @@ def is_distribution(z: Tensor) -> bool:
 def readings(metrics: Mapping[str, Sequence[float]]) -> list[Reading]:
     """The readings in the columns of a run's `metrics.csv`; other columns are ignored."""
     known = [name for name in Reading._fields if name in metrics]
-    rows = zip(*(metrics[name] for name in known), strict=True)
-    return [Reading(**dict(zip(known, row, strict=True)))._replace(step=int(row[0])) for row in rows]
+    lines = (dict(zip(known, row, strict=True)) for row in zip(*(metrics[name] for name in known), strict=True))
+    whole = {"step", "rows", "images"}
+    values = ({name: int(x) if name in whole and x == x else x for name, x in line.items()} for line in lines)
+    return [Reading(**line) for line in values]  # type: ignore[arg-type]

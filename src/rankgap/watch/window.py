@@ -77,7 +77,7 @@ class Window:
             UserError: no rows have been added, or a branch is all zero.
         """
         if self._sums is None:
-            raise UserError("no step has been read yet: train inside the with block, or call update")
+            raise UserError("no rows have been added yet")
         if isinstance(self._sums, PairSums):
             pair = self._sums.over_processes().spectrum()
         else:

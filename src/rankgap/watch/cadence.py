@@ -1,0 +1,84 @@
+"""How often the branches are read: often enough to see a short run, seldom enough not to slow a long one."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from statistics import median
+from typing import Self
+
+from rankgap.errors import UserError
+from rankgap.watch.doctor import Diagnosis
+
+READINGS = 40  # at least, in a run of known length with that many steps
+SHARE = 0.01  # of the time of training that readings may take
+
+
+def interval(steps: int) -> int:
+    """Steps from one reading to the next in our own runs: `READINGS` in a short run, more in a long one."""
+    return min(max(steps // READINGS, 1), 10)
+
+
+class Cadence:
+    """Says which steps are read.
+
+    A fixed interval reads every so many steps. An automatic one measures what readings cost and what steps take,
+    and keeps readings under `SHARE` of the time, but a run of known length has `READINGS` at least, and its last
+    step is read.
+
+    Args:
+        every: steps from one reading to the next; None measures.
+        steps: the length of the run, if known.
+
+    Raises:
+        UserError: either is below 1.
+    """
+
+    def __init__(self, every: int | None = None, steps: int | None = None) -> None:
+        if (every is not None and every < 1) or (steps is not None and steps < 1):
+            raise UserError(f"every and steps must be 1 or more, got {'auto' if every is None else every} and {steps}")
+        self.fixed, self.steps = every, steps
+        self._step, self._ended = -1, 0.0  # of the newest reading: its step, and the time when it was done
+        self._costs: deque[float] = deque(maxlen=5)  # seconds of a reading
+        self._times: deque[float] = deque(maxlen=5)  # seconds of a step
+
+    @property
+    def every(self) -> int:
+        """Steps from one reading to the next, as things stand."""
+        if self.fixed is not None:
+            return self.fixed
+        affordable = 2.0  # the steps after the first reading show what a step takes
+        if self._times:
+            affordable = max(median(self._costs) / (SHARE * max(median(self._times), 1e-9)), 1)
+        longest = math.inf if self.steps is None else max(self.steps // READINGS, 1)
+        return math.ceil(min(affordable, longest))
+
+    def due(self, step: int) -> bool:
+        """Whether a step is to be read."""
+        if self.fixed is not None:
+            return step % self.fixed == 0
+        return self._step < 0 or step - self._step >= self.every or step + 1 == self.steps
+
+    def note(self, step: int, began: float, ended: float) -> None:
+        """Note the reading of a step, and when it began and ended, in seconds."""
+        if 0 <= self._step < step:
+            self._times.append((began - self._ended) / (step - self._step))
+        self._costs.append(ended - began)
+        self._step, self._ended = step, ended
+
+
+class StepCount(int):
+    """The number of steps so far. Calling it ends a step by hand."""
+
+    def __new__(cls, count: int, end: Callable[[], Diagnosis]) -> Self:
+        """A count, and what a call does."""
+        made = super().__new__(cls, count)
+        made._end = end
+        return made
+
+    _end: Callable[[], Diagnosis]
+
+    def __call__(self) -> Diagnosis:
+        """End a step; returns the diagnosis."""
+        return self._end()
