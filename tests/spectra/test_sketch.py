@@ -96,7 +96,7 @@ def test_known_energy_corrects_the_direction_that_dominates() -> None:
 
 
 @properties
-@given(st.integers(1, 40), st.integers(0, 999), st.floats(0.01, 100))
+@given(st.integers(1, 64), st.integers(0, 999), st.floats(0.01, 100))
 def test_with_many_columns_or_with_all_of_them_the_estimate_is_the_rank_itself(
     r: int, seed: int, scale: float
 ) -> None:
@@ -122,10 +122,11 @@ def test_the_estimate_is_the_difference_of_two_entropies(rows: int) -> None:
     assert_close(found, entropy, rtol=1e-8, atol=0)
 
 
-def test_a_spectrum_without_energy_has_no_rank_and_a_single_direction_has_one() -> None:
-    size = SketchSize(2048, 65_536)
-    assert sketched_effective_rank(torch.zeros(4, dtype=torch.float64), size).isnan()
-    assert float(sketched_effective_rank(torch.ones(1, dtype=torch.float64), size)) == pytest.approx(1, abs=1e-3)
+def test_an_estimate_is_at_most_the_number_of_directions_and_none_has_no_rank() -> None:
+    size, ones = SketchSize(2048, 65_536), torch.ones(300, dtype=torch.float64)
+    assert sketched_effective_rank(0 * ones, size).isnan()
+    assert float(sketched_effective_rank(ones[:1], size)) == pytest.approx(1, abs=1e-9)
+    assert float(sketched_effective_rank(ones, size)) == 300  # a flat spectrum after the sketch is luck
 
 
 def eigenvalues(kind: str, size: float, n: int = 500) -> Tensor:

@@ -55,7 +55,8 @@ class PairSpectrum:
         rows: number of rows N.
         step: the training step at which the rows were taken; None outside training.
         sketch_online: the size of the sketch (`spectra.sketch`) whose singular values `spectrum_online` holds, so
-            that P's rank is an estimate; None if they are P's own.
+            that P's rank is an estimate; None if they are P's own. Alignment, filter and transfer are measured on
+            sketched rows as they are: directions of almost equal energy mix in them.
         sketch_target: the same for the target.
     """
 

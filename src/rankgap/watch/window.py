@@ -19,9 +19,11 @@ from rankgap.spectra.sums import PairSums, RowSums
 class Window:
     """Sums over the rows of both branches; with products of the two where rows pair and the widths agree.
 
-    Outputs of more than 4,096 columns are sketched (`spectra.sketch`), so that the sums take 100 MB at any width.
-    Their ranks are estimates, which the record says. If the widths change, or whether rows pair, the window begins
-    again with the new rows.
+    The sums are float64 D x D matrices, three where rows pair and two otherwise, 400 MB at most. Outputs of more
+    than 4,096 columns are sketched (`spectra.sketch`), so that their sums take 100 MB at any width, and the record
+    300 MB in all while it is computed. Their ranks are estimates, which the record says.
+
+    If the widths change, or whether rows pair, the window begins again with the new rows.
     """
 
     def __init__(self) -> None:
@@ -51,9 +53,9 @@ class Window:
             self._kind, self._sums = kind, None  # frees the old sums before the new ones are made
             device = float64_device(online)
             if kind[2]:
-                self._sums = PairSums.zeros(widths[0], device, sketch_for(widths[0]))
+                self._sums = PairSums.zeros(widths[0], device, sketch_for(widths[0], device))
             else:
-                first, second = (RowSums.zeros(width, device, sketch_for(width)) for width in widths)
+                first, second = (RowSums.zeros(width, device, sketch_for(width, device)) for width in widths)
                 self._sums = first, second
         if isinstance(self._sums, PairSums):
             self._sums.add(online, target)
