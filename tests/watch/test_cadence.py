@@ -17,8 +17,8 @@ def simulate(cadence: Cadence, steps: int, step: float, cost: float) -> tuple[li
     for number in range(steps):
         now += step
         if cadence.due(number):
-            cadence.note(number, now, now + cost)
             now += cost
+            cadence.note(number, now, cost)
             read.append(number)
     return read, len(read) * cost / now
 

@@ -28,7 +28,7 @@ class Head(nn.Module):
 def backward(model: nn.ModuleDict, rows: int = 8) -> None:
     """A step of training; the loss is of the predictor's layer, whatever its output is made into."""
     seen: list[Tensor] = []
-    handle = model["predictor"].layer.register_forward_hook(lambda _m, _i, z: seen.append(z))  # type: ignore[union-attr,operator]
+    handle = model["predictor"].layer.register_forward_hook(lambda _m, _i, z: seen.append(z))  # type: ignore[union-attr]
     x = torch.randn(rows, 6)
     model["projector"](x), model["predictor"](x)
     handle.remove()

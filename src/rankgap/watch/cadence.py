@@ -37,9 +37,11 @@ class Cadence:
 
     def __init__(self, every: int | None = None, steps: int | None = None) -> None:
         if (every is not None and every < 1) or (steps is not None and steps < 1):
-            raise UserError(f"every and steps must be 1 or more, got {'auto' if every is None else every} and {steps}")
+            raise UserError(
+                f"every and steps must be 1 or more, got {'auto' if every is None else every} and {steps}"
+            )
         self.fixed, self.steps = every, steps
-        self._step, self._ended = -1, 0.0  # of the newest reading: its step, and the time when it was done
+        self._step, self._at = -1, 0.0  # of the newest reading: its step, and the time when it was done
         self._costs: deque[float] = deque(maxlen=5)  # seconds of a reading
         self._times: deque[float] = deque(maxlen=5)  # seconds of a step
 
@@ -48,11 +50,15 @@ class Cadence:
         """Steps from one reading to the next, as things stand."""
         if self.fixed is not None:
             return self.fixed
-        affordable = 2.0  # the steps after the first reading show what a step takes
-        if self._times:
-            affordable = max(median(self._costs) / (SHARE * max(median(self._times), 1e-9)), 1)
+        # The steps after the first reading show what a step takes.
+        affordable = max(self.cost / SHARE, 1) if self._times else 2
         longest = math.inf if self.steps is None else max(self.steps // READINGS, 1)
         return math.ceil(min(affordable, longest))
+
+    @property
+    def cost(self) -> float:
+        """The time of a reading, in steps; NaN before the second one."""
+        return median(self._costs) / max(median(self._times), 1e-9) if self._times else math.nan
 
     def due(self, step: int) -> bool:
         """Whether a step is to be read."""
@@ -60,12 +66,12 @@ class Cadence:
             return step % self.fixed == 0
         return self._step < 0 or step - self._step >= self.every or step + 1 == self.steps
 
-    def note(self, step: int, began: float, ended: float) -> None:
-        """Note the reading of a step, and when it began and ended, in seconds."""
+    def note(self, step: int, at: float, cost: float) -> None:
+        """Note that a step was read: the time when that was done, and what it cost, in seconds."""
         if 0 <= self._step < step:
-            self._times.append((began - self._ended) / (step - self._step))
-        self._costs.append(ended - began)
-        self._step, self._ended = step, ended
+            self._times.append((at - cost - self._at) / (step - self._step))
+        self._costs.append(cost)
+        self._step, self._at = step, at
 
 
 class StepCount(int):

@@ -16,8 +16,7 @@ import csv
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, get_args
@@ -28,19 +27,17 @@ from torch import Tensor, nn
 from rankgap.errors import UserError, unknown
 from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import PairSpectrum, Side, pair_spectrum
+from rankgap.watch.branches import SIDES, Branches, Views
 from rankgap.watch.cadence import Cadence, StepCount
 from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
 from rankgap.watch.history import History
-from rankgap.watch.hooks import MOST_CALLS, BranchHooks, Call
-from rankgap.watch.modules import branch_modules, is_ours
-from rankgap.watch.outputs import Layout, OutputReader, Then, for_side
+from rankgap.watch.hooks import MOST_CALLS, Call
+from rankgap.watch.outputs import Layout, Then
 from rankgap.watch.pairing import Pair, PairRule, choose, evenly
 from rankgap.watch.reading import Reading, read
 from rankgap.watch.safety import Safety
 from rankgap.watch.verdict import Verdict, judge
 from rankgap.watch.window import Window
-
-_SIDES: tuple[Side, Side] = get_args(Side)
 
 
 class _Newest(NamedTuple):
@@ -148,59 +145,31 @@ class RankMonitor:
         self.history = History()
         self.diagnosis = Diagnosis("healthy", 0)
         self._safety = Safety(strict=strict)
-        given: dict[Side, str | nn.Module] = {"online": online, "target": target}
-        modules = branch_modules(model, given)
-        self._readers = {
-            side: OutputReader(
-                name=module if isinstance(module, str) else side,
-                layout=for_side(layout, side),
-                select=for_side(select, side),
-                stacked=for_side(stacked, side),
-                then=for_side(then, side),
-                three=None if modules is None else "v n d" if is_ours(model, modules[side]) else "b t d",
-                say=partial(self._safety.tell, "tokens"),
-            )
-            for side, module in given.items()
-        }
-        if modules is not None and modules["online"] is modules["target"]:
-            self._safety.tell("same", "online and target are the same module, so the rank difference is 0")
-        self._outputs: dict[Side, deque[Call]] = {
-            side: deque(maxlen=MOST_CALLS) for side in _SIDES
-        }  # of this step
-        self._hooks: BranchHooks | None = None
-        if modules is not None:
-            self._hooks = BranchHooks(
-                modules,
-                self._outputs,
-                tensors=self._tensors,
-                wanted=self._wanted,
-                end_step=self._end_step,
-                guard=self._guard,
-            )
-        self._step = self._depth = 0
+        self._outputs: dict[Side, deque[Call]] = {side: deque(maxlen=MOST_CALLS) for side in SIDES}  # of this step
+        self._branches = Branches(
+            model,
+            {"online": online, "target": target},
+            {"layout": layout, "select": select, "stacked": stacked, "then": then},
+            self._outputs,
+            safety=self._safety,
+            wanted=lambda: self.cadence.due(self._step),
+            end_step=self._end_step,
+        )
+        self._step = 0
         self._window = Window()
         self._newest: _Newest | None = None
         self._news: Diagnosis | None = None
 
     def __enter__(self) -> Self:
         """Hook the modules."""
-        self._depth += 1
-        if self._hooks is not None and self._depth == 1:
-            self._safety.disabled = ""
-            self._hooks.attach()
-        elif self._hooks is not None:
-            self._safety.tell("twice", "the monitor is watching already: entering it again changes nothing")
+        self._branches.enter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove the hooks; warn if there was nothing to read."""
-        self._depth -= 1
-        if self._hooks is not None and self._depth == 0:
-            if kind is None and not self.history and not self.disabled:
-                self._safety.tell("nothing", f"no step has been read: {self._why_nothing()}")
-            self._hooks.remove()
+        self._branches.leave(nothing=not self.history and kind is None)
 
     @property
     def step(self) -> StepCount:
@@ -222,41 +191,17 @@ class RankMonitor:
         """Why watching has ended; empty while it goes on."""
         return self._safety.disabled
 
-    def _guard(self, work: Callable[[], object]) -> None:
-        self._safety.guard(work, self._disable)
-
-    def _disable(self) -> None:
-        if self._hooks is not None:
-            self._hooks.remove()
-
-    def _wanted(self) -> bool:
-        return self.cadence.due(self._step)
-
-    def _tensors(self, side: Side, output: Any) -> list[Tensor]:
-        return self._safety.or_skip(lambda: self._readers[side].tensors(output)) or []
-
     def _end_by_hand(self) -> Diagnosis:
-        if self._hooks is None:
-            raise UserError("step() ends a step of hooked modules: without a model, call update")
-        self._guard(self._hooks.end)
+        self._branches.end_by_hand()
         return self.diagnosis
 
-    def _end_step(self, calls: dict[Side, list[Call]]) -> None:
-        parts = {side: [call.parts for call in calls[side] if call.parts] for side in _SIDES}
-        if any(parts.values()):
+    def _end_step(self, views: Views | None, ordered: bool, seconds: float) -> None:
+        if views is not None:
             began = time.perf_counter()
-            self._safety.or_skip(lambda: self._read_calls(parts))
-            self.cadence.note(self._step, began, time.perf_counter())
+            self._safety.or_skip(lambda: self._read(views, ordered=ordered))
+            now = time.perf_counter()
+            self.cadence.note(self._step, now, seconds + now - began)
         self._step += 1
-
-    def _read_calls(self, parts: dict[Side, list[list[Tensor]]]) -> None:
-        if silent := [self._readers[side].name for side in _SIDES if not parts[side]]:
-            raise UserError(
-                f"{silent[0]} gave nothing to read in a step in which the other module did: name two modules that "
-                "both run in every step"
-            )
-        views = {side: [v for call in parts[side] for v in self._readers[side].views(call)] for side in _SIDES}
-        self._read(views, self._step, ordered=min(map(len, parts.values())) == 1)
 
     def update(
         self, online: Any, target: Any, *, step: int | None = None, exponent: float | None = None
@@ -279,25 +224,19 @@ class RankMonitor:
         self._step = self._step if step is None else step
 
         def take() -> None:
-            given: dict[Side, Any] = {"online": online, "target": target}
-            views = {}
-            for side, output in given.items():
-                parts = self._readers[side].tensors(list(output) if type(output) is tuple else output)
-                views[side] = self._readers[side].views(parts)
-            self._read(views, self._step, ordered=True, exponent=exponent)
+            views = self._branches.views_of({"online": online, "target": target})
+            self._read(views, ordered=True, exponent=exponent)
 
         if not self.disabled:
-            self._guard(lambda: self._safety.or_skip(take))
+            self._branches.guard(lambda: self._safety.or_skip(take))
         self._step += 1
         return self.diagnosis
 
     @torch.no_grad()
-    def _read(
-        self, views: dict[Side, list[Tensor]], step: int, *, ordered: bool, exponent: float | None = None
-    ) -> None:
+    def _read(self, views: Views, *, ordered: bool, exponent: float | None = None) -> None:
         """Take a reading of a step's views."""
         chosen = choose(views["online"], views["target"], self.pair, ordered=ordered)
-        reading = read(chosen.online, chosen.target, step)._replace(exponent=exponent)
+        reading = read(chosen.online, chosen.target, self._step)._replace(exponent=exponent)
         if reading.finite and reading.rows < 2:
             raise UserError("the outputs have a single row, which has no rank to speak of: use larger batches")
         self._take(reading)
@@ -307,9 +246,10 @@ class RankMonitor:
             self.skipped.pop("alignment, filter and transfer", None)
         if reading.finite:
             p, t = (evenly(z.flatten(0, -2), reading.rows) for z in (chosen.online, chosen.target))
-            self._newest = _Newest(step, p, t, None if chosen.within is None else chosen.within.flatten(0, -2))
+            within = None if chosen.within is None else chosen.within.flatten(0, -2)
+            self._newest = _Newest(self._step, p, t, within)
             if self.window:
-                self._window.add(p, t, paired=not chosen.why)
+                self._window.add(p, t, paired=within is not None)
 
     def resume(self, history: Iterable[Reading]) -> None:
         """Continue from the readings of an interrupted run; `news` does not report them again."""
@@ -337,7 +277,7 @@ class RankMonitor:
             UserError: nothing has been read yet.
         """
         if not self.history:
-            raise UserError(f"no step has been read yet: {self._why_nothing()}")
+            raise UserError(f"no step has been read yet: {self._branches.why_nothing()}")
         return judge(self.history, thresholds=self.doctor.thresholds)
 
     def to_csv(self, path: str | Path) -> None:
@@ -363,7 +303,7 @@ class RankMonitor:
             UserError: nothing finite has been read yet, or rows do not pair.
         """
         if self._newest is None:
-            raise UserError(f"no finite outputs have been read yet: {self._why_nothing()}")
+            raise UserError(f"no finite outputs have been read yet: {self._branches.why_nothing()}")
         step, p, t, within = self._newest
         if within is None:
             raise UserError(f"the rows do not pair: {self.skipped['alignment, filter and transfer']}")
@@ -380,16 +320,9 @@ class RankMonitor:
         if not self.window:
             raise UserError("this monitor keeps no sums: call batch_spectrum, or create it with window=True")
         if not self._window.rows:
-            raise UserError(f"no step has been read yet: {self._why_nothing()}")
+            raise UserError(f"no step has been read yet: {self._branches.why_nothing()}")
         return self._window.spectrum(self.history[-1].step)
 
     def reset(self) -> None:
         """Begin a new window of rows; readings and diagnosis continue."""
         self._window.clear()
-
-    def _why_nothing(self) -> str:
-        if self.disabled:
-            return self.disabled
-        if why := self.skipped.get("readings"):
-            return why
-        return "train inside the with block, or call update" if self._hooks is None else self._hooks.why_nothing()
