@@ -5,10 +5,10 @@ E[Z S S^T Z^T] = Z Z^T, each to about 1 / sqrt(m) (CountSketch: Charikar, Chen &
 Clarkson & Woodruff 2013). This one differs in two ways, which make it more precise on real outputs:
 
 * it is balanced: a random permutation deals the columns out to blocks of m, and the blocks are added up, so that
-  every sum has as many columns as any other, to one;
-* sixteen columns of a block are mixed by a Hadamard matrix first, so that each is spread over sixteen sums (sparse
-  embeddings: Nelson & Nguyen 2013). Without it, two prototypes in one sum may cancel: at 500 one-hot prototypes
-  the effective rank was estimated up to 6% too low, and up to 1.2% off with it.
+  every sum has as many columns as any other, give or take one;
+* 64 columns of a block are mixed by a Hadamard matrix first, so that each is spread over 64 sums (a sparse
+  embedding: Nelson & Nguyen 2013). Without it, two prototypes in one sum may cancel out: the effective rank of 500
+  one-hot prototypes was estimated 2 to 9% too low, and with it within 0.7%.
 
 A sketch changes a spectrum in a known way, and `sketched_effective_rank` takes the change back.
 
@@ -30,7 +30,7 @@ WIDEST = 4096  # columns up to which running sums are exact
 COLUMNS = 2048  # m: what wider outputs are sketched to; 32 MiB for each (m, m) sum
 
 _SEED = 2023
-_MIXED = 16  # columns that are mixed before they are added up; a power of two
+_MIXED = 64  # columns that are mixed before they are added up; a power of two
 
 _RIDGES = (-37.0, 28.0)  # logarithms of the smallest and largest ridge, where the sum of eigenvalues is 1
 _STEP = 0.25  # of that logarithm: the trapezoidal rule then errs by less than rounding
@@ -59,7 +59,7 @@ class Sketch:
 
     @classmethod
     def make(cls, width: int, columns: int = COLUMNS, seed: int = _SEED) -> Self:
-        """The sketch of `width` columns to `columns`, a multiple of 16."""
+        """The sketch of `width` columns to `columns`, a multiple of 64."""
         assert columns % _MIXED == 0
         rng = torch.Generator().manual_seed(seed)
         order = torch.randperm(width, generator=rng)
@@ -137,6 +137,9 @@ def sketched_effective_rank(s: Tensor, size: SketchSize) -> Tensor:
     d(u) - 1 / (1 + u), which is computed along y. Rows of more than m directions leave a range of small u that no
     y reaches. There the rest of the spectrum is taken to be flat: d(u) = a / (b + u), with the value and the slope
     of d where the range begins.
+
+    At m = 2048 and after `with_energy`, the estimate's standard deviation was measured: below 0.1% of the rank for
+    flat spectra, about 1% for steep ones (l_j ~ j^-2 and j^-1.5).
 
     Args:
         s: singular values of the sketched rows (R,), R <= m, zeros included or not.
