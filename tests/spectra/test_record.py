@@ -16,10 +16,12 @@ from rankgap.errors import UserError
 from rankgap.spectra.effective_rank import effective_rank
 from rankgap.spectra.gram import RESOLUTION
 from rankgap.spectra.pair import PairGrams, PairSpectrum, pair_spectrum, spectrum_of_grams
+from rankgap.spectra.sketch import SketchSize
 from rankgap.spectra.sums import PairSums
 from tests.matrices import gaussian
 
 COLUMNS = ["spectrum_online", "spectrum_target", "eigenspace_alignment", "measured_filter", "transfer"]
+SKETCHES = ["sketch_online", "sketch_target"]
 properties = settings(max_examples=60, derandomize=True, deadline=None)
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
@@ -100,7 +102,7 @@ def test_a_record_comes_back_from_disk_to_five_digits(
 
 def test_plain_values_are_kept_by_name() -> None:
     values = record().plain()
-    assert list(values) == [*COLUMNS, "rows", "step"]
+    assert list(values) == [*COLUMNS, "rows", "step", *SKETCHES]
     assert (values["rows"], values["step"]) == (6, 70)
     assert values["transfer"][0] == float(f"{record().transfer[0]:.5g}")
 
@@ -111,6 +113,61 @@ def test_a_missing_name_is_named(name: str) -> None:
     del values[name]
     with pytest.raises(UserError, match=f"have no '{name}'"):
         PairSpectrum.from_plain(values)
+
+
+def test_a_record_of_an_earlier_version_has_no_sketch() -> None:
+    kept = record()
+    values = {name: value for name, value in kept.plain().items() if name not in SKETCHES}
+    found = PairSpectrum.from_plain(values)
+    assert found.sketch_online is found.sketch_target is None
+    assert found.plain() == kept.plain()
+
+
+def ranks_only() -> PairSpectrum:
+    none = torch.zeros(0, dtype=torch.float64)
+    return PairSpectrum(
+        spectrum_online=torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64),
+        spectrum_target=torch.tensor([3.0, 3.0], dtype=torch.float64),
+        eigenspace_alignment=none,
+        measured_filter=none,
+        transfer=none,
+        rows=4,
+        sketch_target=SketchSize(2048, 65_536),
+    )
+
+
+def test_a_record_of_rows_that_do_not_pair_says_what_was_left_out_and_what_is_estimated() -> None:
+    kept = ranks_only()
+    found = PairSpectrum.from_plain(json.loads(json.dumps(kept.plain())))
+    assert found.plain() == kept.plain()
+    assert (found.sketch_online, found.sketch_target) == (None, (2048, 65_536))
+    assert_close(found.erank_target, kept.erank_target)
+    assert repr(kept).splitlines()[1:] == [
+        "effective rank, online  1.65 of 3",
+        "effective rank, target  2.00   (estimated from a sketch of 65,536 columns in 2,048)",
+        "rank difference         +0.35   (above 0: dimensions grow)",
+        "eigenspace alignment    left out: it needs paired rows of one width",
+        "low-pass score          left out: it needs paired rows of one width",
+    ]
+    dead = pair_spectrum(torch.eye(4, 3), torch.zeros(4, 3))
+    assert repr(dead).splitlines()[-1] == "low-pass score          left out: the target is zero"
+    with pytest.raises(UserError, match="transfer of a pair's spectra must have 6 numbers, got 0"):
+        PairSpectrum.from_plain(record().plain() | {"transfer": []})
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (2048, "must be two numbers of columns or null, got 2048"),
+        ([2048], "must be two numbers of columns"),
+        ([2048.0, 4096], "must be a whole number from 2 "),
+        ([1, 4096], "must be a whole number from 2 "),  # fewer columns than its spectrum has numbers
+        ([4096, 2048], "must be a whole number from 4096 "),
+    ],
+)
+def test_an_impossible_sketch_is_named(value: Any, says: str) -> None:
+    with pytest.raises(UserError, match=f"^sketch_target of .* {says}"):
+        PairSpectrum.from_plain(ranks_only().plain() | {"sketch_target": value})
 
 
 def test_an_unknown_name_is_named_with_the_nearest() -> None:
@@ -138,7 +195,10 @@ def test_a_column_that_is_not_a_list_of_finite_numbers_is_named(name: str, value
 
 
 @properties
-@given(st.sampled_from(["rows", "step"]), odd.filter(lambda value: value is not None) | st.integers(max_value=-1))
+@given(
+    st.sampled_from(["rows", "step"]),
+    odd.filter(lambda value: value is not None) | st.integers(max_value=-1),
+)
 def test_a_count_that_is_not_a_whole_number_is_named(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"^{name} of .* must be a whole number"):
         PairSpectrum.from_plain(record().plain() | {name: value})

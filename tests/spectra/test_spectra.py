@@ -21,7 +21,8 @@ from rankgap.spectra.effective_rank import (
     rank_difference,
     rankme,
 )
-from rankgap.spectra.gram import rank_tolerance, singular_values
+from rankgap.spectra.gram import cast_columns, rank_tolerance, singular_values
+from rankgap.spectra.pair import pair_spectrum
 from rankgap.spectra.processes import gather_rows
 from tests.matrices import gaussian, orthogonal, with_spectrum
 
@@ -230,3 +231,35 @@ def test_a_large_batch_of_few_bits_has_the_rank_of_its_float64(s: Tensor, dtype:
 def test_a_large_batch_of_any_scale_has_a_rank(scale: float) -> None:
     z = gaussian(LARGE, LARGE, dtype=torch.float32)
     assert_close(effective_rank(z * scale), effective_rank(z.double()), rtol=1e-4, atol=0)
+
+
+def wide_rows(n: int, seed: int = 0) -> Tensor:
+    """Rows of more columns than are cast at once, the last part narrower than there are rows."""
+    return torch.randn(n, 2**15 + 5, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_wide_batches_are_read_in_parts_with_the_same_result(center: bool) -> None:
+    z = wide_rows(24) + 0.1
+    plain = z.double() - z.double().mean(0) if center else z.double()
+    s = torch.linalg.eigvalsh(plain @ plain.T).clamp_min(0).sqrt().flip(0)
+    assert_close(singular_values(z, center=center), s, rtol=1e-9, atol=1e-4)
+    assert_close(singular_values(z[None], center=center)[0], s, rtol=1e-9, atol=1e-4)
+    share = 24 * z.double().mean(0).square().sum() / z.double().square().sum()
+    assert_close(mean_energy(z), share, rtol=1e-12, atol=0)
+    assert [part.shape[1] for part in cast_columns(z)] == [2**14, 2**14, 5]
+    assert len(list(cast_columns(z.T))) == len(list(cast_columns(z[:, : 2**14]))) == 1
+
+
+def test_a_wide_pair_is_read_in_parts_with_the_same_result() -> None:
+    p, t = wide_rows(24), wide_rows(24, seed=1)
+    found = pair_spectrum(p, t)
+    v = torch.linalg.svd(t.double(), full_matrices=False).Vh.mT
+    seen, sent = p.double() @ v, t.double() @ v
+    assert_close(found.transfer, (seen * sent).sum(0) / sent.square().sum(0), rtol=1e-7, atol=1e-9)
+    assert_close(found.spectrum_online, singular_values(p), rtol=1e-9, atol=0)
+    p[3, -1] = math.nan
+    with pytest.raises(NonFiniteError, match="the online batch is not finite"):
+        pair_spectrum(p, t)
+    with pytest.raises(NonFiniteError, match="a pair of branches"):
+        pair_spectrum(t, p)

@@ -87,6 +87,18 @@ def test_a_pair_of_one_column_keeps_its_columns_and_a_metric_can_be_copied() -> 
     assert first.compute().rows == 6
 
 
+def test_a_wide_pair_is_sketched_and_says_so() -> None:
+    z = (gaussian(30, 3) @ gaussian(3, 5000, seed=1)).float()
+    metric = pickle.loads(pickle.dumps(PairSpectra(5000)))
+    for rows in z.split(10):
+        metric.update(rows, rows)
+    found = metric.compute()
+    assert found.sketch_online == found.sketch_target == (2048, 5000)
+    assert_close(found.erank_online, effective_rank(z), rtol=0.03, atol=0)
+    with pytest.raises(UserError, match=r"expects a batch \(N, 5000\), got \(3, 2048\)"):
+        metric.update(torch.ones(3, 2048), torch.ones(3, 2048))
+
+
 def test_a_batch_that_cannot_be_added_is_named() -> None:
     with pytest.raises(UserError, match=r"expects a batch \(N, 4\), got \(3, 5\)"):
         EffectiveRank(4).update(torch.zeros(3, 5))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import UserError, unknown
-from rankgap.spectra.float64 import double, with_float64
-from rankgap.spectra.gram import EPS64, check_batch, lower_gram, singular_values, solve_gram
+from rankgap.spectra.float64 import with_float64
+from rankgap.spectra.gram import EPS64, cast_columns, check_batch, lower_gram, singular_values, solve_gram
 
 Convention = Literal["correlation", "features"]
 
@@ -72,7 +72,7 @@ def checked_spectrum(z: Tensor, name: str, *, center: bool = False, shares: bool
         norm = torch.linalg.vector_norm(z, dim=(-2, -1), dtype=torch.float64)
     ordinary = z.dtype != torch.float64 and bool(((norm > 1e-12) & (norm < 1e12)).all())
     if shares and ordinary and not center and min(z.shape[-2:]) >= LARGE:
-        squares: Tensor = solve_gram(torch.linalg.eigvalsh, lower_gram(z.float()), name).double()
+        squares: Tensor = solve_gram(torch.linalg.eigvalsh, lower_gram(z, torch.float32), name).double()
         return squares.clamp_min(0).sqrt().flip(-1)
     s = singular_values(z, center=center)
     if (s[..., 0] <= max(z.shape[-2:]) * EPS64 * norm).any():  # centring equal rows leaves only rounding
@@ -161,5 +161,6 @@ def mean_energy(z: Tensor) -> Tensor:
     Returns:
         (...), float64, no gradient.
     """
-    z = double(z.detach())
-    return z.shape[-2] * z.mean(-2).square().sum(-1) / z.square().sum((-2, -1))
+    shares = [(part.mean(-2).square().sum(-1), part.square().sum((-2, -1))) for part in cast_columns(z.detach())]
+    of_mean, of_all = (torch.stack(energies).sum(0) for energies in zip(*shares, strict=True))
+    return z.shape[-2] * of_mean / of_all

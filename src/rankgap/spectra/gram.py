@@ -12,14 +12,14 @@ Every decomposition waits for a GPU, because torch reads its status on the host.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from rankgap.errors import NonFiniteError, UserError
-from rankgap.spectra.float64 import double
+from rankgap.spectra.float64 import double, with_float64
 
 _Solution = TypeVar("_Solution")
 
@@ -28,6 +28,8 @@ EPS64 = torch.finfo(torch.float64).eps
 # The eigenvalues of float64 Gram matrices were measured to err by up to 6 eps l_1 (at 2048 x 2048).
 _GRAM_NOISE = 16 * EPS64
 RESOLUTION = math.sqrt(_GRAM_NOISE)  # 2^-24 = 6e-8, relative to the largest singular value
+
+_WIDE = 2**14  # columns of a wide batch that are cast at a time
 
 _NotConverged: type[RuntimeError] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
@@ -77,19 +79,37 @@ def check_batch(z: Tensor, name: str) -> None:
         )
 
 
-def lower_gram(z: Tensor) -> Tensor:
+def cast_columns(z: Tensor, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+    """The columns of `z` (..., N, D) in another dtype: all at once, or 16,384 at a time if D is more and N <= D.
+
+    A sum over columns then needs no whole copy of a batch of 262,144 prototypes in float64.
+    """
+    for part in z.split(_WIDE, -1) if z.shape[-2] <= z.shape[-1] else (z,):
+        yield with_float64(part).to(dtype)
+
+
+def lower_gram(z: Tensor, dtype: torch.dtype = torch.float64, *, center: bool = False) -> Tensor:
     """Z Z^T or Z^T Z, whichever is smaller, on and below the diagonal, which is all that eigen-solvers read.
 
     It is computed in up to eight block rows, so that just over half of the products are done. Blocks above
     the diagonal are zero.
+
+    Args:
+        z: (..., N, D), any float dtype.
+        dtype: the dtype of products and result.
+        center: subtract the mean row first.
     """
-    z = z if z.shape[-2] <= z.shape[-1] else z.mT
-    r = z.shape[-2]
-    gram = z.new_zeros(*z.shape[:-1], r)
+    r = min(z.shape[-2:])
     block = max(math.ceil(r / 8), 64)
-    for start in range(0, r, block):
-        stop = min(start + block, r)
-        gram[..., start:stop, :stop] = z[..., start:stop, :] @ z[..., :stop, :].mT
+    gram: Tensor | None = None
+    for part in cast_columns(z, dtype):
+        part = part - part.mean(-2, keepdim=True) if center else part
+        part = part if z.shape[-2] <= z.shape[-1] else part.mT
+        gram = part.new_zeros(*part.shape[:-1], r) if gram is None else gram
+        for start in range(0, r, block):
+            stop = min(start + block, r)
+            gram[..., start:stop, :stop] += part[..., start:stop, :] @ part[..., :stop, :].mT
+    assert gram is not None
     return gram
 
 
@@ -148,7 +168,7 @@ def gram_basis(z: Tensor, step: str) -> Basis:
         NonFiniteError: `z` has a NaN or an infinity.
         RuntimeError: the decomposition did not converge, even with jitter.
     """
-    return eigenbasis(lower_gram(double(z.detach())), rank_tolerance(z.shape[-2], z.shape[-1], z.dtype), step)
+    return eigenbasis(lower_gram(z.detach()), rank_tolerance(z.shape[-2], z.shape[-1], z.dtype), step)
 
 
 def svd_basis(z: Tensor, step: str) -> Basis:
@@ -182,10 +202,7 @@ def singular_values(z: Tensor, *, center: bool = False) -> Tensor:
         NonFiniteError: `z` has a NaN or an infinity.
         RuntimeError: the decomposition did not converge, even with jitter.
     """
-    z = double(z.detach())
-    if center:
-        z = z - z.mean(-2, keepdim=True)
-    return gram_singular_values(lower_gram(z), "singular values")
+    return gram_singular_values(lower_gram(z.detach(), center=center), "singular values")
 
 
 def gram_singular_values(gram: Tensor, step: str) -> Tensor:

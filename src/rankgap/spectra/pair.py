@@ -9,6 +9,7 @@ arbitrary).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Self
@@ -19,13 +20,20 @@ from torch import Tensor
 from rankgap.errors import NonFiniteError, UserError, unknown
 from rankgap.spectra.effective_rank import effective_rank_of
 from rankgap.spectra.float64 import double
-from rankgap.spectra.gram import check_batch, eigenbasis, gram_singular_values, lower_gram, rank_tolerance
+from rankgap.spectra.gram import (
+    cast_columns,
+    check_batch,
+    eigenbasis,
+    gram_singular_values,
+    lower_gram,
+    rank_tolerance,
+)
+from rankgap.spectra.record import check_columns, column, count, plain_value, sketch_size
+from rankgap.spectra.sketch import SketchSize, sketched_effective_rank
 
 Side = Literal["online", "target"]  # the branches of a model
 
-_DIGITS = 5  # significant digits of a number on disk
-# Limits of a number and of a column read from disk: squares and tables of pairs must fit.
-_LARGEST, _LONGEST = 1e100, 2**14
+_SKETCHES = ("sketch_online", "sketch_target")
 
 _PAIR = "a pair of branches"
 _TIE = 1e-6  # gains with a smaller relative difference count as equal
@@ -35,6 +43,9 @@ _TIE = 1e-6  # gains with a smaller relative difference count as equal
 class PairSpectrum:
     """How the online output relates to the target's, over one batch or many. It prints as a table.
 
+    Where rows do not pair, or the branches' widths differ, there are only the two spectra: eigenspace alignment,
+    filter and transfer are empty.
+
     Args:
         spectrum_online: singular values of P (R,), descending.
         spectrum_target: singular values of T (R,), descending.
@@ -43,6 +54,10 @@ class PairSpectrum:
         transfer: h_i = (P v_i . T v_i) / |T v_i|^2 (R',), see `transfer`.
         rows: number of rows N.
         step: the training step at which the rows were taken; None outside training.
+        sketch_online: the size of the sketch (`spectra.sketch`) whose singular values `spectrum_online` holds, so
+            that P's rank is an estimate; None if they are P's own. Alignment, filter and transfer are measured on
+            sketched rows as they are: directions of almost equal energy mix in them.
+        sketch_target: the same for the target.
     """
 
     spectrum_online: Tensor
@@ -52,16 +67,18 @@ class PairSpectrum:
     transfer: Tensor
     rows: int
     step: int | None = None
+    sketch_online: SketchSize | None = None
+    sketch_target: SketchSize | None = None
 
     @property
     def erank_online(self) -> Tensor:
         """Effective rank of P's uncentred correlation, 0-d; NaN if P is all zero."""
-        return effective_rank_of(self.spectrum_online)
+        return _effective_rank(self.spectrum_online, self.sketch_online)
 
     @property
     def erank_target(self) -> Tensor:
         """Effective rank of T's uncentred correlation, 0-d; NaN if T is all zero."""
-        return effective_rank_of(self.spectrum_target)
+        return _effective_rank(self.spectrum_target, self.sketch_target)
 
     @property
     def rank_difference(self) -> Tensor:
@@ -81,17 +98,20 @@ class PairSpectrum:
     def __repr__(self) -> str:
         rows = {
             "rows": f"{self.rows:,}" + ("" if self.step is None else f", step {self.step:,}"),
-            "effective rank, online": f"{self.erank_online:.2f} of {len(self.spectrum_online)}",
-            "effective rank, target": f"{self.erank_target:.2f} of {len(self.spectrum_target)}",
+            "effective rank, online": _written(self.erank_online, self.spectrum_online, self.sketch_online),
+            "effective rank, target": _written(self.erank_target, self.spectrum_target, self.sketch_target),
             "rank difference": f"{self.rank_difference:+.2f}   (above 0: dimensions grow)",
             "eigenspace alignment": f"{self.eigenspace_alignment.mean():.2f}   (1: the same directions)",
             "low-pass score": f"{self.low_pass_score:+.2f}   (+1: low-pass, -1: high-pass)",
         }
+        if not len(self.eigenspace_alignment):
+            why = "it needs paired rows of one width" if self.spectrum_target.any() else "the target is zero"
+            rows |= dict.fromkeys(("eigenspace alignment", "low-pass score"), f"left out: {why}")
         return "\n".join(f"{name:<24}{value}" for name, value in rows.items())
 
     def plain(self) -> dict[str, Any]:
         """The fields by name, ready for JSON: columns become lists of numbers with five significant digits."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: plain_value(getattr(self, field.name)) for field in fields(self)}
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> Self:
@@ -104,16 +124,24 @@ class PairSpectrum:
         if not isinstance(values, Mapping):
             raise UserError(f"the spectra of a pair must be fields by name, got {type(values).__name__}")
         names = [field.name for field in fields(cls)]
+        values = {**dict.fromkeys(_SKETCHES), **values}  # earlier versions wrote records without them
         for name in values:
             if name not in names:
                 raise unknown("field of a pair's spectra", str(name), names)
         for name in names:
             if name not in values:
                 raise UserError(f"the spectra of a pair have no {name!r}: expected {', '.join(names)}")
-        rows, step = _count("rows", values["rows"], 1), values["step"]
-        columns = {name: _column(name, values[name]) for name in names if name not in ("rows", "step")}
-        _check_columns(columns, rows)
-        return cls(**columns, rows=rows, step=None if step is None else _count("step", step, 0))
+        rows, step = count("rows", values["rows"], 1), values["step"]
+        columns = {name: column(name, values[name]) for name in names if name not in ("rows", "step", *_SKETCHES)}
+        check_columns(columns, rows)
+        online, target = (len(columns[name]) for name in ("spectrum_online", "spectrum_target"))
+        return cls(
+            **columns,
+            rows=rows,
+            step=None if step is None else count("step", step, 0),
+            sketch_online=sketch_size("sketch_online", values["sketch_online"], online),
+            sketch_target=sketch_size("sketch_target", values["sketch_target"], target),
+        )
 
 
 class PairGrams(NamedTuple):
@@ -151,15 +179,16 @@ def pair_spectrum(online: Tensor, target: Tensor) -> PairSpectrum:
         raise UserError(
             f"{_PAIR} needs two batches of one shape (N, D), got {tuple(online.shape)} and {tuple(target.shape)}"
         )
-    if not online.isfinite().all():
+    online, target = online.detach(), target.detach()
+    n, d = target.shape
+    lower = lower_gram(online).tril()
+    if not lower.diagonal().sum().isfinite():
         raise NonFiniteError(f"{_PAIR}: the online batch is not finite")
-    p, t = double(online.detach()), double(target.detach())
-    n, d = t.shape
-    lower = lower_gram(p).tril()
+    parts = zip(cast_columns(online), cast_columns(target), strict=True)
     grams = PairGrams(
         online=lower + lower.tril(-1).mT,
-        target=lower_gram(t),
-        cross=p @ t.mT if n <= d else p.mT @ t,
+        target=lower_gram(target),
+        cross=functools.reduce(torch.add, (p @ t.mT if n <= d else p.mT @ t for p, t in parts)),
         rows=n,
         between_rows=n <= d,
     )
@@ -309,51 +338,16 @@ def low_pass_score(s: Tensor, g: Tensor) -> Tensor:
     return score
 
 
+def _effective_rank(s: Tensor, sketch: SketchSize | None) -> Tensor:
+    return effective_rank_of(s) if sketch is None else sketched_effective_rank(s, sketch)
+
+
+def _written(rank: Tensor, s: Tensor, sketch: SketchSize | None) -> str:
+    if sketch is None:
+        return f"{rank:.2f} of {len(s)}"
+    return f"{rank:.2f}   (estimated from a sketch of {sketch.width:,} columns in {sketch.columns:,})"
+
+
 def _dots(a: Tensor, b: Tensor) -> Tensor:
     """The inner products of columns: (M, R'), (M, R') -> (R',)."""
     return (a * b).sum(0)
-
-
-# The record on disk
-
-
-def _plain(value: Tensor | int | None) -> list[float] | int | None:
-    if isinstance(value, Tensor):
-        return [float(f"{number:.{_DIGITS}g}") for number in value.tolist()]
-    return value
-
-
-def _count(name: str, value: Any, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**53:
-        raise UserError(
-            f"{name} of a pair's spectra must be a whole number from {least} to 2^53, got {value!r:.40}"
-        )
-    return value
-
-
-def _column(name: str, values: Any) -> Tensor:
-    if not isinstance(values, list) or not all(
-        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= _LARGEST for v in values
-    ):
-        raise UserError(f"{name} of a pair's spectra must be a list of finite numbers up to {_LARGEST:g}")
-    if len(values) > _LONGEST:
-        raise UserError(f"{name} of a pair's spectra must have at most {_LONGEST:,} numbers, got {len(values):,}")
-    return torch.tensor([float(v) for v in values], dtype=torch.float64)
-
-
-def _check_columns(columns: Mapping[str, Tensor], rows: int) -> None:
-    """Raise `UserError` for columns that no pair of branches can have."""
-    length = len(columns["spectrum_target"])
-    directions = int((columns["spectrum_target"] > 0).sum())
-    for name, column in columns.items():
-        spectrum = name.startswith("spectrum")
-        if len(column) != (wanted := length if spectrum else directions):
-            raise UserError(f"{name} of a pair's spectra must have {wanted} numbers, got {len(column)}")
-        if spectrum and not 0 < length <= rows:
-            raise UserError(f"{name} of {rows} rows must have 1 to {rows} numbers, got {length}")
-        if name != "transfer" and (column < 0).any():
-            raise UserError(f"{name} of a pair's spectra cannot be negative, got {float(column.min()):g}")
-        if spectrum and (column[:-1] < column[1:]).any():
-            raise UserError(f"{name} of a pair's spectra must be in descending order")
-        if name == "eigenspace_alignment" and (column > 1).any():
-            raise UserError(f"{name} of a pair's spectra cannot be above 1, got {float(column.max()):g}")

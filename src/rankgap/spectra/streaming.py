@@ -15,11 +15,14 @@ from rankgap.errors import UserError
 from rankgap.spectra.effective_rank import Convention, effective_rank_of
 from rankgap.spectra.float64 import KeepsFloat64
 from rankgap.spectra.pair import PairSpectrum
+from rankgap.spectra.sketch import sketch_for
 from rankgap.spectra.sums import PairSums, RowSums
 
 
 class EffectiveRank(KeepsFloat64, Metric):
     """Effective rank of all rows seen, as `spectra.effective_rank` computes it for one batch.
+
+    The sum is exact at any width: a float64 D x D matrix.
 
     Args:
         width: number of columns D.
@@ -38,6 +41,7 @@ class EffectiveRank(KeepsFloat64, Metric):
     full_state_update = False
     gram: Tensor
     total: Tensor
+    energy: Tensor
     rows: Tensor
 
     def __init__(self, width: int, *, of: Convention = "correlation", center: bool = False) -> None:
@@ -70,11 +74,11 @@ class EffectiveRank(KeepsFloat64, Metric):
 
     @property
     def _sums(self) -> RowSums:
-        return RowSums(self.gram, self.total, self.rows)
+        return RowSums(self.gram, self.total, self.energy, self.rows)
 
 
 class PairSpectra(KeepsFloat64, Metric):
-    """The `PairSpectrum` of paired outputs, over all rows seen.
+    """The `PairSpectrum` of paired outputs, over all rows seen; above 4,096 columns those of a sketch.
 
     Args:
         width: number of columns D of both outputs.
@@ -84,12 +88,13 @@ class PairSpectra(KeepsFloat64, Metric):
     online: Tensor
     target: Tensor
     cross: Tensor
+    energy: Tensor
     rows: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = width
-        _add_states(self, PairSums.zeros(width))
+        self.width, self._sketch = width, sketch_for(width)
+        _add_states(self, PairSums.zeros(width, sketch=self._sketch))
 
     def update(self, online: Tensor, target: Tensor) -> None:
         """Add P (N, D) and T (N, D): row i of both comes from the same image.
@@ -114,7 +119,7 @@ class PairSpectra(KeepsFloat64, Metric):
 
     @property
     def _sums(self) -> PairSums:
-        return PairSums(self.online, self.target, self.cross, self.rows)
+        return PairSums(self.online, self.target, self.cross, self.energy, self.rows, self._sketch)
 
 
 class _Sealed:
@@ -126,4 +131,5 @@ class _Sealed:
 
 def _add_states(metric: Metric, sums: RowSums | PairSums) -> None:
     for field in fields(sums):
-        metric.add_state(field.name, getattr(sums, field.name), dist_reduce_fx="sum")
+        if isinstance(value := getattr(sums, field.name), Tensor):
+            metric.add_state(field.name, value, dist_reduce_fx="sum")
