@@ -83,7 +83,7 @@ def read(online: Tensor, target: Tensor, step: int) -> Reading:
 
     An effective rank grows with the number of rows, so both branches are cut to the same number, evenly.
     """
-    if not (online.isfinite().all() and target.isfinite().all()):
+    if not all(torch.stack(z.aminmax()).isfinite().all() for z in (online, target)):  # isfinite(z) would copy it
         return Reading(step, finite=False)
     count = min(math.prod(z.shape[:-1]) for z in (online, target))
     p, t = (with_float64(at_least_float32(evenly(z.detach().flatten(0, -2), count))) for z in (online, target))
@@ -117,7 +117,8 @@ def read(online: Tensor, target: Tensor, step: int) -> Reading:
 
 def _spread(z: Tensor) -> Tensor:
     """1 - |mean of the rows scaled to length 1|^2; 0 if all rows are 0."""
-    return z.any() * (1 - torch.nn.functional.normalize(z, dim=-1).mean(0).square().sum())
+    mean: Tensor = (1 / z.norm(dim=-1).clamp_min(1e-12)) @ z / len(z)
+    return z.any() * (1 - mean.square().sum())
 
 
 def is_distribution(z: Tensor) -> bool:
