@@ -22,6 +22,8 @@ from benchmarks.mechanism.__main__ import HERE, cell
 from benchmarks.mechanism.analysis import early_difference, foretold, gain_of, interval, tau_by_place
 from benchmarks.page import PAGE, run
 from benchmarks.suites.scale import Growth, doubled, grow
+from benchmarks.what_ranks_miss.data import class_sizes, mosaics, per_place
+from rankgap.data import ImageSet
 from tests.data.pictures import encoded, pixels
 
 
@@ -154,6 +156,76 @@ def test_the_start_script_continues_an_encoder_on_images_that_it_has_not_seen(tm
     assert kept.keys() == {"frozen start", "continued", "from scratch"}
     assert kept["frozen start"] == then["start"]["knn"]
     assert f"| frozen start | 1 | {100 * kept['frozen start']:.1f} | - |" in (runs / "README.md").read_text()
+
+
+def test_a_long_tail_has_its_factor_and_all_its_images() -> None:
+    sizes = class_sizes(5000, 100.0)
+    assert sum(sizes) == 5000
+    assert sizes[0] / sizes[-1] == pytest.approx(100, rel=0.05)
+    assert sizes == sorted(sizes, reverse=True)
+    assert class_sizes(5000, 1.0) == [500] * 10
+
+
+def test_each_place_of_a_mosaic_has_the_class_of_the_image_that_lies_there() -> None:
+    labels = torch.arange(9)
+    flat = labels.to(torch.uint8).view(9, 1, 1, 1).expand(9, 3, 4, 4).contiguous()  # image i has the value i
+    made, classes = mosaics(ImageSet("flat", flat, labels, (0.5,) * 3, (0.25,) * 3))
+    assert made.batch([0, 1]).images.shape == (2, 3, 8, 8)
+    assert_close(
+        made.batch([1]).images[0, 0],
+        torch.tensor([[4, 5], [6, 7]]).repeat_interleave(4, 0).repeat_interleave(4, 1).to(torch.uint8),
+    )
+    shrunk = made.batch([0, 1]).images[:, 0, ::2, ::2].flatten()  # 4 x 4 places
+    assert_close(per_place(classes, 4), shrunk.long())
+
+
+def test_the_page_on_ranks_has_the_numbers_that_were_measured() -> None:
+    home = PAGE.parent.parent
+    page = (home / "docs" / "what-ranks-cannot-tell.md").read_text()
+    found = json.loads((home / "benchmarks" / "what_ranks_miss" / "results.json").read_text())
+    sweep = [row for row in found["designs"] if row["design"].startswith("simsiam") and row["seed"] == 0]
+    assert len(sweep) == 6
+    for row in sweep:
+        scores = (("RankMe", 1), ("alpha-ReQ", 2), ("LiDAR", 1), ("log LID", 2), ("DSE", 2), ("uniformity", 2))
+        cells = [f"{row[name]:.{digits}f}" for name, digits in scores]
+        cells += [f"{100 * row['knn']:.1f}", ", ".join(row["alarms"]) or "-"]
+        assert f" | {' | '.join(cells)} |" in page
+    report = (home / "benchmarks" / "what_ranks_miss" / "README.md").read_text()
+    assert "-3.54 ± 2.24" in report  # "lowers RankMe by 3.5 ± 2.2"
+    assert "3.5 ± 2.2" in page
+
+
+def test_the_script_on_what_ranks_miss_trains_measures_and_writes(tmp_path: Path) -> None:
+    for name, seeds in (("train", range(1_200)), ("test", range(1_200, 1_300))):
+        columns = {
+            "img": [encoded(pixels((16, 16), seed=seed)) for seed in seeds],
+            "label": [s % 10 for s in seeds],
+        }
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    runs = tmp_path / "runs"
+    script = (
+        "import benchmarks.what_ranks_miss.__main__ as m, pathlib, sys\n"
+        f"m.HERE = pathlib.Path({str(tmp_path)!r})\n"
+        "(m.HERE / 'ABOUT.md').write_text('# About')\n"
+        "m.DESIGNS = m.TAILED = (('simsiam', None), ('simsiam', 'power:-1'))\n"
+        "m.LAYERED = m.DESIGNS[:1]\n"
+        f"sys.argv = ['what', '--data', 'hf:{tmp_path}', '--out', {str(runs)!r}, '--seeds', '0'] + "
+        "['--images', '260', '--epochs', '1', '--long-epochs', '2']\n"
+        "m.main()\n"
+    )
+    cache = {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=os.environ | cache)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert [row["epoch"] for row in found["checkpoints"]] == [1, 2]
+    assert [row["tailed"] for row in found["designs"] + found["tailed"]] == [False, False, True, True]
+    assert [row["stage"] for row in found["layers"]] == [1, 2, 3, 4]
+    assert all(0 <= row["miou"] <= row["token_accuracy"] <= 1 for row in found["checkpoints"])
+    text = (tmp_path / "README.md").read_text()
+    assert text.startswith("# About")
+    assert "| simsiam target power:-1 | 1 |" in text
+    assert "| over 2 pairs |" in text
+    train = pq.read_table(runs / "images-tailed/train.parquet")["label"].to_pylist()
+    assert sorted(map(train.count, range(10)), reverse=True) == class_sizes(260, 100.0)
 
 
 def test_the_page_s_code_draws_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

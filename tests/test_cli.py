@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from rankgap.cli import main
 from rankgap.demo import DESIGNS, run_demo, story
 from rankgap.errors import UserError
 from rankgap.evaluate import extract_features
-from rankgap.evaluate.scores import SCORES, RunScores, Score, rate
+from rankgap.evaluate.scores import SCORES, Rated, RunScores, Score, rate
 from rankgap.model.methods import METHODS, choices
 from rankgap.run.folder import RunFolder
 from rankgap.run.restored import restore
@@ -210,7 +211,9 @@ def test_score_rates_every_checkpoint_and_says_what_each_score_compares(
     assert list(found["checkpoints"]) == ["epoch-0001", "epoch-0002", "last"]
     first, last = found["checkpoints"]["epoch-0001"], found["checkpoints"]["last"]
     assert last == found["checkpoints"]["epoch-0002"]
-    for name in SCORES:
+    assert last.keys() - {"step"} == {name for name, score in SCORES.items() if score.takes != "tokens"}
+    assert "the encoder's feature map has one place for a view of 8 px" in said
+    for name in last.keys() - {"step"}:
         assert last[name]["half_width"] > 0
         assert last[name]["value"] != first[name]["value"]
     plan = restore(tmp_path / "a")
@@ -227,12 +230,21 @@ def test_a_score_s_interval_is_that_of_a_mean() -> None:
 
 def test_a_score_that_is_not_defined_prefers_nothing() -> None:
     dead = {
-        name: rate(score, torch.ones(40, 4, 3) if score.takes == "views" else torch.ones(40, 3), repeats=2)
+        name: rate(score, torch.ones(40, 3) if score.takes == "features" else torch.ones(40, 4, 3), repeats=2)
         for name, score in SCORES.items()
     }
     found = RunScores(title="x", images=40, steps={"last": 1}, rated={"last": dead})
-    assert found.best("NESum") == ("", [])
+    for name in ("NESum", "log LID", "DSE", "position share"):
+        assert math.isnan(dead[name].value)
+        assert found.best(name) == ("", [])
     assert found.best("RankMe") == ("last", [])
+
+
+def test_a_share_that_describes_has_no_best_checkpoint() -> None:
+    rated = {"epoch-0001": {"position share": Rated(0.1, 0.01)}, "last": {"position share": Rated(0.9, 0.01)}}
+    assert RunScores(title="x", images=40, steps={"last": 2, "epoch-0001": 1}, rated=rated).best(
+        "position share"
+    ) == ("", [])
 
 
 def test_readings_go_to_the_loggers_that_were_asked_for(

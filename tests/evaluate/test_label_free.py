@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import linalg
 from sklearn.cluster import KMeans
+from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -19,13 +20,14 @@ from rankgap.evaluate import (
     cluster_learnability,
     intrinsic_dimension,
     lidar,
+    log_local_dimension,
     nesum,
     participation_ratio,
     stable_rank,
     uniformity,
 )
 from rankgap.spectra.effective_rank import effective_rank
-from tests.matrices import gaussian
+from tests.matrices import gaussian, orthogonal
 
 
 def with_spectrum(energy: Tensor, rows: int) -> Tensor:
@@ -123,6 +125,54 @@ def test_two_nn_finds_the_dimension_of_a_uniform_cube(d: int) -> None:
     assert float(intrinsic_dimension(twice)) == pytest.approx(found, rel=0.02)
     with pytest.raises(UserError, match="three distinct rows"):
         intrinsic_dimension(torch.ones(9, 3))
+
+
+def ball(rows: int, d: int) -> Tensor:
+    """Rows spread evenly in the unit ball of d dimensions."""
+    direction = torch.nn.functional.normalize(gaussian(rows, d), dim=1)
+    radius = torch.rand(rows, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** (1 / d)
+    return direction * radius
+
+
+def test_log_lid_is_the_method_of_moments_over_each_row_s_neighbours() -> None:
+    z = gaussian(90, 4) + 100
+    found = NearestNeighbors(n_neighbors=8).fit(z.numpy()).kneighbors()[0]  # without the row itself
+    logs = [math.log(-(mu := sum(row) / 8) / (mu - row[-1])) for row in found.tolist()]
+    assert float(log_local_dimension(z, k=8)) == pytest.approx(sum(logs) / 90, rel=1e-9)
+
+
+@pytest.mark.parametrize("d", [1, 2, 4])
+def test_log_lid_finds_the_dimension_of_a_ball_on_a_sheet(d: int) -> None:
+    z = ball(2000, d)
+    expected = (64 * d + 1) / 63  # of a row far from the edge; rows near it have a lower one
+    found = math.exp(float(log_local_dimension(z)))
+    assert found == pytest.approx(expected, rel=0.12)
+    sheet = z @ orthogonal(12)[:d]
+    for other in (sheet, 1e3 * sheet, sheet - 50):
+        assert math.exp(float(log_local_dimension(other))) == pytest.approx(found, rel=1e-5)
+
+
+def test_log_lid_sees_a_line_that_the_rank_of_many_dimensions_does_not() -> None:
+    t = torch.rand(2000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    line = torch.cos(2 * math.pi * (t * torch.arange(1, 17) + torch.linspace(0, 1, 16)))  # it winds through 16
+    assert float(effective_rank(line, center=True)) > 15
+    assert math.exp(float(log_local_dimension(line, k=16))) < 1.5
+
+
+def test_rows_without_neighbours_at_different_distances_have_no_lid() -> None:
+    z = gaussian(200, 3)
+    copies = torch.cat([z, z[:1].expand(70, 3)])  # 71 rows whose 64 nearest are copies of themselves
+    assert float(log_local_dimension(copies)) == pytest.approx(float(log_local_dimension(z)), abs=0.2)
+    with pytest.raises(UserError, match=r"N > k = 64, got \(64, 3\)"):
+        log_local_dimension(gaussian(64, 3))
+    with pytest.raises(UserError, match=r"got \(8, 9, 3\)"):
+        log_local_dimension(gaussian(8, 9, 3), k=4)
+    with pytest.raises(UserError, match="no row has 8 neighbours at different distances"):
+        log_local_dimension(torch.ones(20, 3), k=8)
+    broken = gaussian(20, 3)
+    broken[0, 0] = math.nan
+    with pytest.raises(UserError, match="log_local_dimension: 1 of 60 values are not finite"):
+        log_local_dimension(broken, k=8)
 
 
 def test_cluster_learnability_is_the_online_accuracy_of_the_nearest_predecessor() -> None:

@@ -54,6 +54,7 @@ def test_the_view_says_how_a_run_is(
     assert says in text
     assert "1 min 5 s so far" in text
     assert ("dead" in text) == ("time" in change and state == "training")
+    assert ("verdict: healthy: the outputs use" in text) == (state == "finished")
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])

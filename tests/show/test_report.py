@@ -186,7 +186,8 @@ def test_results_alarms_and_configuration_are_read_off_the_page(page: Page, runs
     assert dict(bars)["kNN"] == pytest.approx([100 * run.results()["knn"] for run in runs], rel=1e-3)
     shapes = page.locator("#accuracy .bars .point path").all()
     assert sum((path.bounding_box() or {"width": 0})["width"] > 5 for path in shapes) == 2
-    assert page.locator("section:has(h2:text('Alarms'))").is_visible()
+    alarms = page.locator("section:has(h2:text('Alarms'))")
+    assert alarms.locator("p").all_inner_texts() == ["No alarm was raised during training."]
     assert "run.method" in page.locator("section:has(h2:text('Configuration'))").inner_text()
 
 
@@ -446,6 +447,11 @@ def test_the_verdict_comes_first_in_words_and_colour(
     assert why[2] == ""
     assert why[4].startswith("The latest diagnosis is healthy at step 7")
     assert lines[1].locator("i").inner_text() == "simsiam (shrinking)"
+    alarms = page.locator("#alarms p").all_inner_texts()
+    assert alarms[0] == "No alarm was raised during training."
+    assert alarms[1].startswith(
+        "Not healthy at the end, without an alarm: simsiam (collapsed), simsiam (shrinking)."
+    )
     colours = [line.locator("b").evaluate("(b) => getComputedStyle(b).color") for line in lines]
     assert len(set(colours[:4])) == 4
     page.close()

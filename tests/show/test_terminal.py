@@ -8,7 +8,7 @@ import pytest
 
 from rankgap.evaluate.scores import SCORES, Rated, RunScores
 from rankgap.show.columns import KNN, RANK_DIFFERENCE, RESULTS, SPEED
-from rankgap.show.terminal import console, say, show_methods, show_results, show_scores
+from rankgap.show.terminal import ACROSS, console, say, show_methods, show_results, show_scores
 
 ODD = "[bold]a[/red] :warning: \\[b]"  # markup that rich could not parse, an emoji's name, an escape
 
@@ -73,8 +73,22 @@ def test_all_scores_of_all_checkpoints_are_shown_if_asked(
     show_scores(scored(30), everything=True)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
-    assert sum(line.strip().startswith("epoch-0017") for line in lines) == 3
-    assert all(any(line.startswith(f"{name}: prefers") for line in lines) for name in SCORES)
+    assert sum(line.strip().startswith("epoch-0017") for line in lines) == math.ceil(len(SCORES) / ACROSS)
+    for name, score in SCORES.items():
+        (said,) = (line for line in lines if line.startswith(f"{name}: "))
+        assert said.startswith(f"{name}: prefers") == (score.best is not None)
+
+
+def test_scores_that_were_left_out_are_not_shown_and_an_unknown_interval_is_not(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", 80)
+    rated = {"last": {"RankMe": Rated(3.25, math.nan), "LiDAR": Rated(math.nan, math.nan)}}
+    show_scores(RunScores(title="byol", images=100, steps={"last": 1}, rated=rated), everything=True)
+    out = capsys.readouterr().out
+    assert ["last", "1", "3.25", "-"] in lines_of(out)
+    assert "DSE" not in out
+    assert "nan" not in out
 
 
 def test_tables_fit_eighty_columns_without_cutting(

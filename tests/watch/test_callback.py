@@ -57,7 +57,7 @@ def fit(callback: RankCallback, steps: int = 300) -> tuple[TwoBranches, L.Traine
     return module, trainer
 
 
-QUICK = Thresholds(patience=3, constant=0.05)
+QUICK = Thresholds(patience=3, apart=1, constant=0.05, pull=-1)  # the last: not as soon as ranks fall
 
 
 def test_it_logs_the_ranks_and_calls_back_once_a_diagnosis() -> None:
@@ -76,6 +76,14 @@ def test_it_can_stop_training_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="complete at step"):
         _, trainer = fit(RankCallback(every=2, thresholds=QUICK, on_alarm="stop"))
     assert 0 < trainer.global_step < 300
+
+
+def test_the_doctor_knows_how_long_the_trainer_runs() -> None:
+    found: list[Diagnosis] = []
+    callback = RankCallback(every=1, thresholds=Thresholds(constant=0.9, pull=-1), on_alarm=found.append)
+    fit(callback, steps=48)
+    assert callback.monitor.doctor.steps == 48
+    assert [(d.kind, d.step) for d in found] == [("complete", 4)]  # in a long run, at step 40
 
 
 def test_a_module_or_an_action_that_does_not_exist_is_named() -> None:

@@ -228,7 +228,7 @@ def test_a_step_and_an_exponent_can_be_given() -> None:
     monitor.update(*views(0), step=20, exponent=-0.5)
     monitor.update(*views(1))
     assert [(r.step, r.exponent) for r in monitor.history] == [(20, -0.5), (21, None)]
-    assert "exponent" in monitor.history[0].numbers()
+    assert monitor.history[0].numbers()["exponent"] == -0.5
     assert "exponent" not in monitor.history[1].numbers()
     assert monitor.compute().step == 21
     assert monitor.step == 22
@@ -236,7 +236,7 @@ def test_a_step_and_an_exponent_can_be_given() -> None:
 
 def test_a_resumed_monitor_continues_as_if_it_had_not_been_interrupted() -> None:
     rows = [(torch.eye(6, 4),) * 2] * 4 + [(torch.ones(6, 4),) * 2] * 6
-    whole_run, first, second = (RankMonitor(thresholds=Thresholds(patience=3, early=6)) for _ in range(3))
+    whole_run, first, second = (RankMonitor(thresholds=Thresholds(patience=3, apart=1, early=6)) for _ in range(3))
     for pair in rows:
         whole_run.update(*pair)
     for pair in rows[:7]:
@@ -301,7 +301,7 @@ def train(
 ) -> RankMonitor:
     torch.manual_seed(0)
     model = build(method, backbone=tiny_encoder(), online=online, target=target, heads=heads)
-    monitor = RankMonitor(every=1, thresholds=thresholds)
+    monitor = RankMonitor(every=1, thresholds=thresholds or Thresholds(apart=1))
     generator = torch.Generator().manual_seed(1)
     groups = torch.randn(8, 24, generator=generator)
     batches = [
@@ -328,8 +328,8 @@ SOFT = dataclasses.replace(
 
 CASES: list[tuple[Kind, Callable[[], RankMonitor]]] = [
     ("healthy", lambda: train("simsiam", target="power:-0.5")),
-    ("complete", lambda: train("siamese", lr=0.5, steps=250, thresholds=Thresholds(constant=0.05))),
-    ("dimensional", lambda: train("symsimsiam", lr=0.5, steps=200, thresholds=Thresholds(share=0.5))),
+    ("complete", lambda: train("siamese", lr=0.5, steps=250, thresholds=Thresholds(constant=0.05, apart=1))),
+    ("dimensional", lambda: train("symsimsiam", lr=0.5, steps=200, thresholds=Thresholds(share=0.5, apart=1))),
     ("uniform assignment", lambda: train("dino", heads=SOFT)),
     ("one prototype", lambda: train("dino", heads=NO_CENTRE, lr=0.5, steps=400)),
     ("negative rank difference", lambda: train("simsiam", online="power:-0.5", lr=0.01)),
@@ -351,13 +351,13 @@ def test_each_kind_is_named_in_a_run_that_has_it(kind: Kind, run: Callable[[], R
 
 def test_patience_is_the_number_of_readings_that_agree() -> None:
     same = torch.ones(6, 4)
-    monitor = RankMonitor(thresholds=Thresholds(patience=3))
+    monitor = RankMonitor(thresholds=Thresholds(patience=3, apart=1))
     assert [monitor.update(same, same).kind for _ in range(3)] == ["healthy", "healthy", "complete"]
     assert monitor.update(*(torch.eye(6, 4),) * 2).kind == "healthy"
 
 
 def test_thresholds_are_frozen_and_shared_without_the_doctor_s_memory() -> None:
-    thresholds = Thresholds(patience=2)
+    thresholds = Thresholds(patience=2, apart=1)
     with pytest.raises(dataclasses.FrozenInstanceError):
         thresholds.patience = 3  # type: ignore[misc]
     same = torch.ones(6, 4)
@@ -367,10 +367,10 @@ def test_thresholds_are_frozen_and_shared_without_the_doctor_s_memory() -> None:
 
 
 def test_a_history_gives_each_alarm_once_and_is_read_back_from_columns() -> None:
-    monitor = RankMonitor(thresholds=Thresholds(patience=2))
+    monitor = RankMonitor(thresholds=Thresholds(patience=2, apart=1))
     for online in [torch.eye(6, 4)] * 2 + [torch.ones(6, 4)] * 4 + [torch.eye(6, 4)] * 2 + [torch.ones(6, 4)] * 2:
         monitor.update(online, online)
-    found = alarms(monitor.history, Thresholds(patience=2))
+    found = alarms(monitor.history, Thresholds(patience=2, apart=1))
     assert [(d.kind, d.step) for d in found] == [("complete", 3), ("complete", 9)]
     columns = {name: [getattr(r, name) for r in monitor.history] for name in ("step", "erank_target", "spread")}
     again = readings({**columns, "lr": [0.1] * 10})
@@ -394,7 +394,7 @@ def test_outputs_that_are_all_zero_are_a_complete_collapse() -> None:
 
 
 def test_news_of_a_fault_come_once_however_often_they_are_asked_for() -> None:
-    monitor, told = RankMonitor(thresholds=Thresholds(patience=2)), []
+    monitor, told = RankMonitor(thresholds=Thresholds(patience=2, apart=1)), []
     healthy, constant = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.ones(6, 4)
     for z in [healthy] * 3 + [constant] * 6 + [healthy] * 3 + [constant] * 6:
         monitor.update(z, z)
@@ -405,7 +405,7 @@ def test_news_of_a_fault_come_once_however_often_they_are_asked_for() -> None:
 
 
 def test_news_wait_until_they_are_asked_for() -> None:
-    monitor = RankMonitor(thresholds=Thresholds(patience=2))
+    monitor = RankMonitor(thresholds=Thresholds(patience=2, apart=1))
     for z in [torch.ones(6, 4)] * 3 + [torch.eye(6, 4)] * 3:
         monitor.update(z, z)
     assert not monitor.diagnosis

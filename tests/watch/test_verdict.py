@@ -34,6 +34,14 @@ def falling(start: float, end: float, count: int = 40) -> list[float]:
     return [start * (end / start) ** (i / (count - 1)) for i in range(count)]
 
 
+def one_way_at_the_end() -> list[Reading]:
+    *before, last = run_of([30.0] * 40, [10.0] * 40)
+    return [*before, last._replace(spread=0.01, spread_target=0.01)]
+
+
+TOKENS = {"position_share_target": 0.2, "image_rank_target": 5.0, "images": 32}
+POSITIONAL = {"position_share_target": 0.97, "image_rank_target": 1.1}
+
 RUNS: list[tuple[str, Callable[[], list[Reading]], str]] = [
     ("a rank that stays", lambda: run_of([30.0] * 40, [10.0] * 40), "healthy"),
     ("a fall that the rank difference halts", lambda: run_of([60.0] * 5 + [9.0] * 35, [4.0] * 40), "healthy"),
@@ -47,6 +55,17 @@ RUNS: list[tuple[str, Callable[[], list[Reading]], str]] = [
     ("one prototype", lambda: run_of([3.0] * 40, assignment=0.01, usage=0.01), "collapsed"),
     ("one direction from the first step on", lambda: run_of([1.0] * 40), "collapsed"),
     ("a collapse in a run of three readings", lambda: run_of([1.0] * 3, spread=0.0), "collapsed"),
+    ("one direction in the last reading", lambda: run_of([30.0] * 39 + [1.1], [10.0] * 40), "collapsed"),
+    ("a collapse that four readings see", lambda: run_of([10.0, 1.8, 1.2, 1.3], full_rank=256), "collapsed"),
+    ("three directions in the last reading", lambda: run_of([30.0] * 39 + [3.0], [10.0] * 40), "healthy"),
+    ("outputs that all point one way in the last reading", one_way_at_the_end, "collapsed"),
+    ("one branch that is constant", lambda: run_of([9.0] * 40, spread_target=0.0), "collapsed"),
+    ("tokens that differ by position", lambda: run_of([9.0] * 40, [4.0] * 40, **POSITIONAL), "collapsed"),
+    ("tokens that differ by image", lambda: run_of([9.0] * 40, [4.0] * 40, **TOKENS), "healthy"),
+    ("a fall with a difference near 0", lambda: run_of(falling(60, 6), falling(60.5, 6)), "shrinking"),
+    ("a late fall", lambda: run_of([30.0] * 30 + [9.0] * 20, [4.0] * 50), "shrinking"),
+    ("a late fall to one direction", lambda: run_of([30.0] * 30 + [1.3] * 20, [1.0] * 50), "collapsed"),
+    ("five noisy readings of many", lambda: run_of([30.0] * 295 + [1.9] * 5, [10.0] * 300), "healthy"),
     ("an alarm that has passed", lambda: run_of([60.0] * 5 + [2.0] * 10 + [20.0] * 25, [9.0] * 40), "healthy"),
 ]
 
@@ -81,6 +100,23 @@ def test_the_sentence_says_how_many_dimensions_of_how_many() -> None:
     assert "The target's effective rank is 1.04 after an early peak of 60.0. Likely cause: " in said
     assert str(Use(rank=3.44, of=9)) == "3.4 of 9 dimensions"
     assert str(Use(rank=None, of=9)) == "none of 9 dimensions"
+
+
+def test_of_tokens_the_images_dimensions_are_said_too() -> None:
+    verdict = judge(run_of([30.0] * 40, [10.0] * 40, **TOKENS), Use(rank=20.0, of=128))
+    assert (
+        str(verdict)
+        == "healthy: the outputs use 30 of 64 dimensions, the images' means 5 of 32, the features 20 of 128."
+    )
+    assert read(Verdict, plain(verdict), "results.json") == verdict
+    assert judge(run_of([30.0] * 40)).images is None
+
+
+def test_the_readings_that_show_a_fault_give_the_rank() -> None:
+    """At readings so sparse, a collapse in the first epoch is seen by few: siamese on photographs did so."""
+    verdict = judge(run_of([30.0] * 39 + [1.2], [10.0] * 40))
+    assert verdict.outputs.rank == 1.2
+    assert "The target's effective rank is 1.20 after an early peak of 30.0." in str(verdict)
 
 
 def test_a_verdict_is_written_and_read_back() -> None:

@@ -1,6 +1,7 @@
 """Scores of frozen features: weighted kNN, linear probes, and scores that need no labels."""
 
 from rankgap.evaluate.accuracy import Accuracy
+from rankgap.evaluate.dense import DenseStructure, dense_structure, dse
 from rankgap.evaluate.evaluation import PROTOCOLS, Protocol, check_sets, evaluate
 from rankgap.evaluate.features import Features, extract_features, feature_batches
 from rankgap.evaluate.label_free import (
@@ -9,6 +10,7 @@ from rankgap.evaluate.label_free import (
     cluster_learnability,
     intrinsic_dimension,
     lidar,
+    log_local_dimension,
     nesum,
     participation_ratio,
     stable_rank,
@@ -20,6 +22,7 @@ from rankgap.evaluate.neighbours import Neighbours, knn
 __all__ = [
     "PROTOCOLS",
     "Accuracy",
+    "DenseStructure",
     "Features",
     "LinearClassifier",
     "Neighbours",
@@ -28,6 +31,8 @@ __all__ = [
     "alpha_req",
     "check_sets",
     "cluster_learnability",
+    "dense_structure",
+    "dse",
     "evaluate",
     "extract_features",
     "feature_batches",
@@ -37,6 +42,7 @@ __all__ = [
     "knn",
     "lidar",
     "linear_probe",
+    "log_local_dimension",
     "nesum",
     "participation_ratio",
     "stable_rank",

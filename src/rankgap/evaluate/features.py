@@ -24,7 +24,7 @@ class Features(NamedTuple):
     """Features of a set of images.
 
     Attributes:
-        features: (N, F) float32.
+        features: (N, F) float32; tokens (N, T, F) if the encoder gives those.
         labels: (N,) int64; None if the images have none.
     """
 
@@ -88,7 +88,8 @@ def feature_batches(
     """Features of a set, batch by batch in the set's order, in evaluation mode and without gradient.
 
     Args:
-        encoder: (B, C, size, size) -> (B, F); its modules get their train or eval modes back at the end.
+        encoder: (B, C, size, size) -> (B, F), or tokens (B, T, F); its modules get their train or eval modes back
+            at the end.
         images: the set; each image is seen once, through `eval_view`.
         size: side of the view in pixels.
         batch_size: images per forward pass; by default 64 on a CPU, whose cache holds their activations, else 256.
@@ -148,7 +149,7 @@ def extract_features(
     row = 0
     for part, part_labels in feature_batches(encoder, images, mean=mean, std=std, **options):
         if whole is None:  # filled in place, so that the set is never held twice
-            whole = part.new_empty(len(images), part.shape[1])
+            whole = part.new_empty(len(images), *part.shape[1:])
         whole[row : row + len(part)] = part
         row += len(part)
         if part_labels is not None:

@@ -20,6 +20,13 @@ from rankgap.spectra.float64 import double
 from rankgap.spectra.gram import check_batch, solve_gram
 
 _EPS = 1e-7  # of RankMe; LiDAR uses the same
+_ROUNDED = 1e-7  # differences of distances below this share of a row's length are rounding
+
+
+def check_finite(z: Tensor, name: str) -> None:
+    """Raise `UserError` unless all values are finite; the message begins with `name`."""
+    if not z.isfinite().all():
+        raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
 
 
 def stable_rank(z: Tensor, *, center: bool = False) -> Tensor:
@@ -111,8 +118,7 @@ def lidar(z: Tensor, *, delta: float = 1e-4) -> Tensor:
     check_batch(z, "lidar")
     if z.ndim != 3 or z.shape[1] < 2 or z.shape[0] < 2:
         raise UserError(f"lidar expects (N, q, D) with N >= 2 and q >= 2, got {tuple(z.shape)}")
-    if not z.isfinite().all():
-        raise UserError(f"lidar: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
+    check_finite(z, "lidar")
     z = double(z.detach())
     means = z.mean(1)  # (N, D)
     within = (z - means[:, None]).flatten(0, 1)
@@ -201,6 +207,41 @@ def intrinsic_dimension(z: Tensor, *, discard: float = 0.1) -> Tensor:
     x, y = mu[:kept], -(1 - share[:kept]).clamp_min(1 / (2 * len(mu))).log()
     slope: Tensor = (x * y).sum() / x.square().sum().clamp_min(torch.finfo(x.dtype).tiny)
     return slope
+
+
+def log_local_dimension(z: Tensor, *, k: int = 64) -> Tensor:
+    """The mean of ln LID over rows, each with its local intrinsic dimension: LDReg's measure (Huang et al. 2024).
+
+    LID = -mu / (mu - w), where mu is the mean distance to the k nearest rows and w that to the k-th of them (the
+    method of moments, Amsaleg et al. 2018). Features may span many dimensions and still lie on a sheet of few,
+    which no spectrum shows. For rows spread evenly in d dimensions, LID is about (k d + 1) / (k - 1). It depends
+    on k and N: the more rows, the nearer is the k-th neighbour.
+
+    LDReg's code takes mu over the k - 1 nearest, without the k-th; its LID is lower by about (d + 1) / (k - 1).
+    Rows whose k nearest are all equally far, such as copies, have no LID and are left out.
+
+    Args:
+        z: (N, D), any float dtype, N > k.
+        k: the number of neighbours.
+
+    Returns:
+        0-d, float64, no gradient.
+
+    Raises:
+        UserError: `z` is not a batch of finite numbers, has k rows or fewer, or no row has an LID.
+    """
+    check_batch(z, "log_local_dimension")
+    if z.ndim != 2 or len(z) <= k:
+        raise UserError(f"log_local_dimension expects (N, D) with N > k = {k}, got {tuple(z.shape)}")
+    check_finite(z, "log_local_dimension")
+    z = double(z.detach())
+    z = z - z.mean(0)  # distances are found from products, which a large mean would round
+    nearest = torch.cdist(z, z).fill_diagonal_(torch.inf).topk(k, largest=False).values  # (N, k), ascending
+    mean, last = nearest.mean(1), nearest[:, -1]
+    known = last - mean > _ROUNDED * z.norm(dim=1)
+    if not known.any():
+        raise UserError(f"log_local_dimension: no row has {k} neighbours at different distances")
+    return (mean / (last - mean))[known].log().mean()
 
 
 def cluster_learnability(z: Tensor, *, clusters: int = 10, seed: int = 0) -> Tensor:

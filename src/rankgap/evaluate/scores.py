@@ -1,6 +1,6 @@
 """Scores without labels, by name: their input, the direction that is best, and what they may compare.
 
-Shapes: N images, q views of each, B images in a batch, C channels, S side of a view, F feature width.
+Shapes: N images, q views or T tokens of each, B images in a batch, C channels, S side of a view, F feature width.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from rankgap.data import ImageSet
 from rankgap.errors import UserError
 from rankgap.evaluate import label_free
 from rankgap.evaluate.batches import batch_for, views_of
+from rankgap.evaluate.dense import dse
 from rankgap.evaluate.features import evaluating
 from rankgap.spectra.effective_rank import effective_rank, rankme
+from rankgap.spectra.tokens import between_image_share, position_share
 from rankgap.views import Views
 
 VIEWS = 4  # of each image, for the scores that need the views of training
+TOKEN_IMAGES = 256  # images, at most, for the scores of tokens: they hold as many rows as 4,096 features or more
 BATCH = 256  # images per forward pass
 
 _NORMAL = 1.96  # standard deviations to each side of the mean that hold 95% of a normal distribution
@@ -34,9 +37,9 @@ class Score:
     """A label-free score.
 
     Args:
-        function: features (N, F), or features of views (N, q, F), -> 0-d.
-        takes: which of the two it is.
-        best: the direction that goes with accuracy.
+        function: features (N, F), features of views (N, q, F), or tokens (N, T, F), -> 0-d.
+        takes: which of the three it is.
+        best: the direction that goes with accuracy; None if there is none, as for a share that describes.
         valid: what the score may compare, as far as its authors showed, or what to read it together with. It
             completes a sentence that starts with the score's name.
         first: whether it is one of the main scores for comparing a run's checkpoints: its authors showed that it
@@ -44,8 +47,8 @@ class Score:
     """
 
     function: Callable[[Tensor], Tensor]
-    takes: Literal["features", "views"]
-    best: Literal["highest", "lowest", "nearest 1"]
+    takes: Literal["features", "views", "tokens"]
+    best: Literal["highest", "lowest", "nearest 1"] | None
     valid: str
     first: bool = False
 
@@ -89,6 +92,30 @@ SCORES: dict[str, Score] = {
         "lowest",
         "is read together with uniformity: a constant encoder has 0 (Wang & Isola 2020)",
     ),
+    "log LID": Score(
+        label_free.log_local_dimension,
+        "features",
+        "highest",
+        "is read beside the ranks: features may span many dimensions and be flat locally (Huang et al. 2024)",
+    ),
+    "DSE": Score(
+        dse,
+        "tokens",
+        "highest",
+        f"{_ONE_METHOD} for dense tasks, on {TOKEN_IMAGES} images at most (Dai et al. 2025)",
+    ),
+    "between-image share": Score(
+        between_image_share,
+        "tokens",
+        None,
+        "is the part of the tokens' variance between images: near 1, all places of an image are alike",
+    ),
+    "position share": Score(
+        position_share,
+        "tokens",
+        None,
+        "is the part of the tokens' variance that depends on the place alone: near 1, all images are alike",
+    ),
 }
 
 
@@ -119,8 +146,8 @@ class RunScores:
         title: the run's title.
         images: the number of images in the sample.
         steps: checkpoint -> step of training.
-        rated: checkpoint -> score -> value.
-        notes: remarks on the images, one sentence each.
+        rated: checkpoint -> score -> value; without the scores of tokens if the encoder gives none.
+        notes: remarks on the images and the encoder, one sentence each.
     """
 
     title: str
@@ -138,10 +165,13 @@ class RunScores:
             score: a name in `SCORES`.
 
         Returns:
-            The best checkpoint, "" if none has a value; and the others whose difference from it lies within the
-            intervals of both.
+            The best checkpoint, "" if none has a value or the score has no best direction; and the others whose
+            difference from it lies within the intervals of both.
         """
-        worth = _WORTH[SCORES[score].best]
+        best = SCORES[score].best
+        if best is None:
+            return "", []
+        worth = _WORTH[best]
         values = {name: self.rated[name][score] for name in self._names()}
         values = {name: rated for name, rated in values.items() if math.isfinite(rated.value)}
         if not values:
@@ -170,7 +200,7 @@ def rate(score: Score, z: Tensor, *, repeats: int = 20, seed: int = 0) -> Rated:
 
     Args:
         score: the score.
-        z: its input, features (N, F) or features of views (N, q, F).
+        z: its input, features (N, F), features of views (N, q, F) or tokens (N, T, F).
         repeats: the number of halves.
         seed: of the choice of halves.
     """

@@ -77,6 +77,23 @@ class Encoder(nn.Module):
                 module.register_forward_pre_hook(partial(_count_a_batch_once, module.momentum))
 
 
+class TokenEncoder(nn.Module):
+    """An encoder as a module that gives the tokens of each image, (B, C, H, W) -> (B, N, D).
+
+    Args:
+        encoder: an `Encoder`, whose `tokens` are given.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(encoder, Encoder)
+        self.encoder = encoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """As `Encoder.tokens`."""
+        return self.encoder.tokens(images)
+
+
 def _count_a_batch_once(momentum: float | None, norm: Any, _: Any) -> None:
     """Keep a batch norm's running statistics as they are while its forward is computed again."""
     again = torch._C._current_graph_task_id() >= 0  # within a backward pass

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch import nn
+
+from rankgap.data import ImageSet
 from rankgap.errors import UserError
 from rankgap.evaluate.features import extract_features
-from rankgap.evaluate.scores import SCORES, Rated, RunScores, rate, view_features
+from rankgap.evaluate.scores import SCORES, TOKEN_IMAGES, Rated, RunScores, rate, view_features
+from rankgap.model.backbones import TokenEncoder
 from rankgap.run.files import check_writable
 from rankgap.run.folder import RunFolder
 from rankgap.run.restored import restore
@@ -44,6 +48,8 @@ def score_run(
     changes = {} if data is None else {"data": data}
     plan = restore(folder.path, checkpoint=paths[0], **changes)
     sample, encoder = plan.train.sample(images), plan.model.encoder(branch)
+    few = sample.sample(TOKEN_IMAGES)
+    missing = _why_no_tokens(encoder, few, plan.size)
     steps: dict[str, int] = {}
     rated: dict[str, dict[str, Rated]] = {}
     for path in paths:
@@ -58,12 +64,31 @@ def score_run(
             "features": extract_features(encoder, sample, size=plan.size).features,
             "views": view_features(encoder, sample, plan.target_views()),
         }
-        rated[path.stem] = {name: rate(s, inputs[s.takes], repeats=repeats) for name, s in SCORES.items()}
+        if not missing:
+            inputs["tokens"] = extract_features(TokenEncoder(encoder), few, size=plan.size).features
+        rated[path.stem] = {
+            name: rate(s, inputs[s.takes], repeats=repeats) for name, s in SCORES.items() if s.takes in inputs
+        }
     found = RunScores(
-        title=plan.config.title, images=len(sample), steps=steps, rated=rated, notes=plan.differences
+        title=plan.config.title,
+        images=len(sample),
+        steps=steps,
+        rated=rated,
+        notes=(*plan.differences, *missing),
     )
     folder.write_scores(_plain(found, branch))
     return found
+
+
+def _why_no_tokens(encoder: nn.Module, images: ImageSet, size: int) -> list[str]:
+    """One sentence on why the scores of tokens are left out; empty if they are not."""
+    try:
+        tokens = extract_features(TokenEncoder(encoder), images.sample(1), size=size).features
+    except UserError as error:
+        return [f"the scores of tokens are left out: {error}"]
+    if tokens.shape[1] > 1:
+        return []
+    return [f"the scores of tokens are left out: the encoder's feature map has one place for a view of {size} px"]
 
 
 def _plain(found: RunScores, branch: Side) -> dict[str, Any]:

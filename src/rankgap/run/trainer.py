@@ -177,7 +177,7 @@ def _results(plan: Plan, module: SelfSupervised, checkpoints: Checkpoints) -> di
         rated = _rated(plan)
         results |= evaluate_plan(rated) | folder.start()
         features = Use(rank=results["erank_features"], of=min(len(rated.train), plan.work.features))
-        results["alarms"] = plain(alarms(history))
+        results["alarms"] = plain(alarms(history, steps=plan.work.steps))
         if history and not config.fast_dev_run:  # two steps tell nothing
             results["verdict"] = plain(judge(history, features))
         folder.write_results(results)

@@ -80,7 +80,7 @@ def live_view(folder: RunFolder, images_per_second: float | None, *, width: int 
     table = Table.grid(padding=(0, _GAP))
     for (name, values, _), number in zip(curves, last, strict=True):
         table.add_row(name, Text(sparkline(values, max(room, 1)), style="cyan"), number)
-    found = alarms(readings(metrics))
+    found = alarms(readings(metrics), steps=saved.work.steps)
     said = [Text(f"alarm: {alarm}", style="yellow") for alarm in found] or [Text("no alarm", style="green")]
     return Group(*parts, table, *said, *_ending(folder, beat))
 
@@ -109,7 +109,8 @@ def _end(folder: RunFolder, beat: Beat | None) -> tuple[str, str] | None:
 def _ending(folder: RunFolder, beat: Beat | None) -> list[Text]:
     """A line about how a run ended, or about what it does besides training."""
     if (end := _end(folder, beat)) is not None:
-        return [Text(end[0], style=end[1])]
+        verdict = folder.verdict() if end[0] == "finished" else None
+        return [*([Text(f"verdict: {verdict}")] if verdict else []), Text(end[0], style=end[1])]
     if beat is not None and beat.is_stuck(now := time.time()):
         return [
             Text(f"its process is alive, but finished no step for {duration(now - beat.moved)}", style="yellow")
@@ -187,7 +188,7 @@ class _Lines:
                 f"step {int(row['step']) + 1:,}  {status_line(int(row['step']) + 1, row, work, speed)}", wrap=False
             )
         self.read = count
-        lines = [f"alarm: {alarm}" for alarm in alarms(readings(metrics))]
+        lines = [f"alarm: {alarm}" for alarm in alarms(readings(metrics), steps=work.steps)]
         lines += [line.plain for line in _ending(self.folder, last_beat(self.folder))]
         for line in lines:
             if line not in self.said:

@@ -171,7 +171,8 @@ def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything:
         say(("warning:", "yellow"), f" {note}")
     if verdict is not None:
         _say_verdict("the run", verdict)
-    names = [name for name, score in SCORES.items() if score.first or everything]
+    measured = next(iter(found.rated.values()))
+    names = [name for name in measured if SCORES[name].first or everything]
     rows = list(found.rated) if everything else _some(list(found.rated), [found.best(name)[0] for name in names])
     for start in range(0, len(names), ACROSS):
         across = names[start : start + ACROSS]
@@ -179,7 +180,8 @@ def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything:
         table.add_column("checkpoint", overflow="fold")
         table.add_column("step", justify="right", no_wrap=True)
         for name in across:
-            table.add_column(f"{name}\n({SCORES[name].best})", justify="right", no_wrap=True)
+            best = SCORES[name].best
+            table.add_column(f"{name}\n({best})" if best else name, justify="right", no_wrap=True)
         for row in rows:
             cells = (_interval(*found.rated[row][name]) for name in across)
             table.add_row(row, f"{found.steps[row]:,}", *cells)
@@ -188,13 +190,13 @@ def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything:
     if not compares:
         say("A single checkpoint cannot be compared: train with --keep-every N to keep more.")
     for name in names:
-        said = f"{_preferred(found, name, everything)}. " if compares else ""
+        said = f"{_preferred(found, name, everything)}. " if compares and SCORES[name].best else ""
         say((name, "bold"), f": {said}", (f"It {SCORES[name].valid}.", "dim"))
     say((INTERVALS, "dim"))
     if not everything:
         left = len(found.rated) - len(rows)
         others = f"{left} more checkpoint{'s' * (left > 1)}, and " if left else ""
-        say((f"--all adds {others}{', '.join(name for name in SCORES if name not in names)}", "dim"))
+        say((f"--all adds {others}{', '.join(name for name in measured if name not in names)}", "dim"))
 
 
 def _preferred(found: RunScores, score: str, by_name: bool) -> str:
@@ -217,7 +219,9 @@ def _some(names: Sequence[str], kept: Sequence[str]) -> list[str]:
 
 
 def _interval(value: float, half: float) -> Text:
-    return Text.assemble(f"{value:.3g}", (f" ± {half:.2g}", "dim")) if math.isfinite(value) else Text("-")
+    if not math.isfinite(value):
+        return Text("-")
+    return Text.assemble(f"{value:.3g}", (f" ± {half:.2g}" if math.isfinite(half) else "", "dim"))
 
 
 def _facts(title: str, rows: Mapping[str, str]) -> Table:

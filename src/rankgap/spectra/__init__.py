@@ -18,18 +18,22 @@ from rankgap.spectra.pair import (
     transfer,
 )
 from rankgap.spectra.processes import gather_rows
+from rankgap.spectra.tokens import between_image_share, image_means, position_share
 
 __all__ = [
     "Convention",
     "PairSpectrum",
+    "between_image_share",
     "effective_rank",
     "effective_rank_of",
     "eigenspace_alignment",
     "gather_rows",
+    "image_means",
     "low_pass_score",
     "mean_energy",
     "measured_filter",
     "pair_spectrum",
+    "position_share",
     "rank_difference",
     "rank_tolerance",
     "rankme",

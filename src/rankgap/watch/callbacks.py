@@ -59,13 +59,15 @@ class Watcher:
     def expect(self, steps: float) -> None:
         """Say how long the run is, in steps, unless the user did; infinite or negative if nobody knows."""
         if "steps" not in self._options and 0 < steps < math.inf:
-            self.monitor.cadence.steps = int(steps)
+            self.monitor.cadence.steps = self.monitor.doctor.steps = int(steps)
 
     def detach(self) -> None:
         """Remove the hooks, and warn of a run that ends collapsed too early for an alarm."""
-        history, thresholds = self.monitor.history, self.monitor.doctor.thresholds
-        if history and (verdict := self.monitor.verdict()).kind != "healthy" and not alarms(history, thresholds):
-            warnings.warn(str(verdict), stacklevel=3)
+        history, doctor = self.monitor.history, self.monitor.doctor
+        if history and not alarms(history, doctor.thresholds, doctor.steps):
+            verdict = self.monitor.verdict()
+            if verdict.kind != "healthy":
+                warnings.warn(str(verdict), stacklevel=3)
         self.release()
 
     def release(self) -> None:

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from statistics import median
+from typing import Literal, NamedTuple
 
 from rankgap.watch.reading import Reading
 
 Kind = Literal[
     "healthy",
     "complete",
+    "one branch constant",
+    "positional collapse",
     "dimensional",
     "uniform assignment",
     "one prototype",
     "negative rank difference",
+    "target too close",
+    "falling late",
     "non-finite",
 ]
 
 ONE = 1.05  # an effective rank of 1, up to noise
+_SHORT = 48  # a run of known length has this many times the steps from one reading to the next, or more
+_MARKS = 64  # ranks kept of a run's past, at most
+_IMAGES = 8  # that tokens must come from to tell positions from images; two views are alike at each position
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +66,23 @@ class Thresholds:
 
     Args:
         patience: readings in a row that must agree before a fault is named; non-finite values are named at once.
-        constant: `Reading.spread` at or below which features count as constant.
+        apart: training steps from one of these readings to the next, on average and at least, so that a few noisy
+            steps that are all read raise no alarm; a 48th of a run of known length if that is less.
+        constant: `Reading.spread` at or below which both branches count as constant. One branch alone counts as
+            constant at half of it, because a healthy BYOL's predictor begins with a spread of 0.025 to 0.05.
+        positional: share of the target's variance that positions must explain to count as positional collapse
+            where the image rank is `gone` or less. A healthy JEPA's target begins at 0.2, its predictor at 0.95.
+        alone: the same share, whatever the image rank: a batch norm centres the images' means, and what is left of
+            them is noise in many dimensions.
         share: share of the target's early peak below which its dimensions count as dying. The effective ranks of
             a random network are high and fall in healthy runs too, to a fifteenth in short runs.
         floor: effective rank at or below which the target's dimensions count as dying in any case; a tenth of the
             highest possible rank if that is lower.
-        fall: share of the target's rank half a run ago below which `judge` calls it falling.
-        pull: share of the online rank by which the target's must exceed it to pull a falling rank up again.
+        fall: share of an earlier rank below which a rank has fallen.
+        late: share of a plateau, held from a quarter to half of the run, below which the target's rank has fallen
+            late.
+        pull: share of the online rank by which the target's must exceed it to pull a falling rank up again. The
+            target is too close if it differs by less, above or below.
         gone: effective rank of a dying target at or below which `judge` calls the run collapsed.
         early: number of readings in which that peak is sought.
         margin: share of the online rank by which the target's must lie below it to count as a negative difference.
@@ -75,10 +94,14 @@ class Thresholds:
     """
 
     patience: int = 5
+    apart: int = 10
     constant: float = 0.02
+    positional: float = 0.95
+    alone: float = 0.99
     share: float = 0.05
     floor: float = 2.0
     fall: float = 0.85
+    late: float = 0.5
     pull: float = 0.05
     gone: float = 1.5
     early: int = 10
@@ -87,103 +110,261 @@ class Thresholds:
     single: float = 0.05
 
 
+class _Ranks(NamedTuple):
+    """The ranks around a step: medians of the newest readings."""
+
+    step: int
+    online: float
+    target: float
+
+
 class Doctor:
     """Takes a run's readings one by one, and names what is wrong with the run.
 
+    A fault is named when it has shown in `Thresholds.patience` readings in a row that span enough steps. What is
+    kept of the past does not grow with the run.
+
     Args:
         thresholds: where to draw the lines; the defaults of `Thresholds` if None.
+        steps: length of the run in training steps, if known. Short runs then need fewer steps to agree, and a late
+            fall can be named while the run goes on.
 
     Attributes:
+        steps: length of the run; None if unknown.
         peak: the highest effective rank among the target's early readings.
         seen: number of finite readings so far.
         recent: the newest of them, at most `Thresholds.patience`.
         newest: the newest reading, finite or not; None before the first.
+        shown: the faults that show in the newest finite reading, with the number of readings in a row in which
+            they do, and the step of the first of these.
     """
 
-    def __init__(self, thresholds: Thresholds | None = None) -> None:
+    def __init__(self, thresholds: Thresholds | None = None, steps: int | None = None) -> None:
         self.thresholds = thresholds or Thresholds()
+        self.steps = steps
         self.peak = 0.0
         self.seen = 0
         self.newest: Reading | None = None
         self.recent: deque[Reading] = deque(maxlen=self.thresholds.patience)
+        self.shown: dict[Kind, tuple[int, int]] = {}
+        self._past: list[_Ranks] = []  # oldest first, evenly spaced
+        self._apart = 1  # readings from one of them to the next
 
     def __call__(self, reading: Reading) -> Diagnosis:
         """Take a new reading, and return the diagnosis."""
-        limits, self.newest = self.thresholds, reading
+        self.newest = reading
         if reading.finite:
-            if self.seen < limits.early and math.isfinite(reading.erank_target):
-                self.peak = max(self.peak, reading.erank_target)
-            self.seen += 1
-            self.recent.append(reading)
-            if len(self.recent) < limits.patience:
-                return Diagnosis("healthy", reading.step)
-        return self.diagnose()
+            self._remember(reading)
+            for fault in _FAULTS:
+                if fault.shows(self, reading):
+                    count, since = self.shown.get(fault.kind, (0, reading.step))
+                    self.shown[fault.kind] = count + 1, since
+                else:
+                    self.shown.pop(fault.kind, None)
+        return self._first(self._lasts)
 
     def diagnose(self) -> Diagnosis:
-        """The diagnosis of the newest readings, however few; at least one is required."""
-        recent, now, limits = self.recent, self.newest, self.thresholds
+        """The diagnosis if the run ends here; at least one reading is required.
+
+        A run that is shorter than the patience is judged by the readings that it has. Where no rank is left, or a
+        branch is constant, the newest reading is enough.
+        """
+
+        def ended(kind: Kind) -> bool:
+            assert self.newest is not None
+            none_left = not self.newest.erank_target > self.thresholds.gone
+            return none_left or kind in _CONSTANT or self.shown[kind][0] == self.seen or self._lasts(kind)
+
+        return self._first(ended)
+
+    def ranks(self) -> _Ranks:
+        """The medians of the newest readings' ranks."""
+        online, target = zip(*((r.erank_online, r.erank_target) for r in self.recent), strict=True)
+        return _Ranks(self.recent[-1].step, median(online), median(target))
+
+    def since(self, step: float) -> list[_Ranks]:
+        """The ranks that are kept from the last ones before a step on, oldest first; one at least."""
+        return self._past[max(bisect_right(self._past, step, key=lambda ranks: ranks.step) - 1, 0) :]
+
+    def line(self, reading: Reading) -> float:
+        """The effective rank at or below which the target's dimensions count as dying."""
+        limits = self.thresholds
+        return max(limits.share * self.peak, min(limits.floor, 0.1 * reading.full_rank), ONE)
+
+    def _remember(self, reading: Reading) -> None:
+        if self.seen < self.thresholds.early and math.isfinite(reading.erank_target):
+            self.peak = max(self.peak, reading.erank_target)
+        self.recent.append(reading)
+        if self.seen % self._apart == 0:
+            self._past.append(self.ranks())
+        if len(self._past) > _MARKS:
+            del self._past[1::2]
+            self._apart *= 2
+        self.seen += 1
+
+    def _lasts(self, kind: Kind) -> bool:
+        limits, (count, since) = self.thresholds, self.shown[kind]
+        apart = limits.apart if self.steps is None else min(limits.apart, self.steps / _SHORT)
+        return count >= limits.patience and self.recent[-1].step - since >= apart * (limits.patience - 1)
+
+    def _first(self, named: Callable[[Kind], bool]) -> Diagnosis:
+        """The first of the faults that show in the newest reading and are to be named."""
+        now = self.newest
         assert now is not None
-        step = now.step
         if not now.finite:
             return Diagnosis(
                 "non-finite",
-                step,
+                now.step,
                 "some outputs are not finite",
                 "a learning rate that is too high, or half precision that overflows",
                 "lower the learning rate, or train in float32",
             )
-        if all(r.usage is not None and r.usage < limits.single for r in recent):
-            return Diagnosis(
-                "one prototype",
-                step,
-                f"the entropy of the mean target is {now.usage:.1%} of ln K: one prototype takes everything",
-                "centring that is too slow, or targets that are too sharp",
-                "lower the centre's momentum, or raise the teacher's temperature",
-            )
-        if all(r.assignment is not None and r.assignment > limits.uniform for r in recent):
-            return Diagnosis(
-                "uniform assignment",
-                step,
-                f"the mean entropy of the targets is {now.assignment:.1%} of ln K, so the loss stays at ln K",
-                "targets that are too soft, or views too strong for so short a run",
-                "lower the teacher's temperature (or Sinkhorn's eps), or soften the colour jitter",
-            )
-        distributions = now.assignment is not None
-        if not distributions and all(r.spread <= limits.constant for r in recent):
-            return Diagnosis(
-                "complete",
-                step,
-                f"all outputs point the same way (spread {now.spread:.2g})",
-                "a missing stop-gradient, predictor or filter, so that both branches are the same",
-                "detach the target, and give one branch a filter (target power:-0.5)",
-            )
-        line = max(limits.share * self.peak, min(limits.floor, 0.1 * now.full_rank), ONE)
-        if all(not r.erank_target > line for r in recent):
-            return Diagnosis(
-                "dimensional",
-                step,
-                f"the target's effective rank is {now.erank_target:.2f} after an early peak of {self.peak:.1f}",
-                "no rank difference between the branches, so dimensions die out",
-                "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
-            )
-        if all(r.rank_difference < -limits.margin * r.erank_online for r in recent):
-            return Diagnosis(
-                "negative rank difference",
-                step,
-                f"the target's effective rank has been below the online branch's for {len(recent)} readings "
-                f"({now.erank_target:.2f} < {now.erank_online:.2f})",
-                "a filter on the wrong branch, so dimensions will die out",
-                "swap the filter's sign or its branch",
-            )
-        return Diagnosis("healthy", step)
+        for fault in _FAULTS:
+            if fault.kind in self.shown and named(fault.kind):
+                return Diagnosis(fault.kind, now.step, fault.saw(self, now), fault.cause, fault.knob)
+        return Diagnosis("healthy", now.step)
 
 
-def alarms(history: Iterable[Reading], thresholds: Thresholds | None = None) -> list[Diagnosis]:
-    """Every diagnosis in a history that is not healthy, once for each time that it begins."""
-    doctor, found, last = Doctor(thresholds), [], "healthy"
+def alarms(
+    history: Iterable[Reading], thresholds: Thresholds | None = None, steps: int | None = None
+) -> list[Diagnosis]:
+    """Every diagnosis in a history that is not healthy, once for each time that it begins; see `Doctor`."""
+    doctor, found, last = Doctor(thresholds, steps), [], "healthy"
     for reading in history:
         diagnosis = doctor(reading)
         if diagnosis and diagnosis.kind != last:
             found.append(diagnosis)
         last = diagnosis.kind
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    """A kind of fault: whether it shows in a reading, and the words for it."""
+
+    kind: Kind
+    shows: Callable[[Doctor, Reading], bool]
+    saw: Callable[[Doctor, Reading], str]
+    cause: str
+    knob: str
+
+
+def _both_constant(doctor: Doctor, r: Reading) -> bool:
+    limit = doctor.thresholds.constant
+    # A distribution points the same way as the uniform one at first. Older runs have no spread of the target.
+    return r.assignment is None and r.spread <= limit and not r.spread_target > limit
+
+
+def _one_constant(doctor: Doctor, r: Reading) -> bool:
+    low, high = sorted((r.spread, r.spread_target))
+    limit = doctor.thresholds.constant
+    return r.assignment is None and low <= limit / 2 and high > limit
+
+
+def _positional(doctor: Doctor, r: Reading) -> bool:
+    limits = doctor.thresholds
+    share, rank = r.position_share_target, r.image_rank_target
+    if share is None or rank is None or (r.images is not None and r.images < _IMAGES):
+        return False
+    return share >= limits.alone or (share >= limits.positional and not rank > limits.gone)
+
+
+def _too_close(doctor: Doctor, r: Reading) -> bool:
+    limits, now, since = doctor.thresholds, doctor.ranks(), doctor.since(r.step / 2)
+    close = all(abs(each.target - each.online) <= limits.pull * each.online for each in (*since, now))
+    return close and now.target < limits.fall * since[0].target
+
+
+def _falls_late(doctor: Doctor, _: Reading) -> bool:
+    limits, steps = doctor.thresholds, doctor.steps
+    if steps is None or doctor.seen < 4 * limits.early:
+        return False
+    quarter, half = (doctor.since(steps * share)[0].target for share in (0.25, 0.5))
+    return half >= limits.fall * quarter and doctor.ranks().target < limits.late * half
+
+
+_CONSTANT: frozenset[Kind] = frozenset({"complete", "one branch constant", "positional collapse"})
+
+_FAULTS = (  # of several, the first is named
+    _Fault(
+        "one prototype",
+        lambda doctor, r: r.usage is not None and r.usage < doctor.thresholds.single,
+        lambda _, r: f"the entropy of the mean target is {r.usage:.1%} of ln K: one prototype takes everything",
+        "centring that is too slow, or targets that are too sharp",
+        "lower the centre's momentum, or raise the teacher's temperature",
+    ),
+    _Fault(
+        "uniform assignment",
+        lambda doctor, r: r.assignment is not None and r.assignment > doctor.thresholds.uniform,
+        lambda _, r: f"the mean entropy of the targets is {r.assignment:.1%} of ln K, so the loss stays at ln K",
+        "targets that are too soft, or views too strong for so short a run",
+        "lower the teacher's temperature (or Sinkhorn's eps), or soften the colour jitter",
+    ),
+    _Fault(
+        "complete",
+        _both_constant,
+        lambda _, r: f"all outputs point the same way (spread {r.spread:.2g})",
+        "a missing stop-gradient, predictor or filter, so that both branches are the same",
+        "detach the target, and give one branch a filter (target power:-0.5)",
+    ),
+    _Fault(
+        "one branch constant",
+        _one_constant,
+        lambda _, r: (
+            f"the {'online' if r.spread < r.spread_target else 'target'} outputs all point one way, those of the "
+            f"other branch do not (spread {r.spread:.2g} online, {r.spread_target:.2g} target)"
+        ),
+        "a head of that branch that has died, or that the loss does not reach",
+        "check that branch's last layers: their initial values, their normalisation and their gradients",
+    ),
+    _Fault(
+        "positional collapse",
+        _positional,
+        lambda _, r: (
+            f"the target tokens differ by position, not by image (positions explain {r.position_share_target:.1%} "
+            f"of their variance, and the images' means have an effective rank of {r.image_rank_target:.2f})"
+        ),
+        "a missing stop-gradient or too fast a teacher, so that targets depend on the position alone",
+        "detach the target, and raise the teacher's momentum",
+    ),
+    _Fault(
+        "dimensional",
+        lambda doctor, r: not r.erank_target > doctor.line(r),
+        lambda doctor, r: (
+            f"the target's effective rank is {r.erank_target:.2f} after an early peak of {doctor.peak:.1f}"
+        ),
+        "no rank difference between the branches, so dimensions die out",
+        "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
+    ),
+    _Fault(
+        "negative rank difference",
+        lambda doctor, r: r.rank_difference < -doctor.thresholds.margin * r.erank_online,
+        lambda doctor, r: (
+            f"the target's effective rank has been below the online branch's since step "
+            f"{doctor.shown['negative rank difference'][1]:,} ({r.erank_target:.2f} < {r.erank_online:.2f})"
+        ),
+        "a filter on the wrong branch, so dimensions will die out (with class means as targets, a lower rank of "
+        "the target is no fault)",
+        "swap the filter's sign or its branch",
+    ),
+    _Fault(
+        "target too close",
+        _too_close,
+        lambda doctor, r: (
+            f"both effective ranks fall (the target's from {doctor.since(r.step / 2)[0].target:.1f} to "
+            f"{doctor.ranks().target:.1f} since half the steps so far), and their difference stays near 0"
+        ),
+        "a target that is too close to the online branch to hold its dimensions, as early in a JEPA's training",
+        "raise the teacher's momentum, or put a high-pass filter on the target (power:-0.5)",
+    ),
+    _Fault(
+        "falling late",
+        _falls_late,
+        lambda doctor, _: (
+            f"the target's effective rank fell from {doctor.since((doctor.steps or 0) / 2)[0].target:.1f} to "
+            f"{doctor.ranks().target:.1f} in the second half of the run, after a plateau"
+        ),
+        "training that is too long for the data: dense features degrade late while the loss still falls",
+        "score the checkpoints (`rankgap score`), and keep one from before the fall",
+    ),
+)

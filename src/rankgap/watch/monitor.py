@@ -141,7 +141,7 @@ class RankMonitor:
             raise unknown("rule for pairs", str(pair), get_args(Pair))
         self.pair, self.window = pair, window
         self.cadence = Cadence(None if every == "auto" else every, steps)
-        self.doctor = Doctor(thresholds)
+        self.doctor = Doctor(thresholds, steps)
         self.history = History()
         self.diagnosis = Diagnosis("healthy", 0)
         self._safety = Safety(strict=strict)

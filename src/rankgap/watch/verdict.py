@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from rankgap.watch.doctor import ONE, Diagnosis, Doctor, Thresholds
+from rankgap.watch.doctor import ONE, Diagnosis, Doctor, Kind, Thresholds
 from rankgap.watch.reading import Reading
 
 Outcome = Literal["healthy", "shrinking", "collapsed"]
+
+# Faults that leave a run some of its dimensions; the others leave it none, or tell nothing apart.
+_DYING: frozenset[Kind] = frozenset(
+    {"dimensional", "negative rank difference", "target too close", "falling late"}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +44,15 @@ class Verdict:
     """The verdict on a run's dimensions.
 
     Args:
-        kind: "collapsed" if the outputs or the features carry no information any more; "shrinking" if most
-            dimensions have died or are dying; otherwise "healthy".
-        outputs: the dimensions that the target's outputs use, as the median of the newest readings.
+        kind: "collapsed" if one branch's outputs or the features carry no information any more; "shrinking" if
+            most dimensions have died or are dying; otherwise "healthy".
+        outputs: the dimensions that the target's outputs use, as the median of the newest readings, or of those
+            that show the fault. Of tokens, all count as rows.
         features: the dimensions that the encoder's features use; None if they were not measured.
         saw: the numbers that show it; empty if healthy.
         cause: the most frequent cause.
         knob: the first thing to change.
+        images: the dimensions that the images' means use, if the outputs are tokens; otherwise None.
     """
 
     kind: Outcome
@@ -54,12 +61,14 @@ class Verdict:
     saw: str = ""
     cause: str = ""
     knob: str = ""
+    images: Use | None = None
 
     @property
     def uses(self) -> str:
         """The number of dimensions in use, in words."""
-        features = "" if self.features is None else f", the features {self.features}".removesuffix(" dimensions")
-        return f"the outputs use {self.outputs}{features}"
+        more = {"the images' means": self.images, "the features": self.features}
+        rest = (f", {name} {use}".removesuffix(" dimensions") for name, use in more.items() if use is not None)
+        return f"the outputs use {self.outputs}{''.join(rest)}"
 
     @property
     def why(self) -> str:
@@ -80,42 +89,49 @@ def judge(
     """Judge a run by all its readings, and by its encoder's features.
 
     The newest readings decide: an alarm that has passed does not count. A run that is shorter than the doctor's
-    patience is judged by the readings that it has.
+    patience is judged by the readings that it has, and where all outputs point one way in the newest reading, that
+    reading is enough.
 
     Args:
         history: the run's readings, one or more.
         features: the dimensions that the encoder's features use, over many images.
         thresholds: the limits; by default those of `Thresholds`.
     """
-    doctor = Doctor(thresholds)
+    now = history[-1]
+    doctor = Doctor(thresholds, steps=now.step + 1)
     for reading in history:
         doctor(reading)
     limits, diagnosis = doctor.thresholds, doctor.diagnose()
-    rank = median(r.erank_target for r in history[-limits.patience :])
+    count, _ = doctor.shown.get(diagnosis.kind, (limits.patience, now.step))
+    newest = history[-min(count, limits.patience) :]
+    rank = median(r.erank_target for r in newest)
     if not diagnosis:
         diagnosis = _fading(history, limits) or diagnosis
-    of = history[-1].full_rank
-    outputs = Use(rank=rank if math.isfinite(rank) else None, of=int(of) if math.isfinite(of) else 0)
     if not diagnosis and features is not None and (features.rank is None or features.rank <= ONE):
         diagnosis = Diagnosis(
             "complete",
-            history[-1].step,
+            now.step,
             "the encoder gives all images the same features",
             "images that are all alike, or a collapse before the projector",
             "check the images with `rankgap inspect`, and raise the rank difference (target power:-0.5)",
         )
     kind: Outcome = "healthy"
     if diagnosis:
-        dying = diagnosis.kind in ("dimensional", "negative rank difference")
-        kind = "shrinking" if dying and rank > limits.gone else "collapsed"
+        kind = "shrinking" if diagnosis.kind in _DYING and rank > limits.gone else "collapsed"
+    of_images = [r.image_rank_target for r in newest if r.image_rank_target is not None]
     return Verdict(
         kind=kind,
-        outputs=outputs,
+        outputs=_use(rank, now.full_rank),
         features=features,
         saw=diagnosis.saw,
         cause=diagnosis.cause,
         knob=diagnosis.knob,
+        images=_use(median(of_images), min(now.images or math.nan, now.full_rank)) if of_images else None,
     )
+
+
+def _use(rank: float, of: float) -> Use:
+    return Use(rank=rank if math.isfinite(rank) else None, of=int(of) if math.isfinite(of) else 0)
 
 
 def _fading(history: Sequence[Reading], limits: Thresholds) -> Diagnosis | None:
@@ -123,7 +139,8 @@ def _fading(history: Sequence[Reading], limits: Thresholds) -> Diagnosis | None:
 
     The rank is compared with the one half a run ago: if the learning rate ends at 0, every fall slows at the end.
     """
-    newest, earlier = history[-limits.patience :], history[: len(history) // 2][-limits.patience :]
+    count = max(limits.patience, len(history) // 12)  # as many as the doctor asks for where all steps are read
+    newest, earlier = history[-count:], history[: len(history) // 2][-count:]
     if not earlier:
         return None
     before, now = (median(r.erank_target for r in part) for part in (earlier, newest))

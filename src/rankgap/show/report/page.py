@@ -168,7 +168,14 @@ def _results(runs: Sequence[Run]) -> str:
 def _alarms(runs: Sequence[Run]) -> str:
     found = [(run.label, alarm) for run in runs for alarm in run.alarms]
     items = "".join(f'<li><b class="alarm">{_text(label)}</b>: {_text(str(alarm))}</li>' for label, alarm in found)
+    silent = [run.label for run in runs if run.verdict and run.verdict.kind != "healthy" and not run.alarms]
     said = f"<ul>{items}</ul>" if items else "<p>No alarm was raised during training.</p>"
+    if silent:
+        names = _text(", ".join(silent))
+        said += (
+            f"<p>Not healthy at the end, without an alarm: {names}. The verdict also judges the newest reading, "
+            "the second half of the run and the features.</p>"
+        )
     return f'<section id="alarms"><h2>Alarms</h2>{said}</section>'
 
 

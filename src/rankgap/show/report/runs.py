@@ -54,12 +54,12 @@ class Run:
     @cached_property
     def alarms(self) -> list[Diagnosis]:
         """The alarms that the run's readings raise."""
-        return alarms(readings(self.metrics))
+        return alarms(readings(self.metrics), steps=self.steps)
 
     @cached_property
     def diagnosis(self) -> Diagnosis | None:
         """The diagnosis after the newest reading; None before the first."""
-        doctor, newest = Doctor(), None
+        doctor, newest = Doctor(steps=self.steps), None
         for reading in readings(self.metrics):
             newest = doctor(reading)
         return newest

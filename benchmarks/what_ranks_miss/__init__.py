@@ -1,0 +1,1 @@
+"""Where the rank of features and their worth part."""
