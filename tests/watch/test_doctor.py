@@ -275,6 +275,19 @@ def test_a_late_fall_is_an_alarm_in_a_run_of_known_length_and_always_a_verdict()
     assert "after a plateau" in judge(late).saw
 
 
+@pytest.mark.parametrize("every", [10, 25])
+def test_a_late_fall_is_named_however_few_readings_a_run_of_known_length_has(every: int) -> None:
+    steps = 40 * every
+    late = [reading(step, target=20.0 if step < 0.7 * steps else 9.0) for step in range(0, steps, every)]
+    (alarm,) = alarms(late, steps=steps)
+    assert (alarm.kind, alarm.step) == ("falling late", 0.7 * steps + 6 * every)
+    assert judge(late).kind == "shrinking"
+
+
+def test_a_fall_between_two_kept_marks_of_a_long_run_s_beginning_is_no_late_one() -> None:
+    assert not alarms((reading(step, target=20.0 if step < 2115 else 9.0) for step in range(4000)), steps=100_000)
+
+
 def test_what_is_no_late_fall() -> None:
     assert not alarms(falls_at(300, 9.0), steps=1000)  # ranks fall early in healthy runs, after a warm-up too
     assert not alarms(falls_at(700, 11.0), steps=1000)

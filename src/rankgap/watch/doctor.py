@@ -27,7 +27,7 @@ Kind = Literal[
 ]
 
 ONE = 1.05  # an effective rank of 1, up to noise
-_SHORT = 48  # a run of known length has this many times the steps from one reading to the next, or more
+_SHORT = 48  # in a run of known length, readings that agree need not be more than this part of it apart
 _MARKS = 64  # ranks kept of a run's past, at most
 _IMAGES = 8  # that tokens must come from to tell positions from images; two views are alike at each position
 
@@ -275,10 +275,10 @@ def _too_close(doctor: Doctor, r: Reading) -> bool:
     return close and now.target < limits.fall * since[0].target
 
 
-def _falls_late(doctor: Doctor, _: Reading) -> bool:
+def _falls_late(doctor: Doctor, r: Reading) -> bool:
     limits, steps = doctor.thresholds, doctor.steps
-    if steps is None or doctor.seen < 4 * limits.early:
-        return False
+    if steps is None or r.step < steps / 2 or doctor.seen * steps < 4 * limits.early * (r.step + 1):
+        return False  # the early readings must be over by a quarter of the run
     quarter, half = (doctor.since(steps * share)[0].target for share in (0.25, 0.5))
     return half >= limits.fall * quarter and doctor.ranks().target < limits.late * half
 
