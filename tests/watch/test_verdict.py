@@ -112,6 +112,15 @@ def test_of_tokens_the_images_dimensions_are_said_too() -> None:
     assert judge(run_of([30.0] * 40)).images is None
 
 
+def test_a_few_readings_that_are_not_finite_hide_no_rank() -> None:
+    lost = [Reading(step, finite=False) for step in range(30, 39)]
+    verdict = judge([*run_of([30.0] * 30, [10.0] * 30), *lost, *run_of([30.0] * 40, [10.0] * 40)[39:]])
+    assert str(verdict) == "healthy: the outputs use 30 of 64 dimensions."
+    falls = run_of(falling(60, 20))
+    falls[-3:-1] = [Reading(step, finite=False) for step in (37, 38)]
+    assert judge(falls).kind == "shrinking"
+
+
 def test_the_readings_that_show_a_fault_give_the_rank() -> None:
     """At readings so sparse, a collapse in the first epoch is seen by few: siamese on photographs did so."""
     verdict = judge(run_of([30.0] * 39 + [1.2], [10.0] * 40))
