@@ -102,6 +102,15 @@ def test_the_sentence_says_how_many_dimensions_of_how_many() -> None:
     assert str(Use(rank=None, of=9)) == "none of 9 dimensions"
 
 
+def test_a_monitor_s_verdict_has_the_monitor_s_thresholds() -> None:
+    torch.manual_seed(0)
+    z = torch.ones(8) + 0.3 * torch.randn(64, 8)
+    for constant, kind in ((0.02, "healthy"), (0.5, "collapsed")):
+        monitor = RankMonitor(thresholds=Thresholds(constant=constant), strict=True)
+        monitor.update(z, z @ torch.diag(torch.linspace(1, 2, 8)))
+        assert monitor.verdict().kind == kind
+
+
 def test_of_tokens_the_images_dimensions_are_said_too() -> None:
     verdict = judge(run_of([30.0] * 40, [10.0] * 40, **TOKENS), Use(rank=20.0, of=128))
     assert (

@@ -127,9 +127,9 @@ def is_distribution(z: Tensor) -> bool:
 
 
 def readings(metrics: Mapping[str, Sequence[float]]) -> list[Reading]:
-    """The readings in the columns of a run's `metrics.csv`; other columns are ignored."""
+    """The readings in the columns of a run's `metrics.csv`, without what is NaN; other columns are ignored."""
     known = [name for name in Reading._fields if name in metrics]
     lines = (dict(zip(known, row, strict=True)) for row in zip(*(metrics[name] for name in known), strict=True))
     whole = {"step", "rows", "images"}
-    values = ({name: int(x) if name in whole and x == x else x for name, x in line.items()} for line in lines)
+    values = ({name: int(x) if name in whole else x for name, x in line.items() if x == x} for line in lines)
     return [Reading(**line) for line in values]  # type: ignore[arg-type]
