@@ -121,6 +121,10 @@ def test_of_tokens_the_images_dimensions_are_said_too() -> None:
     assert judge(run_of([30.0] * 40)).images is None
 
 
+def test_a_run_without_a_finite_reading_uses_no_dimensions() -> None:
+    assert str(judge([Reading(0, finite=False)])).startswith("collapsed: the outputs use no dimensions. Some out")
+
+
 def test_a_few_readings_that_are_not_finite_hide_no_rank() -> None:
     lost = [Reading(step, finite=False) for step in range(30, 39)]
     verdict = judge([*run_of([30.0] * 30, [10.0] * 30), *lost, *run_of([30.0] * 40, [10.0] * 40)[39:]])

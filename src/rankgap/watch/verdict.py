@@ -33,7 +33,7 @@ class Use:
 
     def __str__(self) -> str:
         if self.rank is None:
-            return f"none of {self.of} dimensions"
+            return f"none of {self.of} dimensions" if self.of else "no dimensions"
         shown = f"{self.rank:z.1f}" if self.rank < 9.95 else f"{self.rank:.0f}"
         possible = f" of {self.of}" if self.of else ""  # unknown in a run of an earlier version
         return f"{shown.removesuffix('.0')}{possible} dimensions"
