@@ -333,10 +333,10 @@ def test_positions_that_explain_much_are_no_collapse_while_images_differ() -> No
 
 
 def test_a_wider_online_branch_makes_no_negative_difference() -> None:
-    wide = [reading(step, target=12.5, online=30.0, full_rank=16.0) for step in range(0, 400, 10)]
+    wide = [reading(step, target=9.0, online=30.0, full_rank=16.0) for step in range(0, 400, 10)]
     assert not alarms(wide)
     assert judge(wide).kind == "healthy"
-    (alarm,) = alarms(each._replace(erank_target=5.0) for each in wide)
+    (alarm,) = alarms(each._replace(full_rank=64.0) for each in wide)
     assert alarm.kind == "negative rank difference"
 
 

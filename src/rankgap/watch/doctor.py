@@ -88,8 +88,8 @@ class Thresholds:
         margin: share of the online rank by which the target's must lie below it to count as a negative difference.
             The two views of a symmetric model differ by noise, and while SimSiam's predictor is learning the
             online rank exceeds the target's by up to a sixth in runs that end well. A filter on the wrong branch
-            makes the online rank several times as high. Of an online branch that is wider than the target, no
-            more counts than the target's rows could have.
+            makes the online rank several times as high. The online rank of a wider branch does not count where
+            it is higher than the target's could be.
         uniform: share of ln K above which an assignment counts as uniform.
         single: share of ln K below which one prototype counts as taking everything.
     """
@@ -270,6 +270,11 @@ def _positional(doctor: Doctor, r: Reading) -> bool:
     return share >= limits.alone or (share >= limits.positional and not rank > limits.gone)
 
 
+def _negative_difference(doctor: Doctor, r: Reading) -> bool:
+    wider = r.erank_online > ONE * r.full_rank  # than the target, which could not have that rank
+    return not wider and r.rank_difference < -doctor.thresholds.margin * r.erank_online
+
+
 def _too_close(doctor: Doctor, r: Reading) -> bool:
     limits, now, since = doctor.thresholds, doctor.ranks(), doctor.since(r.step / 2)
     close = all(abs(each.target - each.online) <= limits.pull * each.online for each in (*since, now))
@@ -339,7 +344,7 @@ _FAULTS = (  # of several, the first is named
     ),
     _Fault(
         "negative rank difference",
-        lambda doctor, r: r.erank_target < (1 - doctor.thresholds.margin) * min(r.erank_online, r.full_rank),
+        _negative_difference,
         lambda doctor, r: (
             f"the target's effective rank has been below the online branch's since step "
             f"{doctor.shown['negative rank difference'][1]:,} ({r.erank_target:.2f} < {r.erank_online:.2f})"
