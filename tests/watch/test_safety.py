@@ -130,6 +130,7 @@ def test_a_target_that_is_the_online_module_is_said() -> None:
     with monitor:
         model["predictor"](torch.randn(8, 6)).square().mean().backward()
     assert monitor.history[0].rank_difference == 0
+    RankMonitor(model, "predictor", "predictor", select=(0, 1))  # two of its outputs
 
 
 def test_two_monitors_and_a_monitor_that_is_entered_twice() -> None:

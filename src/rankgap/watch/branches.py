@@ -70,7 +70,8 @@ class Branches:
             self._hooks = BranchHooks(
                 modules, calls, tensors=self._collect, wanted=wanted, end_step=self._end, guard=self.guard
             )
-            if modules["online"] is modules["target"]:
+            options_agree = len({(reader.select, reader.then) for reader in self.readers.values()}) == 1
+            if modules["online"] is modules["target"] and options_agree:
                 safety.tell("same", "online and target are the same module, so the rank difference is 0")
 
     def enter(self) -> None:
