@@ -104,6 +104,8 @@ class PairSpectrum:
             "eigenspace alignment": f"{self.eigenspace_alignment.mean():.2f}   (1: the same directions)",
             "low-pass score": f"{self.low_pass_score:+.2f}   (+1: low-pass, -1: high-pass)",
         }
+        if self.sketch_target is not None:
+            rows["eigenspace alignment"] += ", too low in a sketch"
         if not len(self.eigenspace_alignment):
             why = "it needs paired rows of one width" if self.spectrum_target.any() else "the target is zero"
             rows |= dict.fromkeys(("eigenspace alignment", "low-pass score"), f"left out: {why}")
