@@ -104,6 +104,20 @@ def test_where_warnings_are_errors_the_training_still_goes_on() -> None:
     assert monitor.disabled
 
 
+def test_a_model_that_must_be_one_graph_is_trained_and_not_read() -> None:
+    torch._dynamo.reset()
+    model = heads()
+    whole = torch.compile(lambda x: model["predictor"](model["projector"](x)), backend="eager", fullgraph=True)
+    with (
+        pytest.warns(UserWarning, match="no step has been read"),
+        pytest.warns(UserWarning, match="fullgraph=True. hides a watched module, so it is not read: compile"),
+        RankMonitor(model) as monitor,
+    ):
+        whole(torch.randn(8, 6)).square().mean().backward()
+    assert not monitor.history
+    assert not monitor.disabled
+
+
 def test_a_module_that_never_runs_is_said_at_the_end() -> None:
     model = heads()
     with pytest.warns(UserWarning, match="no step has been read: neither module has run"), RankMonitor(model):
@@ -145,6 +159,10 @@ def test_two_monitors_and_a_monitor_that_is_entered_twice() -> None:
     with first:  # and again, later
         backward(model)
     assert len(first.history) == 4
+    first.__exit__(None, None, None)  # once too often
+    with first:
+        backward(model)
+    assert len(first.history) == 5
 
 
 def test_widths_may_change_between_steps() -> None:
@@ -161,6 +179,8 @@ def test_outputs_that_are_not_finite_are_readings() -> None:
     monitor, told = watch(model, steps=1)
     assert (monitor.history[0].finite, monitor.diagnosis.kind) == (False, "non-finite")
     assert not told
+    with pytest.raises(UserError, match="no finite outputs have been read yet"):
+        monitor.compute()
 
 
 @pytest.mark.parametrize(
