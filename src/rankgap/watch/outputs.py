@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.func import debug_unwrap
 
 from rankgap.errors import UserError, unknown
 from rankgap.spectra.float64 import at_least_float32
@@ -32,9 +33,9 @@ class OutputReader:
     Args:
         name: the branch's module, for messages.
         layout: what the dimensions of an output are: "n d" rows, "v n d" views, "b t d" tokens of images. None
-            takes two dimensions as rows, and three as `three` says. Four or more are a map (B, D, H, W), whose
-            positions are tokens; with a single position its images are rows.
-        select: the key, attribute or index of the tensor, if the output holds several; "heads.0" goes deeper.
+            takes two dimensions as rows, and three as `three` says. Four or more are a map (B, D, H, W), or
+            (B, H, W, D) with "b t d", whose positions are tokens; with a single position its images are rows.
+        select: the key, attribute or index of the tensor, if the output holds several; "heads.-1" goes deeper.
         stacked: number of views in one output, one after the other.
         then: applied to the tensor of an output (to the list of tensors if there are several) right after the
             module gave it, without gradient and in float32 or better.
@@ -70,7 +71,7 @@ class OutputReader:
         """
         if self.select is not None:
             output = _selected(output, self.select, self.name)
-        found = [part.detach() for part in _read_from(output)]
+        found = _read_from(output)
         if not found:
             raise UserError(
                 f"{self.name} gives {_described(output)}, which holds no batch of floating-point numbers: name "
@@ -79,8 +80,9 @@ class OutputReader:
         if self.then is None:
             return found
         copies = [at_least_float32(part.clone()) for part in found]  # so that `then` may work in place
-        result = self.then(copies[0] if len(copies) == 1 else copies)
-        if not (found := [part.detach() for part in _read_from(result)]):
+        with torch.random.fork_rng([part.device for part in found if part.is_cuda]):
+            result = self.then(copies[0] if len(copies) == 1 else copies)
+        if not (found := _read_from(result)):
             raise UserError(f"then gave {_described(result)} for {self.name}: return a batch of numbers")
         return found
 
@@ -94,7 +96,7 @@ class OutputReader:
 
     def _views_of(self, z: Tensor) -> Iterator[Tensor]:
         if z.ndim > 3:
-            z = z.flatten(2).mT  # (B, H W, D)
+            z = z.flatten(1, -2) if self._ends_in_channels(z) else z.flatten(2).mT  # (B, H W, D)
             z = z[:, 0] if z.shape[1] == 1 else z
             layout: Layout = "n d" if z.ndim == 2 else "b t d"
         else:
@@ -103,6 +105,16 @@ class OutputReader:
             raise UserError(f"{self.name} gives {tuple(z.shape)}, but the layout 'b t d' has three dimensions")
         for part in z if z.ndim == 3 and layout == "v n d" else [z.flatten(0, -2) if layout == "n d" else z]:
             yield from part.chunk(self.stacked) if len(part) % self.stacked == 0 else [part]
+
+    def _ends_in_channels(self, z: Tensor) -> bool:
+        """Whether a map is (B, H, W, D), as Swin's are: a square with a last dimension that is not its side."""
+        if self.layout is not None or z.shape[-3] != z.shape[-2] or z.shape[-2] == z.shape[-1]:
+            return self.layout == "b t d"
+        self.say(
+            f"{self.name} gives {tuple(z.shape)}, which is read as a square of tokens with {z.shape[-1]} columns "
+            "each: pass layout='b t d' if it is, or move the columns to dimension 1 with then="
+        )
+        return True
 
     def _layout_of_three(self, z: Tensor) -> Layout:
         first, second, _ = z.shape
@@ -133,8 +145,9 @@ def all_tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _read_from(output: Any) -> list[Tensor]:
-    """The tensors that are read: all of a list, the first of any other container."""
+    """The tensors that are read, detached: all of a list, the first of any other container."""
     if isinstance(output, Tensor):
+        output = debug_unwrap(output).detach()  # as it is outside torch.func's transforms
         readable = output.ndim >= 2 and output.numel() > 0 and output.is_floating_point()
         return [output] if readable else []
     found = (_read_from(item) for item in _items(output))
@@ -161,7 +174,7 @@ def _selected(output: Any, select: str | int, name: str) -> Any:
         key, _, path = path.partition(".")
         if isinstance(output, Mapping) and key in output:
             output = output[key]
-        elif isinstance(output, list | tuple) and key.isdigit() and int(key) < len(output):
+        elif isinstance(output, list | tuple) and key in map(str, range(-len(output), len(output))):
             output = output[int(key)]
         elif hasattr(output, key):
             output = getattr(output, key)
