@@ -194,7 +194,7 @@ def test_an_identity_map_has_a_flat_filter_and_its_own_eigenspaces() -> None:
 
 def test_the_newest_rows_have_a_record_and_are_not_copied() -> None:
     monitor = RankMonitor(window=False)
-    with pytest.raises(UserError, match="no finite outputs have been read yet"):
+    with pytest.raises(UserError, match="no step has been read yet"):
         monitor.batch_spectrum()
     monitor.update(torch.full((4, 3), torch.nan), torch.zeros(4, 3))
     with pytest.raises(UserError, match="no finite outputs have been read yet"):
