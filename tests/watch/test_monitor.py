@@ -257,6 +257,14 @@ def test_a_resumed_monitor_continues_as_if_it_had_not_been_interrupted() -> None
     assert (fresh.step, fresh.history) == (0, [])
 
 
+def test_a_module_has_all_its_names() -> None:
+    model = nn.ModuleDict({"student": nn.ModuleDict({"head": nn.Linear(8, 4)}), "projector": nn.Linear(8, 4)})
+    model["predictor"] = model["student"]["head"]  # type: ignore[index]
+    with RankMonitor(model, every=1, strict=True) as monitor:
+        model["projector"](torch.randn(6, 8)), model["predictor"](torch.randn(6, 8)).sum().backward()
+    assert len(monitor.history) == 1
+
+
 def test_modules_and_outputs_that_cannot_be_watched_are_named() -> None:
     model = SimSiam()
     with pytest.raises(UserError, match=r"SimSiam has no module 'predictr'; nearest: predictor"):

@@ -49,7 +49,7 @@ def find(model: nn.Module, name: str) -> nn.Module:
     Raises:
         UserError: the model has no such module; the nearest names are listed.
     """
-    modules: dict[str, nn.Module] = {n: module for n, module in model.named_modules() if n}
+    modules: dict[str, nn.Module] = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
     if name in modules:
         return modules[name]
     bare: dict[str, nn.Module] = {}
