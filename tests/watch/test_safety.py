@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from typing import Any
 
@@ -199,6 +200,12 @@ def test_outputs_that_are_not_finite_are_readings() -> None:
 def test_options_are_checked_when_they_are_given(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         RankMonitor(**options)
+
+
+def test_the_number_of_steps_can_be_kept_in_a_checkpoint() -> None:
+    monitor = RankMonitor()
+    monitor.update(torch.eye(3), torch.eye(3))
+    assert repr(pickle.loads(pickle.dumps({"step": monitor.step}))) == "{'step': 1}"
 
 
 def test_a_step_by_hand_needs_hooks() -> None:

@@ -88,3 +88,7 @@ class StepCount(int):
     def __call__(self) -> Diagnosis:
         """End a step; returns the diagnosis."""
         return self._end()
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        """In a copy and in a file it is a plain number."""
+        return int, (int(self),)
