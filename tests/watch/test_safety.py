@@ -145,6 +145,7 @@ def test_a_target_that_is_the_online_module_is_said() -> None:
     with monitor:
         model["predictor"](torch.randn(8, 6)).square().mean().backward()
     assert monitor.history[0].rank_difference == 0
+    RankMonitor(model, "predictor", "predictor", select=(0, 1))  # two of its outputs
 
 
 def test_two_monitors_and_a_monitor_that_is_entered_twice() -> None:
@@ -192,6 +193,8 @@ def test_outputs_that_are_not_finite_are_readings() -> None:
         ({"stacked": (2, 0)}, "stacked must be 1 or more, got 0"),
         ({"stacked": (2, 3, 4)}, "one value for both branches or a pair"),
         ({"every": 0}, "every and steps must be 1 or more, got 0 and None"),
+        ({"every": "often"}, "every and steps must be 1 or more, got often and None"),
+        ({"model": [nn.Identity()]}, "model must be a module, got a list: pass the modules themselves"),
         ({"steps": 0}, "every and steps must be 1 or more, got auto and 0"),
         ({"then": ("softmax", None)}, "then takes a function for each branch"),
         ({"online": nn.Identity()}, "the target module is named 'projector', but there is no model"),

@@ -77,7 +77,8 @@ class Branches:
                 guard=self.guard,
                 say=partial(safety.tell, "compiled"),
             )
-            if modules["online"] is modules["target"]:
+            options_agree = len({(reader.select, reader.then) for reader in self.readers.values()}) == 1
+            if modules["online"] is modules["target"] and options_agree:
                 safety.tell("same", "online and target are the same module, so the rank difference is 0")
 
     def enter(self) -> None:

@@ -37,8 +37,8 @@ class OutputReader:
             (B, H, W, D) with "b t d", whose positions are tokens; with a single position its images are rows.
         select: the key, attribute or index of the tensor, if the output holds several; "heads.-1" goes deeper.
         stacked: number of views in one output, one after the other.
-        then: applied to the tensor of an output (to the list of tensors if there are several) right after the
-            module gave it, without gradient and in float32 or better.
+        then: applied to the tensor of an output, or to all tensors of a list, right after the module gave it: to
+            a copy in float32 or better, without gradient.
         three: the layout of three dimensions if none was chosen; None: up to `MOST_VIEWS` are views.
         say: called with a remark on the output.
 
@@ -72,19 +72,18 @@ class OutputReader:
         if self.select is not None:
             output = _selected(output, self.select, self.name)
         found = _read_from(output)
-        if not found:
+        if found is None:
             raise UserError(
                 f"{self.name} gives {_described(output)}, which holds no batch of floating-point numbers: name "
                 "another module, choose a tensor with select=, or call update"
             )
-        if self.then is None:
-            return found
-        copies = [at_least_float32(part.clone()) for part in found]  # so that `then` may work in place
-        with torch.random.fork_rng([part.device for part in found if part.is_cuda]):
-            result = self.then(copies[0] if len(copies) == 1 else copies)
-        if not (found := _read_from(result)):
-            raise UserError(f"then gave {_described(result)} for {self.name}: return a batch of numbers")
-        return found
+        if self.then is not None:
+            first = found[0] if isinstance(found, list) else found
+            with torch.random.fork_rng([first.device] if first.is_cuda else []):
+                result = self.then([_copy(z) for z in found] if isinstance(found, list) else _copy(found))
+            if (found := _read_from(result)) is None:
+                raise UserError(f"then gave {_described(result)} for {self.name}: return a batch of numbers")
+        return found if isinstance(found, list) else [found]
 
     def views(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """The views in the tensors of one output, each (N, D) or tokens (B, T, D).
@@ -144,16 +143,20 @@ def all_tensors(output: Any) -> Iterator[Tensor]:
         yield from all_tensors(item)
 
 
-def _read_from(output: Any) -> list[Tensor]:
-    """The tensors that are read, detached: all of a list, the first of any other container."""
+def _read_from(output: Any) -> Tensor | list[Tensor] | None:
+    """What is read: a tensor, all tensors of a list, or what is read from the first item of another container."""
     if isinstance(output, Tensor):
         output = debug_unwrap(output).detach()  # as it is outside torch.func's transforms
-        readable = output.ndim >= 2 and output.numel() > 0 and output.is_floating_point()
-        return [output] if readable else []
-    found = (_read_from(item) for item in _items(output))
-    if isinstance(output, list):
-        return [tensor for tensors in found for tensor in tensors]
-    return next((tensors for tensors in found if tensors), [])
+        return output if output.ndim >= 2 and output.numel() > 0 and output.is_floating_point() else None
+    found = (part for item in _items(output) if (part := _read_from(item)) is not None)
+    if not isinstance(output, list):
+        return next(found, None)
+    return [z for part in found for z in (part if isinstance(part, list) else [part])] or None
+
+
+def _copy(z: Tensor) -> Tensor:
+    """A copy in float32 or better, so that nothing done to it reaches the training."""
+    return z.clone() if at_least_float32(z) is z else at_least_float32(z)
 
 
 def _items(output: Any) -> Iterator[Any]:
