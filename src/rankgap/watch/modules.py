@@ -26,6 +26,11 @@ def branch_modules(model: nn.Module | None, given: Mapping[Side, str | nn.Module
     """The modules to hook; None if there is no model."""
     if model is None and not any(isinstance(module, nn.Module) for module in given.values()):
         return None
+    if model is not None and not isinstance(model, nn.Module):
+        raise UserError(
+            f"model must be a module, got a {type(model).__name__}: pass the modules themselves as online= and "
+            "target="
+        )
     found: dict[Side, nn.Module] = {}
     for side, module in given.items():
         if isinstance(module, nn.Module):
