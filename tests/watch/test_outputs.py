@@ -108,6 +108,7 @@ def test_what_cannot_be_read_is_named(output: Any, options: dict[str, Any], mess
         ((6, 4, 3, 2), {}, [(6, 6, 4)]),
         ((6, 4, 3, 2, 2), {}, [(6, 12, 4)]),
         ((6, 2, 2, 2), {}, [(6, 4, 2)]),
+        ((6, 3, 3, 3, 2), {}, [(6, 18, 3)]),
     ],
 )
 def test_dimensions_are_told_apart(

@@ -107,7 +107,8 @@ class OutputReader:
 
     def _ends_in_channels(self, z: Tensor) -> bool:
         """Whether a map is (B, H, W, D), as Swin's are: a square with a last dimension that is not its side."""
-        if self.layout is not None or z.shape[-3] != z.shape[-2] or z.shape[-2] == z.shape[-1]:
+        _, first, second, *rest = z.shape
+        if self.layout is not None or first != second or len(rest) > 1 or rest[0] == second:
             return self.layout == "b t d"
         self.say(
             f"{self.name} gives {tuple(z.shape)}, which is read as a square of tokens with {z.shape[-1]} columns "
