@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,6 +166,13 @@ def test_two_monitors_and_a_monitor_that_is_entered_twice() -> None:
     with first:
         backward(model)
     assert len(first.history) == 5
+
+
+def test_a_tensor_of_an_object_of_any_class_may_be_selected() -> None:
+    model = heads(online=lambda z: SimpleNamespace(z=z))
+    with RankMonitor(model, every=1, select=("z", None), strict=True) as monitor:
+        model["projector"](torch.randn(8, 6)), model["predictor"](torch.randn(8, 6)).z.sum().backward()
+    assert len(monitor.history) == 1
 
 
 def test_widths_may_change_between_steps() -> None:

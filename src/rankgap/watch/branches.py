@@ -18,7 +18,7 @@ from rankgap.errors import UserError
 from rankgap.spectra.pair import Side
 from rankgap.watch.hooks import BranchHooks, Call
 from rankgap.watch.modules import branch_modules, is_ours
-from rankgap.watch.outputs import OutputReader, for_side
+from rankgap.watch.outputs import OutputReader, all_tensors, for_side
 from rankgap.watch.safety import Safety
 
 SIDES: tuple[Side, Side] = get_args(Side)
@@ -71,6 +71,7 @@ class Branches:
             self._hooks = BranchHooks(
                 modules,
                 calls,
+                held=self._held,
                 tensors=self._collect,
                 wanted=wanted,
                 end_step=self._end,
@@ -130,6 +131,12 @@ class Branches:
         if why := self.safety.disabled or self.safety.skipped.get("readings"):
             return why
         return "train inside the with block, or call update" if self._hooks is None else self._hooks.why_nothing()
+
+    def _held(self, side: Side, output: Any) -> list[Tensor]:
+        if found := list(all_tensors(output)):
+            return found
+        selected = self.safety.or_skip(lambda: self.readers[side].selected(output))  # of an object of any class
+        return list(all_tensors(selected))
 
     def _collect(self, side: Side, output: Any) -> list[Tensor]:
         began = time.perf_counter()

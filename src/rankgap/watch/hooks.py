@@ -44,6 +44,7 @@ class BranchHooks:
     Args:
         modules: each side's module.
         calls: filled with the calls of each side since the last step's end.
+        held: gives every tensor that an output holds.
         tensors: gives the tensors of an output that are read.
         wanted: called at each output; returns whether this step is read.
         end_step: called at the end of each step with the calls of both sides, without their parts if they were
@@ -57,6 +58,7 @@ class BranchHooks:
         modules: Mapping[Side, nn.Module],
         calls: Mapping[Side, deque[Call]],
         *,
+        held: Callable[[Side, Any], list[Tensor]],
         tensors: Callable[[Side, Any], list[Tensor]],
         wanted: Callable[[], bool],
         end_step: Callable[[dict[Side, list[Call]]], object],
@@ -64,7 +66,7 @@ class BranchHooks:
         say: Callable[[str], None],
     ) -> None:
         self.modules, self.calls, self.say = modules, calls, say
-        self.tensors, self.wanted, self.end_step, self.guard = tensors, wanted, end_step, guard
+        self.held, self.tensors, self.wanted, self.end_step, self.guard = held, tensors, wanted, end_step, guard
         self._counted = False  # whether a backward pass has ended a step
         self._training = False  # whether the online module was in training mode in the newest of these
         self._number = self._ended = 0  # of the newest call, and of the newest one that belongs to an ended step
@@ -117,7 +119,7 @@ class BranchHooks:
             self.guard(lambda: self._collect(side, output))
 
     def _collect(self, side: Side, output: Any) -> None:
-        trained = [z for z in all_tensors(output) if z.requires_grad and z.grad_fn is not None]
+        trained = [z for z in self.held(side, output) if z.requires_grad and z.grad_fn is not None]
         training = self.modules["online"].training
         if not trained and self._counted and (side == "online" or training < self._training):
             return  # an evaluation

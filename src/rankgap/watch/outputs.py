@@ -69,8 +69,7 @@ class OutputReader:
         Raises:
             UserError: there is none, or `then` gave none.
         """
-        if self.select is not None:
-            output = _selected(output, self.select, self.name)
+        output = self.selected(output)
         found = _read_from(output)
         if found is None:
             raise UserError(
@@ -84,6 +83,14 @@ class OutputReader:
             if (found := _read_from(result)) is None:
                 raise UserError(f"then gave {_described(result)} for {self.name}: return a batch of numbers")
         return found if isinstance(found, list) else [found]
+
+    def selected(self, output: Any) -> Any:
+        """What `select` names in an output.
+
+        Raises:
+            UserError: the output has no such item.
+        """
+        return output if self.select is None else _selected(output, self.select, self.name)
 
     def views(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """The views in the tensors of one output, each (N, D) or tokens (B, T, D).
