@@ -16,7 +16,8 @@ from rich.console import Console
 from rankgap.cli import main
 from rankgap.run.beat import PATIENCE
 from rankgap.run.folder import RunFolder
-from rankgap.show.live import live_view, sparkline
+from rankgap.show.live import _Lines, live_view, sparkline
+from rankgap.show.report.runs import Run
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,26 @@ def test_the_curves_are_as_wide_as_the_terminal(width: int, run: Path, tmp_path:
     shown.print(live_view(RunFolder(tmp_path / "run"), None, width=width))
     lines = shown.export_text().splitlines()
     assert max(len(line.rstrip()) for line in lines if line.startswith(("loss", "erank", "rank"))) == width
+
+
+def test_all_views_of_a_run_know_its_length_and_so_show_one_alarm(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Constant outputs count after 5 readings in so short a run, and after 40 steps in a long one."""
+    shutil.copytree(run, tmp_path / "run")
+    header, first, *_ = (run / "metrics.csv").read_text().splitlines()
+    row = dict(zip(header.split(","), first.split(","), strict=True)) | {"spread": "0", "spread_target": "0"}
+    rows = [",".join((row | {"step": str(step)}).values()) for step in range(6)]
+    (tmp_path / "run" / "metrics.csv").write_text("\n".join([header, *rows]) + "\n")
+    folder = RunFolder(tmp_path / "run")
+    Console(width=200).print(live_view(folder, None, width=200))
+    assert "alarm: complete at step 4" in capsys.readouterr().out
+    _Lines(folder).update(None)
+    assert "alarm: complete at step 4" in capsys.readouterr().out
+    page = Run(folder, "a")
+    assert [(alarm.kind, alarm.step) for alarm in page.alarms] == [("complete", 4)]
+    assert page.diagnosis is not None
+    assert page.diagnosis.kind == "complete"
 
 
 def test_a_curve_is_from_its_smallest_to_its_largest_value() -> None:

@@ -275,6 +275,19 @@ def test_a_late_fall_is_an_alarm_in_a_run_of_known_length_and_always_a_verdict()
     assert "after a plateau" in judge(late).saw
 
 
+@pytest.mark.parametrize("every", [10, 25])
+def test_a_late_fall_is_named_however_few_readings_a_run_of_known_length_has(every: int) -> None:
+    steps = 40 * every
+    late = [reading(step, target=20.0 if step < 0.7 * steps else 9.0) for step in range(0, steps, every)]
+    (alarm,) = alarms(late, steps=steps)
+    assert (alarm.kind, alarm.step) == ("falling late", 0.7 * steps + 6 * every)
+    assert judge(late).kind == "shrinking"
+
+
+def test_a_fall_between_two_kept_marks_of_a_long_run_s_beginning_is_no_late_one() -> None:
+    assert not alarms((reading(step, target=20.0 if step < 2115 else 9.0) for step in range(4000)), steps=100_000)
+
+
 def test_what_is_no_late_fall() -> None:
     assert not alarms(falls_at(300, 9.0), steps=1000)  # ranks fall early in healthy runs, after a warm-up too
     assert not alarms(falls_at(700, 11.0), steps=1000)
@@ -317,6 +330,14 @@ def test_a_jepa_s_predictor_begins_with_positions_and_its_target_does_not() -> N
 def test_positions_that_explain_much_are_no_collapse_while_images_differ() -> None:
     tokens = {"position_share_target": 0.97, "image_rank_target": 8.7}
     assert not alarms(reading(step, **tokens) for step in range(0, 400, 10))
+
+
+def test_a_wider_online_branch_makes_no_negative_difference() -> None:
+    wide = [reading(step, target=9.0, online=30.0, full_rank=16.0) for step in range(0, 400, 10)]
+    assert not alarms(wide)
+    assert judge(wide).kind == "healthy"
+    (alarm,) = alarms(each._replace(full_rank=64.0) for each in wide)
+    assert alarm.kind == "negative rank difference"
 
 
 # A healthy SimSiam on CIFAR-10 (JPEG), every tenth step: the two ranks cross while both fall.

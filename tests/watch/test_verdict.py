@@ -102,6 +102,15 @@ def test_the_sentence_says_how_many_dimensions_of_how_many() -> None:
     assert str(Use(rank=None, of=9)) == "none of 9 dimensions"
 
 
+def test_a_monitor_s_verdict_has_the_monitor_s_thresholds() -> None:
+    torch.manual_seed(0)
+    z = torch.ones(8) + 0.3 * torch.randn(64, 8)
+    for constant, kind in ((0.02, "healthy"), (0.5, "collapsed")):
+        monitor = RankMonitor(thresholds=Thresholds(constant=constant), strict=True)
+        monitor.update(z, z @ torch.diag(torch.linspace(1, 2, 8)))
+        assert monitor.verdict().kind == kind
+
+
 def test_of_tokens_the_images_dimensions_are_said_too() -> None:
     verdict = judge(run_of([30.0] * 40, [10.0] * 40, **TOKENS), Use(rank=20.0, of=128))
     assert (
@@ -110,6 +119,19 @@ def test_of_tokens_the_images_dimensions_are_said_too() -> None:
     )
     assert read(Verdict, plain(verdict), "results.json") == verdict
     assert judge(run_of([30.0] * 40)).images is None
+
+
+def test_a_run_without_a_finite_reading_uses_no_dimensions() -> None:
+    assert str(judge([Reading(0, finite=False)])).startswith("collapsed: the outputs use no dimensions. Some out")
+
+
+def test_a_few_readings_that_are_not_finite_hide_no_rank() -> None:
+    lost = [Reading(step, finite=False) for step in range(30, 39)]
+    verdict = judge([*run_of([30.0] * 30, [10.0] * 30), *lost, *run_of([30.0] * 40, [10.0] * 40)[39:]])
+    assert str(verdict) == "healthy: the outputs use 30 of 64 dimensions."
+    falls = run_of(falling(60, 20))
+    falls[-3:-1] = [Reading(step, finite=False) for step in (37, 38)]
+    assert judge(falls).kind == "shrinking"
 
 
 def test_the_readings_that_show_a_fault_give_the_rank() -> None:

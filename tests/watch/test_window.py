@@ -40,11 +40,11 @@ def assert_same(found: PairSpectrum, wanted: PairSpectrum) -> None:
 
 
 def test_a_window_of_paired_rows_is_their_record() -> None:
-    p, t = gaussian(30, 8), gaussian(30, 8, seed=1)
+    p, t = gaussian(700, 8), gaussian(700, 8, seed=1)  # a batch of more rows than are added at a time
     window = filled((p[:10], t[:10]), (p[10:], t[10:]))
     found = window.spectrum(7)
     assert_same(found, pair_spectrum(p, t))
-    assert (window.rows, found.rows, found.step) == (30, 30, 7)
+    assert (window.rows, found.rows, found.step) == (700, 700, 7)
     assert found.sketch_online is found.sketch_target is None
 
 
@@ -89,6 +89,7 @@ def test_only_the_wide_branch_is_an_estimate() -> None:
     p, t = gaussian(20, 100), of_rank(5, rows=20, width=WIDEST + 1)
     found = filled((p, t), paired=False).spectrum(0)
     assert (found.sketch_online, found.sketch_target) == (None, (COLUMNS, WIDEST + 1))
+    assert_close(found.spectrum_target.square().sum(), t.double().square().sum(), rtol=1e-9, atol=0)
     assert_close(found.erank_online, effective_rank(p))
     assert_close(found.erank_target, effective_rank(t), rtol=0.03, atol=0)
 

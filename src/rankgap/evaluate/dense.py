@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankgap.errors import UserError
-from rankgap.evaluate.label_free import check_finite
 from rankgap.spectra.effective_rank import effective_rank
 from rankgap.spectra.float64 import double
-from rankgap.spectra.gram import check_batch
+from rankgap.spectra.gram import check_batch, check_finite
 
 LOCAL, GLOBAL, GROUP = 3, 24, 8  # clusters of one image's tokens; clusters of a group's tokens; images in a group
 

@@ -17,16 +17,10 @@ from torch import Tensor
 from rankgap.errors import UserError
 from rankgap.spectra.effective_rank import checked_spectrum, exp_entropy
 from rankgap.spectra.float64 import double
-from rankgap.spectra.gram import check_batch, solve_gram
+from rankgap.spectra.gram import check_batch, check_finite, solve_gram
 
 _EPS = 1e-7  # of RankMe; LiDAR uses the same
 _ROUNDED = 1e-7  # differences of distances below this share of a row's length are rounding
-
-
-def check_finite(z: Tensor, name: str) -> None:
-    """Raise `UserError` unless all values are finite; the message begins with `name`."""
-    if not z.isfinite().all():
-        raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
 
 
 def stable_rank(z: Tensor, *, center: bool = False) -> Tensor:

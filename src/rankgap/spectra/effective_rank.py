@@ -12,7 +12,15 @@ from torch import Tensor
 
 from rankgap.errors import UserError, unknown
 from rankgap.spectra.float64 import with_float64
-from rankgap.spectra.gram import EPS64, cast_columns, check_batch, lower_gram, singular_values, solve_gram
+from rankgap.spectra.gram import (
+    EPS64,
+    cast_columns,
+    check_batch,
+    check_finite,
+    lower_gram,
+    singular_values,
+    solve_gram,
+)
 
 Convention = Literal["correlation", "features"]
 
@@ -67,8 +75,7 @@ def checked_spectrum(z: Tensor, name: str, *, center: bool = False, shares: bool
     z = with_float64(z.detach())
     norm = torch.linalg.vector_norm(z, dim=(-2, -1), dtype=torch.promote_types(z.dtype, torch.float32))
     if not norm.isfinite().all():
-        if not z.isfinite().all():
-            raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
+        check_finite(z, name)
         norm = torch.linalg.vector_norm(z, dim=(-2, -1), dtype=torch.float64)
     ordinary = z.dtype != torch.float64 and bool(((norm > 1e-12) & (norm < 1e12)).all())
     if shares and ordinary and not center and min(z.shape[-2:]) >= LARGE:

@@ -79,6 +79,17 @@ def check_batch(z: Tensor, name: str) -> None:
         )
 
 
+def is_finite(z: Tensor) -> bool:
+    """Whether all values of a batch are finite; unlike `isfinite`, this makes no copy of it."""
+    return bool(torch.stack(torch.aminmax(z)).isfinite().all())  # NaN is both
+
+
+def check_finite(z: Tensor, name: str) -> None:
+    """Raise `UserError` unless all values are finite; the message begins with `name`."""
+    if not is_finite(z):
+        raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
+
+
 def cast_columns(z: Tensor, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
     """The columns of `z` (..., N, D) in another dtype: all at once, or 16,384 at a time if D is more and N <= D.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rankgap.errors import UserError
 from rankgap.spectra.float64 import double
-from rankgap.spectra.gram import RESOLUTION, check_batch, gram_singular_values
+from rankgap.spectra.gram import RESOLUTION, check_batch, check_finite, gram_singular_values
 from rankgap.spectra.pair import PairGrams, PairSpectrum, spectrum_of_grams
 from rankgap.spectra.processes import is_distributed, world_sum
 from rankgap.spectra.sketch import Sketch, with_energy
@@ -187,10 +187,8 @@ def _checked(z: Tensor, width: int, name: str) -> Tensor:
     check_batch(z, name)
     if z.ndim != 2 or z.shape[1] != width:
         raise UserError(f"{name} expects a batch (N, {width}), got {tuple(z.shape)}")
-    z = z.detach()
-    if not torch.stack(torch.aminmax(z)).isfinite().all():  # NaN is both; isfinite of a wide batch would copy it
-        raise UserError(f"{name}: {int((~z.isfinite()).sum())} of {z.numel()} values are not finite")
-    return z
+    check_finite(z, name)
+    return z.detach()
 
 
 def _added(z: Tensor, sketch: Sketch | None) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ Kind = Literal[
 ]
 
 ONE = 1.05  # an effective rank of 1, up to noise
-_SHORT = 48  # a run of known length has this many times the steps from one reading to the next, or more
+_SHORT = 48  # in a run of known length, readings that agree need not be more than this part of it apart
 _MARKS = 64  # ranks kept of a run's past, at most
 _IMAGES = 8  # that tokens must come from to tell positions from images; two views are alike at each position
 
@@ -88,7 +88,8 @@ class Thresholds:
         margin: share of the online rank by which the target's must lie below it to count as a negative difference.
             The two views of a symmetric model differ by noise, and while SimSiam's predictor is learning the
             online rank exceeds the target's by up to a sixth in runs that end well. A filter on the wrong branch
-            makes the online rank several times as high.
+            makes the online rank several times as high. The online rank of a wider branch does not count where
+            it is higher than the target's could be.
         uniform: share of ln K above which an assignment counts as uniform.
         single: share of ln K below which one prototype counts as taking everything.
     """
@@ -269,16 +270,21 @@ def _positional(doctor: Doctor, r: Reading) -> bool:
     return share >= limits.alone or (share >= limits.positional and not rank > limits.gone)
 
 
+def _negative_difference(doctor: Doctor, r: Reading) -> bool:
+    wider = r.erank_online > ONE * r.full_rank  # than the target, which could not have that rank
+    return not wider and r.rank_difference < -doctor.thresholds.margin * r.erank_online
+
+
 def _too_close(doctor: Doctor, r: Reading) -> bool:
     limits, now, since = doctor.thresholds, doctor.ranks(), doctor.since(r.step / 2)
     close = all(abs(each.target - each.online) <= limits.pull * each.online for each in (*since, now))
     return close and now.target < limits.fall * since[0].target
 
 
-def _falls_late(doctor: Doctor, _: Reading) -> bool:
+def _falls_late(doctor: Doctor, r: Reading) -> bool:
     limits, steps = doctor.thresholds, doctor.steps
-    if steps is None or doctor.seen < 4 * limits.early:
-        return False
+    if steps is None or r.step < steps / 2 or doctor.seen * steps < 4 * limits.early * (r.step + 1):
+        return False  # the early readings must be over by a quarter of the run
     quarter, half = (doctor.since(steps * share)[0].target for share in (0.25, 0.5))
     return half >= limits.fall * quarter and doctor.ranks().target < limits.late * half
 
@@ -338,7 +344,7 @@ _FAULTS = (  # of several, the first is named
     ),
     _Fault(
         "negative rank difference",
-        lambda doctor, r: r.rank_difference < -doctor.thresholds.margin * r.erank_online,
+        _negative_difference,
         lambda doctor, r: (
             f"the target's effective rank has been below the online branch's since step "
             f"{doctor.shown['negative rank difference'][1]:,} ({r.erank_target:.2f} < {r.erank_online:.2f})"

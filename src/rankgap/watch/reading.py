@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rankgap.spectra.effective_rank import effective_rank_of, mean_energy
 from rankgap.spectra.float64 import at_least_float32, with_float64
-from rankgap.spectra.gram import singular_values
+from rankgap.spectra.gram import is_finite, singular_values
 from rankgap.spectra.tokens import image_means, position_share
 from rankgap.watch.pairing import evenly
 
@@ -83,7 +83,7 @@ def read(online: Tensor, target: Tensor, step: int) -> Reading:
 
     An effective rank grows with the number of rows, so both branches are cut to the same number, evenly.
     """
-    if not all(torch.stack(z.aminmax()).isfinite().all() for z in (online, target)):  # isfinite(z) would copy it
+    if not (is_finite(online) and is_finite(target)):
         return Reading(step, finite=False)
     count = min(math.prod(z.shape[:-1]) for z in (online, target))
     p, t = (with_float64(at_least_float32(evenly(z.detach().flatten(0, -2), count))) for z in (online, target))
@@ -105,14 +105,14 @@ def read(online: Tensor, target: Tensor, step: int) -> Reading:
         values["assignment"] = torch.special.entr(t).sum(-1).mean() / scale
         values["usage"] = torch.special.entr(t.mean(0)).sum() / scale
     tokens = {side: z.detach() for side, z in (("online", online), ("target", target)) if z.ndim == 3}
-    images = min(map(len, tokens.values())) if tokens else None
+    images = min(map(len, tokens.values()), default=0)
     for side, z in tokens.items():
-        z = with_float64(at_least_float32(evenly(z, min(map(len, tokens.values())))))
+        z = with_float64(at_least_float32(evenly(z, images)))
         values[f"image_rank_{side}"] = effective_rank_of(singular_values(image_means(z)))
         values[f"position_share_{side}"] = position_share(z)
     numbers = torch.stack([v.double() for v in values.values()]).tolist()  # one transfer
     measured = dict(zip(values, numbers, strict=True))
-    return Reading(step, full_rank=min(t.shape), rows=count, images=images, **measured)
+    return Reading(step, full_rank=min(t.shape), rows=count, images=images or None, **measured)
 
 
 def _spread(z: Tensor) -> Tensor:
@@ -127,9 +127,9 @@ def is_distribution(z: Tensor) -> bool:
 
 
 def readings(metrics: Mapping[str, Sequence[float]]) -> list[Reading]:
-    """The readings in the columns of a run's `metrics.csv`; other columns are ignored."""
+    """The readings in the columns of a run's `metrics.csv`, without what is NaN; other columns are ignored."""
     known = [name for name in Reading._fields if name in metrics]
     lines = (dict(zip(known, row, strict=True)) for row in zip(*(metrics[name] for name in known), strict=True))
     whole = {"step", "rows", "images"}
-    values = ({name: int(x) if name in whole and x == x else x for name, x in line.items()} for line in lines)
+    values = ({name: int(x) if name in whole else x for name, x in line.items() if x == x} for line in lines)
     return [Reading(**line) for line in values]  # type: ignore[arg-type]

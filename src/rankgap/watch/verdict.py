@@ -33,7 +33,7 @@ class Use:
 
     def __str__(self) -> str:
         if self.rank is None:
-            return f"none of {self.of} dimensions"
+            return f"none of {self.of} dimensions" if self.of else "no dimensions"
         shown = f"{self.rank:z.1f}" if self.rank < 9.95 else f"{self.rank:.0f}"
         possible = f" of {self.of}" if self.of else ""  # unknown in a run of an earlier version
         return f"{shown.removesuffix('.0')}{possible} dimensions"
@@ -90,7 +90,7 @@ def judge(
 
     The newest readings decide: an alarm that has passed does not count. A run that is shorter than the doctor's
     patience is judged by the readings that it has, and where all outputs point one way in the newest reading, that
-    reading is enough.
+    reading is enough. Readings that are not finite count only if the newest is one.
 
     Args:
         history: the run's readings, one or more.
@@ -102,11 +102,12 @@ def judge(
     for reading in history:
         doctor(reading)
     limits, diagnosis = doctor.thresholds, doctor.diagnose()
+    finite = [r for r in history if r.finite] or [now]
     count, _ = doctor.shown.get(diagnosis.kind, (limits.patience, now.step))
-    newest = history[-min(count, limits.patience) :]
-    rank = median(r.erank_target for r in newest)
+    newest = finite[-min(count, limits.patience) :]
+    rank, full_rank = median(r.erank_target for r in newest), newest[-1].full_rank
     if not diagnosis:
-        diagnosis = _fading(history, limits) or diagnosis
+        diagnosis = _fading(finite, limits) or diagnosis
     if not diagnosis and features is not None and (features.rank is None or features.rank <= ONE):
         diagnosis = Diagnosis(
             "complete",
@@ -121,12 +122,12 @@ def judge(
     of_images = [r.image_rank_target for r in newest if r.image_rank_target is not None]
     return Verdict(
         kind=kind,
-        outputs=_use(rank, now.full_rank),
+        outputs=_use(rank, full_rank),
         features=features,
         saw=diagnosis.saw,
         cause=diagnosis.cause,
         knob=diagnosis.knob,
-        images=_use(median(of_images), min(now.images or math.nan, now.full_rank)) if of_images else None,
+        images=_use(median(of_images), min(newest[-1].images or math.nan, full_rank)) if of_images else None,
     )
 
 

@@ -19,9 +19,9 @@ from rankgap.spectra.sums import PairSums, RowSums
 class Window:
     """Sums over the rows of both branches; with products of the two where rows pair and the widths agree.
 
-    The sums are float64 D x D matrices, three where rows pair and two otherwise, 400 MB at most. Outputs of more
-    than 4,096 columns are sketched (`spectra.sketch`), so that their sums take 100 MB at any width, and the record
-    300 MB in all while it is computed. Their ranks are estimates, which the record says.
+    The sums are float64 D x D matrices, three where rows pair and two otherwise: 400 MB at D = 4,096, and 800 MB
+    in all while their record is computed. Wider outputs are sketched (`spectra.sketch`), so that their sums take
+    100 MB at any width, and the record 300 MB in all. Their ranks are estimates, which the record says.
 
     If the widths change, or whether rows pair, the window begins again with the new rows.
     """
