@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import warnings
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rankgap.errors import UserError
+from rankgap.watch.callbacks import Watcher
 from rankgap.watch.doctor import Diagnosis, Thresholds
 from rankgap.watch.lightning import RankCallback
 
@@ -84,6 +86,33 @@ def test_the_doctor_knows_how_long_the_trainer_runs() -> None:
     fit(callback, steps=48)
     assert callback.monitor.doctor.steps == 48
     assert [(d.kind, d.step) for d in found] == [("complete", 4)]  # in a long run, at step 40
+
+
+def test_where_warnings_are_errors_an_alarm_does_not_end_the_training() -> None:
+    model = nn.ModuleDict({"projector": nn.Linear(4, 4), "predictor": nn.Linear(4, 4)})
+    watcher = Watcher(every=1, thresholds=QUICK)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        watcher.attach(model)
+        for _ in range(5):
+            z = model["projector"](torch.randn(8, 4)) * 0 + 1
+            model["predictor"](z).mean().backward()
+            watcher.look()
+        watcher.detach()
+    assert watcher.monitor.diagnosis.kind == "one branch constant"
+
+
+def test_a_training_that_an_error_ended_leaves_no_hooks_in_the_next() -> None:
+    model = nn.ModuleDict({"projector": nn.Linear(4, 4), "predictor": nn.Linear(4, 4)})
+    watcher = Watcher(every=1)
+    watcher.attach(model)
+    with pytest.warns(UserWarning, match="no step has been read"):
+        watcher.attach(model)
+    assert len(model["predictor"]._forward_hooks) == 1
+
+
+def test_a_callback_can_be_sent_to_another_process() -> None:
+    assert pickle.loads(pickle.dumps(RankCallback(every=3))).monitor.every == 3
 
 
 def test_a_module_or_an_action_that_does_not_exist_is_named() -> None:

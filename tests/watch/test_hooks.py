@@ -147,6 +147,28 @@ def test_an_evaluation_inside_a_step_is_not_part_of_it(evaluating: bool) -> None
     assert not monitor.skipped
 
 
+def test_an_evaluation_between_steps_is_not_kept() -> None:
+    model = Net()
+    with RankMonitor(model, every=1, strict=True) as monitor:
+        loss_of(model, 0).backward()
+        model.eval()
+        with torch.no_grad():
+            model(images(0))
+        assert not monitor._outputs["target"]
+        model.train()
+        loss_of(model, 1).backward()
+    assert [r.rows for r in monitor.history] == [32, 32]
+
+
+def test_views_that_the_loss_leaves_out_are_no_skipped_step() -> None:
+    model = Net()
+    with RankMonitor(model, every=1, strict=True) as monitor:
+        z = [model.projector(images(i, rows)) for i, rows in enumerate((32, 32, 8, 8))]
+        p = [model.predictor(view) for view in z]
+        (p[0] * z[1].detach()).mean().backward()
+    assert (monitor.history[0].rows, monitor.skipped) == (32, {})
+
+
 def test_a_frozen_head_in_evaluation_mode_is_read() -> None:
     model = Net()
     model.predictor.eval()
@@ -240,6 +262,28 @@ def test_a_step_without_a_backward_pass_is_ended_by_hand() -> None:
             assert monitor.step() == monitor.diagnosis
     assert monitor.step == 3
     assert [(r.step, r.rows) for r in monitor.history] == [(0, 32), (1, 32), (2, 32)]
+
+
+def test_a_step_is_not_ended_twice() -> None:
+    model = Net()
+    with RankMonitor(model, every=1, strict=True) as monitor:
+        for seed in range(2):
+            loss_of(model, seed).backward()
+            monitor.step()
+    assert monitor.step == 2
+
+
+def test_gradients_of_torch_func_are_steps() -> None:
+    model = Net()
+    model.projector = nn.Sequential(nn.Linear(24, 16))
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    with RankMonitor(model, every=1, strict=True) as monitor:
+        for seed in range(3):
+            torch.func.grad(
+                lambda w, seed=seed: loss_of(lambda x: torch.func.functional_call(model, w, (x,)), seed)
+            )(weights)
+    assert [(r.step, r.rows) for r in monitor.history] == [(0, 32), (1, 32), (2, 32)]
+    assert monitor.compute().rows == 96
 
 
 def test_modules_themselves_can_be_given() -> None:

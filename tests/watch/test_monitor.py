@@ -194,7 +194,7 @@ def test_an_identity_map_has_a_flat_filter_and_its_own_eigenspaces() -> None:
 
 def test_the_newest_rows_have_a_record_and_are_not_copied() -> None:
     monitor = RankMonitor(window=False)
-    with pytest.raises(UserError, match="no finite outputs have been read yet"):
+    with pytest.raises(UserError, match="no step has been read yet"):
         monitor.batch_spectrum()
     monitor.update(torch.full((4, 3), torch.nan), torch.zeros(4, 3))
     with pytest.raises(UserError, match="no finite outputs have been read yet"):
@@ -255,6 +255,14 @@ def test_a_resumed_monitor_continues_as_if_it_had_not_been_interrupted() -> None
     fresh = RankMonitor()
     fresh.resume([])
     assert (fresh.step, fresh.history) == (0, [])
+
+
+def test_a_module_has_all_its_names() -> None:
+    model = nn.ModuleDict({"student": nn.ModuleDict({"head": nn.Linear(8, 4)}), "projector": nn.Linear(8, 4)})
+    model["predictor"] = model["student"]["head"]  # type: ignore[index]
+    with RankMonitor(model, every=1, strict=True) as monitor:
+        model["projector"](torch.randn(6, 8)), model["predictor"](torch.randn(6, 8)).sum().backward()
+    assert len(monitor.history) == 1
 
 
 def test_modules_and_outputs_that_cannot_be_watched_are_named() -> None:

@@ -59,6 +59,8 @@ def test_a_list_counts_whole_and_other_containers_give_their_first_tensor() -> N
         ("1", [-Z, Z]),
         ("z", Named(Z, -Z)),
         ("heads.0", {"heads": [Z, -Z]}),
+        ("hidden_states.-1", {"hidden_states": (-Z, Z)}),
+        (-1, (-Z, Z)),
         ("a.b", {"a": -Z, "a.b": Z}),
         ("z", Record(IDS, Z)),
     ],
@@ -105,6 +107,8 @@ def test_what_cannot_be_read_is_named(output: Any, options: dict[str, Any], mess
         ((6, 4, 1, 1), {}, [(6, 4)]),
         ((6, 4, 3, 2), {}, [(6, 6, 4)]),
         ((6, 4, 3, 2, 2), {}, [(6, 12, 4)]),
+        ((6, 2, 2, 2), {}, [(6, 4, 2)]),
+        ((6, 3, 3, 3, 2), {}, [(6, 18, 3)]),
     ],
 )
 def test_dimensions_are_told_apart(
@@ -115,6 +119,26 @@ def test_dimensions_are_told_apart(
     assert [tuple(view.shape) for view in found] == wanted
     if len(shape) == 4 and len(wanted[0]) == 3:
         assert torch.equal(found[0][2, 3], z[2, :, 1, 1])
+
+
+def test_maps_may_end_in_their_columns() -> None:
+    said: list[str] = []
+    z = torch.randn(6, 3, 3, 4)  # as Swin gives them
+    (guess,) = OutputReader(name="head", say=said.append).views([z])
+    assert torch.equal(guess, z.flatten(1, 2))
+    assert said == [
+        "head gives (6, 3, 3, 4), which is read as a square of tokens with 4 columns each: pass layout='b t d' if "
+        "it is, or move the columns to dimension 1 with then="
+    ]
+    video = torch.randn(6, 2, 3, 5, 4)
+    (told,) = reader(layout="b t d").views([video])
+    assert torch.equal(told, video.flatten(1, 3))
+
+
+def test_functions_leave_the_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    reader(then=torch.rand_like).tensors(Z)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_tokens_are_taken_with_a_remark_and_a_wrong_layout_is_an_error() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +106,20 @@ def test_where_warnings_are_errors_the_training_still_goes_on() -> None:
     assert monitor.disabled
 
 
+def test_a_model_that_must_be_one_graph_is_trained_and_not_read() -> None:
+    torch._dynamo.reset()
+    model = heads()
+    whole = torch.compile(lambda x: model["predictor"](model["projector"](x)), backend="eager", fullgraph=True)
+    with (
+        pytest.warns(UserWarning, match="no step has been read"),
+        pytest.warns(UserWarning, match="fullgraph=True. hides a watched module, so it is not read: compile"),
+        RankMonitor(model) as monitor,
+    ):
+        whole(torch.randn(8, 6)).square().mean().backward()
+    assert not monitor.history
+    assert not monitor.disabled
+
+
 def test_a_module_that_never_runs_is_said_at_the_end() -> None:
     model = heads()
     with pytest.warns(UserWarning, match="no step has been read: neither module has run"), RankMonitor(model):
@@ -146,6 +162,17 @@ def test_two_monitors_and_a_monitor_that_is_entered_twice() -> None:
     with first:  # and again, later
         backward(model)
     assert len(first.history) == 4
+    first.__exit__(None, None, None)  # once too often
+    with first:
+        backward(model)
+    assert len(first.history) == 5
+
+
+def test_a_tensor_of_an_object_of_any_class_may_be_selected() -> None:
+    model = heads(online=lambda z: SimpleNamespace(z=z))
+    with RankMonitor(model, every=1, select=("z", None), strict=True) as monitor:
+        model["projector"](torch.randn(8, 6)), model["predictor"](torch.randn(8, 6)).z.sum().backward()
+    assert len(monitor.history) == 1
 
 
 def test_widths_may_change_between_steps() -> None:
@@ -162,6 +189,8 @@ def test_outputs_that_are_not_finite_are_readings() -> None:
     monitor, told = watch(model, steps=1)
     assert (monitor.history[0].finite, monitor.diagnosis.kind) == (False, "non-finite")
     assert not told
+    with pytest.raises(UserError, match="no finite outputs have been read yet"):
+        monitor.compute()
 
 
 @pytest.mark.parametrize(
@@ -172,6 +201,8 @@ def test_outputs_that_are_not_finite_are_readings() -> None:
         ({"stacked": (2, 0)}, "stacked must be 1 or more, got 0"),
         ({"stacked": (2, 3, 4)}, "one value for both branches or a pair"),
         ({"every": 0}, "every and steps must be 1 or more, got 0 and None"),
+        ({"every": "often"}, "every and steps must be 1 or more, got often and None"),
+        ({"model": [nn.Identity()]}, "model must be a module, got a list: pass the modules themselves"),
         ({"steps": 0}, "every and steps must be 1 or more, got auto and 0"),
         ({"then": ("softmax", None)}, "then takes a function for each branch"),
         ({"online": nn.Identity()}, "the target module is named 'projector', but there is no model"),
@@ -180,6 +211,12 @@ def test_outputs_that_are_not_finite_are_readings() -> None:
 def test_options_are_checked_when_they_are_given(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         RankMonitor(**options)
+
+
+def test_the_number_of_steps_can_be_kept_in_a_checkpoint() -> None:
+    monitor = RankMonitor()
+    monitor.update(torch.eye(3), torch.eye(3))
+    assert repr(pickle.loads(pickle.dumps({"step": monitor.step}))) == "{'step': 1}"
 
 
 def test_a_step_by_hand_needs_hooks() -> None:

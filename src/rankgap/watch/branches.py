@@ -12,12 +12,13 @@ from functools import partial
 from typing import Any, get_args
 
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from rankgap.errors import UserError
 from rankgap.spectra.pair import Side
 from rankgap.watch.hooks import BranchHooks, Call
 from rankgap.watch.modules import branch_modules, is_ours
-from rankgap.watch.outputs import OutputReader, for_side
+from rankgap.watch.outputs import OutputReader, all_tensors, for_side
 from rankgap.watch.safety import Safety
 
 SIDES: tuple[Side, Side] = get_args(Side)
@@ -68,7 +69,14 @@ class Branches:
         self._collecting = 0.0  # seconds in this step
         if modules is not None:
             self._hooks = BranchHooks(
-                modules, calls, tensors=self._collect, wanted=wanted, end_step=self._end, guard=self.guard
+                modules,
+                calls,
+                held=self._held,
+                tensors=self._collect,
+                wanted=wanted,
+                end_step=self._end,
+                guard=self.guard,
+                say=partial(safety.tell, "compiled"),
             )
             options_agree = len({(reader.select, reader.then) for reader in self.readers.values()}) == 1
             if modules["online"] is modules["target"] and options_agree:
@@ -85,15 +93,16 @@ class Branches:
 
     def leave(self, *, nothing: bool) -> None:
         """Remove the hooks; warn if nothing was read."""
-        self._depth -= 1
-        if self._hooks is not None and self._depth == 0:
+        left, self._depth = self._depth, max(self._depth - 1, 0)
+        if self._hooks is not None and left == 1:
             if nothing and not self.safety.disabled:
                 self.safety.tell("nothing", f"no step has been read: {self.why_nothing()}")
             self._hooks.remove()
 
     def guard(self, work: Callable[[], object]) -> None:
-        """Run what may fail; a failure removes the hooks."""
-        self.safety.guard(work, self._hooks.remove if self._hooks is not None else lambda: None)
+        """Run what may fail, outside torch.func's transforms; a failure removes the hooks."""
+        with temporarily_clear_interpreter_stack():
+            self.safety.guard(work, self._hooks.remove if self._hooks is not None else lambda: None)
 
     def end_by_hand(self) -> None:
         """End a step of a loop without a backward pass.
@@ -123,6 +132,12 @@ class Branches:
             return why
         return "train inside the with block, or call update" if self._hooks is None else self._hooks.why_nothing()
 
+    def _held(self, side: Side, output: Any) -> list[Tensor]:
+        if found := list(all_tensors(output)):
+            return found
+        selected = self.safety.or_skip(lambda: self.readers[side].selected(output))  # of an object of any class
+        return list(all_tensors(selected))
+
     def _collect(self, side: Side, output: Any) -> list[Tensor]:
         began = time.perf_counter()
         found = self.safety.or_skip(lambda: self.readers[side].tensors(output))
@@ -141,4 +156,8 @@ class Branches:
                 f"{silent[0]} gave nothing to read in a step in which the other module did: name two modules that "
                 "both run in every step"
             )
-        return {side: [view for call in parts[side] for view in self.readers[side].views(call)] for side in SIDES}
+        device = parts["online"][0][0].device  # a teacher may have its own
+        return {
+            side: [view.to(device) for call in parts[side] for view in self.readers[side].views(call)]
+            for side in SIDES
+        }

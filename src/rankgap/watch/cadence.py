@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from numbers import Real
 from statistics import median
 from typing import Self
 
@@ -36,7 +37,7 @@ class Cadence:
     """
 
     def __init__(self, every: int | None = None, steps: int | None = None) -> None:
-        if (every is not None and every < 1) or (steps is not None and steps < 1):
+        if any(n is not None and not (isinstance(n, Real) and n >= 1) for n in (every, steps)):
             raise UserError(
                 f"every and steps must be 1 or more, got {'auto' if every is None else every} and {steps}"
             )
@@ -88,3 +89,7 @@ class StepCount(int):
     def __call__(self) -> Diagnosis:
         """End a step; returns the diagnosis."""
         return self._end()
+
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        """In a copy and in a file it is a plain number."""
+        return int, (int(self),)

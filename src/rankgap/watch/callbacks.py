@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -13,6 +14,7 @@ from rankgap.errors import unknown
 from rankgap.watch.doctor import Diagnosis, alarms
 from rankgap.watch.monitor import RankMonitor
 from rankgap.watch.reading import Reading
+from rankgap.watch.verdict import Verdict
 
 Action = Literal["warn", "stop"]
 
@@ -52,7 +54,8 @@ class Watcher:
         self._logged: Reading | None = None
 
     def attach(self, model: nn.Module) -> None:
-        """Hook the modules."""
+        """Hook the modules; those of a training that an error ended are released."""
+        self.release()
         self._logged = None
         self.monitor = RankMonitor(model, *self._branches, **self._options).__enter__()
 
@@ -67,7 +70,7 @@ class Watcher:
         if history and not alarms(history, doctor.thresholds, doctor.steps):
             verdict = self.monitor.verdict()
             if verdict.kind != "healthy":
-                warnings.warn(str(verdict), stacklevel=3)
+                _warn(verdict)
         self.release()
 
     def release(self) -> None:
@@ -85,5 +88,10 @@ class Watcher:
         if callable(self.on_alarm):
             self.on_alarm(alarm)
             return ranks, False
-        warnings.warn(str(alarm), stacklevel=3)
+        _warn(alarm)
         return ranks, self.on_alarm == "stop"
+
+
+def _warn(about: Diagnosis | Verdict) -> None:
+    with suppress(UserWarning):  # where warnings are errors, they do not end the training either
+        warnings.warn(str(about), stacklevel=4)

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from rankgap.spectra.pair import Side
 from rankgap.watch.outputs import all_tensors
 
-MOST_CALLS = 64  # of a module that are kept until a step ends
+MOST_CALLS = 32  # of a module that are kept until a step ends
 
 
 class Call(NamedTuple):
@@ -44,12 +44,13 @@ class BranchHooks:
     Args:
         modules: each side's module.
         calls: filled with the calls of each side since the last step's end.
+        held: gives every tensor that an output holds.
         tensors: gives the tensors of an output that are read.
         wanted: called at each output; returns whether this step is read.
         end_step: called at the end of each step with the calls of both sides, without their parts if they were
             not wanted.
         guard: runs what a hook does, and answers for its errors.
-
+        say: called with a remark on the modules.
     """
 
     def __init__(
@@ -57,14 +58,17 @@ class BranchHooks:
         modules: Mapping[Side, nn.Module],
         calls: Mapping[Side, deque[Call]],
         *,
+        held: Callable[[Side, Any], list[Tensor]],
         tensors: Callable[[Side, Any], list[Tensor]],
         wanted: Callable[[], bool],
         end_step: Callable[[dict[Side, list[Call]]], object],
         guard: Callable[[Callable[[], None]], None],
+        say: Callable[[str], None],
     ) -> None:
-        self.modules, self.calls = modules, calls
-        self.tensors, self.wanted, self.end_step, self.guard = tensors, wanted, end_step, guard
+        self.modules, self.calls, self.say = modules, calls, say
+        self.held, self.tensors, self.wanted, self.end_step, self.guard = held, tensors, wanted, end_step, guard
         self._counted = False  # whether a backward pass has ended a step
+        self._training = False  # whether the online module was in training mode in the newest of these
         self._number = self._ended = 0  # of the newest call, and of the newest one that belongs to an ended step
         self._reached: set[int] = set()  # the numbers of the online calls that the backward pass has reached
         self._pass = -1
@@ -78,7 +82,7 @@ class BranchHooks:
     def attach(self) -> None:
         """Hook the modules."""
         for side, module in self.modules.items():
-            self._handles.append(module.register_forward_hook(_Hook(partial(self._on_forward, side))))
+            self._handles.append(module.register_forward_hook(_Hook(partial(self._on_forward, side), self.say)))
 
     def remove(self) -> None:
         """Remove the hooks, and forget a step that has not ended."""
@@ -100,10 +104,14 @@ class BranchHooks:
         )
 
     def end(self) -> None:
-        """End a step by hand: every call since the last step's end belongs to it."""
+        """End a step by hand: every call since the last step's end belongs to it.
+
+        Without any, a backward pass has ended the step already.
+        """
         calls = {side: list(calls) for side, calls in self.calls.items()}
         self._forget()
-        self.end_step(calls)
+        if any(calls.values()):
+            self.end_step(calls)
 
     def _on_forward(self, side: Side, module: nn.Module, output: Any) -> None:
         # Only checkpointed layers run during a backward pass, for the second time.
@@ -111,12 +119,12 @@ class BranchHooks:
             self.guard(lambda: self._collect(side, output))
 
     def _collect(self, side: Side, output: Any) -> None:
-        trained = [z for z in all_tensors(output) if z.requires_grad and z.grad_fn is not None]
-        if side == "online" and not trained and self._counted:
-            return
+        trained = [z for z in self.held(side, output) if z.requires_grad and z.grad_fn is not None]
+        training = self.modules["online"].training
+        if not trained and self._counted and (side == "online" or training < self._training):
+            return  # an evaluation
         self._number += 1
         parts = self.tensors(side, output) if self.wanted() else []
-        training = self.modules["online"].training
         self.calls[side].append(Call(self._number, parts, bool(trained), training))
         if side == "online":
             for z in trained:  # the loss may be of any of them
@@ -139,11 +147,13 @@ class BranchHooks:
 
     def _end_backward(self) -> None:
         online = [call for call in self.calls["online"] if call.number in self._reached]
-        skipped = sum(call.trained for call in self.calls["online"]) - len(online)
+        # A loss may leave out views; those of a skipped step came before all that it reaches.
+        skipped = sum(call.trained and call.number < min(self._reached) for call in self.calls["online"])
         target = [call for call in self.calls["target"] if call.training] or list(self.calls["target"])
         if skipped and online:
             target = target[-max(len(target) * len(online) // (len(online) + skipped), 1) :]
         self._counted = True
+        self._training = any(call.training for call in online)
         self._forget()
         self.end_step({"online": online, "target": target})
 
@@ -157,12 +167,28 @@ class BranchHooks:
 class _Hook:
     """A forward hook. In a copy of the model, and in a file, it does nothing."""
 
-    def __init__(self, act: Callable[[nn.Module, Any], None] | None = None) -> None:
-        # Dynamo cannot trace what a hook does. It takes a second to import, so only where it is used already.
-        compiled = "torch._dynamo" in sys.modules and act is not None
-        self.act = torch.compiler.disable(act) if compiled else act
+    def __init__(
+        self, act: Callable[[nn.Module, Any], None] | None = None, say: Callable[[str], None] = print
+    ) -> None:
+        # Dynamo cannot trace what a hook does. It takes a second to import, so only where it is used.
+        self.act = torch.compiler.disable(act) if "torch._dynamo" in sys.modules and act is not None else act
+
+        def hidden() -> bool:
+            if whole := _traced_whole():
+                say(
+                    "torch.compile(fullgraph=True) hides a watched module, so it is not read: compile without "
+                    "fullgraph, or give both branches' outputs to update"
+                )
+            elif self.act is act and act is not None:
+                self.act = torch.compiler.disable(act)
+            return whole
+
+        hidden._dynamo_marked_constant = True  # type: ignore[attr-defined]
+        self.hidden = hidden  # called by Dynamo while it traces
 
     def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if torch.compiler.is_compiling() and self.hidden():
+            return
         if self.act is not None:
             self.act(module, output)
 
@@ -171,6 +197,14 @@ class _Hook:
 
     def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
         return _Hook, ()
+
+
+def _traced_whole() -> bool:
+    """Whether what Dynamo traces must be one graph, which a hook would break."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    tracer = InstructionTranslator.current_tx()
+    return bool(tracer.one_graph or getattr(tracer, "error_on_graph_break", False))
 
 
 def _is_second_replica(original: nn.Module, module: nn.Module, output: Any) -> bool:

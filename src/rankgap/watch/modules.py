@@ -26,6 +26,11 @@ def branch_modules(model: nn.Module | None, given: Mapping[Side, str | nn.Module
     """The modules to hook; None if there is no model."""
     if model is None and not any(isinstance(module, nn.Module) for module in given.values()):
         return None
+    if model is not None and not isinstance(model, nn.Module):
+        raise UserError(
+            f"model must be a module, got a {type(model).__name__}: pass the modules themselves as online= and "
+            "target="
+        )
     found: dict[Side, nn.Module] = {}
     for side, module in given.items():
         if isinstance(module, nn.Module):
@@ -49,7 +54,7 @@ def find(model: nn.Module, name: str) -> nn.Module:
     Raises:
         UserError: the model has no such module; the nearest names are listed.
     """
-    modules: dict[str, nn.Module] = {n: module for n, module in model.named_modules() if n}
+    modules: dict[str, nn.Module] = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
     if name in modules:
         return modules[name]
     bare: dict[str, nn.Module] = {}

@@ -152,7 +152,7 @@ class RankMonitor:
             {"layout": layout, "select": select, "stacked": stacked, "then": then},
             self._outputs,
             safety=self._safety,
-            wanted=lambda: self.cadence.due(self._step),
+            wanted=self._wanted,
             end_step=self._end_step,
         )
         self._step = 0
@@ -194,6 +194,9 @@ class RankMonitor:
     def _end_by_hand(self) -> Diagnosis:
         self._branches.end_by_hand()
         return self.diagnosis
+
+    def _wanted(self) -> bool:
+        return self.cadence.due(self._step)
 
     def _end_step(self, views: Views | None, ordered: bool, seconds: float) -> None:
         if views is not None:
@@ -277,7 +280,7 @@ class RankMonitor:
             UserError: nothing has been read yet.
         """
         if not self.history:
-            raise UserError(f"no step has been read yet: {self._branches.why_nothing()}")
+            raise UserError(self._nothing())
         return judge(self.history, thresholds=self.doctor.thresholds)
 
     def to_csv(self, path: str | Path) -> None:
@@ -303,7 +306,7 @@ class RankMonitor:
             UserError: nothing finite has been read yet, or rows do not pair.
         """
         if self._newest is None:
-            raise UserError(f"no finite outputs have been read yet: {self._branches.why_nothing()}")
+            raise UserError(self._nothing())
         step, p, t, within = self._newest
         if within is None:
             raise UserError(f"the rows do not pair: {self.skipped['alignment, filter and transfer']}")
@@ -320,8 +323,13 @@ class RankMonitor:
         if not self.window:
             raise UserError("this monitor keeps no sums: call batch_spectrum, or create it with window=True")
         if not self._window.rows:
-            raise UserError(f"no step has been read yet: {self._branches.why_nothing()}")
+            raise UserError(self._nothing())
         return self._window.spectrum(self.history[-1].step)
+
+    def _nothing(self) -> str:
+        if self.history:
+            return "no finite outputs have been read yet, or none since the last reset"
+        return f"no step has been read yet: {self._branches.why_nothing()}"
 
     def reset(self) -> None:
         """Begin a new window of rows; readings and diagnosis continue."""

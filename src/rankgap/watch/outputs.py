@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.func import debug_unwrap
 
 from rankgap.errors import UserError, unknown
 from rankgap.spectra.float64 import at_least_float32
@@ -32,9 +33,9 @@ class OutputReader:
     Args:
         name: the branch's module, for messages.
         layout: what the dimensions of an output are: "n d" rows, "v n d" views, "b t d" tokens of images. None
-            takes two dimensions as rows, and three as `three` says. Four or more are a map (B, D, H, W), whose
-            positions are tokens; with a single position its images are rows.
-        select: the key, attribute or index of the tensor, if the output holds several; "heads.0" goes deeper.
+            takes two dimensions as rows, and three as `three` says. Four or more are a map (B, D, H, W), or
+            (B, H, W, D) with "b t d", whose positions are tokens; with a single position its images are rows.
+        select: the key, attribute or index of the tensor, if the output holds several; "heads.-1" goes deeper.
         stacked: number of views in one output, one after the other.
         then: applied to the tensor of an output, or to all tensors of a list, right after the module gave it: to
             a copy in float32 or better, without gradient.
@@ -68,8 +69,7 @@ class OutputReader:
         Raises:
             UserError: there is none, or `then` gave none.
         """
-        if self.select is not None:
-            output = _selected(output, self.select, self.name)
+        output = self.selected(output)
         found = _read_from(output)
         if found is None:
             raise UserError(
@@ -77,10 +77,20 @@ class OutputReader:
                 "another module, choose a tensor with select=, or call update"
             )
         if self.then is not None:
-            result = self.then([_copy(z) for z in found] if isinstance(found, list) else _copy(found))
+            first = found[0] if isinstance(found, list) else found
+            with torch.random.fork_rng([first.device] if first.is_cuda else []):
+                result = self.then([_copy(z) for z in found] if isinstance(found, list) else _copy(found))
             if (found := _read_from(result)) is None:
                 raise UserError(f"then gave {_described(result)} for {self.name}: return a batch of numbers")
-        return [z.detach() for z in (found if isinstance(found, list) else [found])]
+        return found if isinstance(found, list) else [found]
+
+    def selected(self, output: Any) -> Any:
+        """What `select` names in an output.
+
+        Raises:
+            UserError: the output has no such item.
+        """
+        return output if self.select is None else _selected(output, self.select, self.name)
 
     def views(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """The views in the tensors of one output, each (N, D) or tokens (B, T, D).
@@ -92,7 +102,7 @@ class OutputReader:
 
     def _views_of(self, z: Tensor) -> Iterator[Tensor]:
         if z.ndim > 3:
-            z = z.flatten(2).mT  # (B, H W, D)
+            z = z.flatten(1, -2) if self._ends_in_channels(z) else z.flatten(2).mT  # (B, H W, D)
             z = z[:, 0] if z.shape[1] == 1 else z
             layout: Layout = "n d" if z.ndim == 2 else "b t d"
         else:
@@ -101,6 +111,17 @@ class OutputReader:
             raise UserError(f"{self.name} gives {tuple(z.shape)}, but the layout 'b t d' has three dimensions")
         for part in z if z.ndim == 3 and layout == "v n d" else [z.flatten(0, -2) if layout == "n d" else z]:
             yield from part.chunk(self.stacked) if len(part) % self.stacked == 0 else [part]
+
+    def _ends_in_channels(self, z: Tensor) -> bool:
+        """Whether a map is (B, H, W, D), as Swin's are: a square with a last dimension that is not its side."""
+        _, first, second, *rest = z.shape
+        if self.layout is not None or first != second or len(rest) > 1 or rest[0] == second:
+            return self.layout == "b t d"
+        self.say(
+            f"{self.name} gives {tuple(z.shape)}, which is read as a square of tokens with {z.shape[-1]} columns "
+            "each: pass layout='b t d' if it is, or move the columns to dimension 1 with then="
+        )
+        return True
 
     def _layout_of_three(self, z: Tensor) -> Layout:
         first, second, _ = z.shape
@@ -133,6 +154,7 @@ def all_tensors(output: Any) -> Iterator[Tensor]:
 def _read_from(output: Any) -> Tensor | list[Tensor] | None:
     """What is read: a tensor, all tensors of a list, or what is read from the first item of another container."""
     if isinstance(output, Tensor):
+        output = debug_unwrap(output).detach()  # as it is outside torch.func's transforms
         return output if output.ndim >= 2 and output.numel() > 0 and output.is_floating_point() else None
     found = (part for item in _items(output) if (part := _read_from(item)) is not None)
     if not isinstance(output, list):
@@ -142,7 +164,6 @@ def _read_from(output: Any) -> Tensor | list[Tensor] | None:
 
 def _copy(z: Tensor) -> Tensor:
     """A copy in float32 or better, so that nothing done to it reaches the training."""
-    z = z.detach()
     return z.clone() if at_least_float32(z) is z else at_least_float32(z)
 
 
@@ -164,7 +185,7 @@ def _selected(output: Any, select: str | int, name: str) -> Any:
         key, _, path = path.partition(".")
         if isinstance(output, Mapping) and key in output:
             output = output[key]
-        elif isinstance(output, list | tuple) and key.isdigit() and int(key) < len(output):
+        elif isinstance(output, list | tuple) and key in map(str, range(-len(output), len(output))):
             output = output[int(key)]
         elif hasattr(output, key):
             output = getattr(output, key)
