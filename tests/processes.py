@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def _worker(process: int, check: Callable[[int], None], folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=process, world_size=WORLD)
     try:
         check(process)
+        gc.collect()  # a DDP model that is freed after its process group may abort the process
         dist.barrier()  # gloo may abort a process whose partner has already left
         Path(folder, f"done-{process}").touch()
     finally:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import warnings
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,7 +65,7 @@ def failing(z: Tensor) -> Tensor:
         (heads(online=lambda z: (z, z.long())), {"select": (1, None)}, "predictor gives int64 of shape (8, 6)"),
         (heads(), {"layout": "b t d"}, "the layout 'b t d' has three dimensions"),
         (heads(), {"pair": lambda p, t: (p[0], t[0][:, :2])}, "pair gave (8, 6) and (8, 2)"),
-        (heads(target=lambda z: z[:1]), {}, "a single row, which has no rank to speak of: use larger batches"),
+        (heads(target=lambda z: z[:1]), {}, "a single row or column has no rank to speak of: use larger batches"),
     ],
 )
 def test_what_cannot_be_read_is_left_out_and_said_once(
@@ -217,6 +219,40 @@ def test_the_number_of_steps_can_be_kept_in_a_checkpoint() -> None:
     monitor = RankMonitor()
     monitor.update(torch.eye(3), torch.eye(3))
     assert repr(pickle.loads(pickle.dumps({"step": monitor.step}))) == "{'step': 1}"
+
+
+def test_a_monitor_keeps_no_model_alive() -> None:
+    model = heads()
+    last = weakref.ref(model["predictor"])
+    with RankMonitor(model, every=1, strict=True) as monitor:
+        backward(model)
+        gc.disable()  # so that a circle of references would keep it
+        try:
+            del model
+            assert last() is None
+        finally:
+            gc.enable()
+    assert len(monitor.history) == 1
+    with pytest.warns(UserWarning, match="neither module has run"), RankMonitor(heads()):
+        pass
+
+
+def test_steps_that_begin_again_are_counted_on() -> None:
+    monitor, rows = RankMonitor(), torch.ones(6, 4)
+    for step in range(5):
+        monitor.update(rows, rows, step=step)
+    with pytest.warns(UserWarning, match="step 0 comes after step 4: the monitor counts on by itself"):
+        monitor.update(rows, rows, step=0)
+    for step in range(1, 5):
+        monitor.update(rows, rows, step=step)
+    assert [r.step for r in monitor.history] == list(range(10))
+
+
+def test_outputs_of_one_column_have_no_rank() -> None:
+    monitor = RankMonitor()
+    with pytest.warns(UserWarning, match="a single row or column has no rank to speak of"):
+        monitor.update(torch.randn(8, 1), torch.randn(8, 1))
+    assert not monitor.history
 
 
 def test_a_step_by_hand_needs_hooks() -> None:

@@ -162,6 +162,23 @@ def on_process(process: int) -> None:
             assert_close(own.spectrum(3).spectrum_online, found.spectrum_online)  # its own sums stay as they are
 
 
+def unlike(process: int) -> None:
+    """One process has no finite rows; then they have rows of different widths."""
+    readings = [(gaussian(24, 9), gaussian(24, 9, seed=1))]
+    window = filled(*readings[process:])
+    found = window.spectrum(3)
+    assert (window.rows, found.rows) == (24 * (1 - process), 24)
+    assert_same(found, pair_spectrum(*readings[0]))
+    window.add(gaussian(24, 9 + process), gaussian(24, 9 + process), paired=True)
+    with pytest.raises(UserError, match="the processes have read outputs of different widths"):
+        window.spectrum(3)
+
+
+@needs_distributed
+def test_processes_agree_before_they_add_up(tmp_path: Path) -> None:
+    run_on_processes(unlike, tmp_path)
+
+
 @needs_distributed
 def test_two_processes_add_up_to_one_that_sees_all_rows(tmp_path: Path) -> None:
     run_on_processes(on_process, tmp_path)

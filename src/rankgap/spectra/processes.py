@@ -33,9 +33,24 @@ def gather_rows(z: Tensor) -> Tensor:
     return torch.cat(parts, dim=-2)
 
 
+def world_values(x: Any) -> list[Any]:
+    """A small value that can be pickled, from every process, in their order; all must call this."""
+    if not is_distributed():
+        return [x]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, x)
+    return values
+
+
 def own_share(z: Tensor) -> Tensor:
     """This process's share of rows that all processes have: (..., N, D) -> (..., about N / world, D)."""
     return z[..., dist.get_rank() :: world_size(), :] if is_distributed() else z
+
+
+def world_device() -> torch.device:
+    """The device on which processes exchange tensors: this one's GPU if they talk by NCCL."""
+    by_gpu = is_distributed() and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if by_gpu else torch.device("cpu")
 
 
 def world_sum(x: Tensor) -> Tensor:

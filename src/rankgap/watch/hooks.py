@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -65,7 +66,8 @@ class BranchHooks:
         guard: Callable[[Callable[[], None]], None],
         say: Callable[[str], None],
     ) -> None:
-        self.modules, self.calls, self.say = modules, calls, say
+        self.modules = {side: _Watched(module) for side, module in modules.items()}
+        self.calls, self.say = calls, say
         self.held, self.tensors, self.wanted, self.end_step, self.guard = held, tensors, wanted, end_step, guard
         self._counted = False  # whether a backward pass has ended a step
         self._training = False  # whether the online module was in training mode in the newest of these
@@ -81,8 +83,11 @@ class BranchHooks:
 
     def attach(self) -> None:
         """Hook the modules."""
-        for side, module in self.modules.items():
-            self._handles.append(module.register_forward_hook(_Hook(partial(self._on_forward, side), self.say)))
+        for side, watched in self.modules.items():
+            if (module := watched.module) is not None:
+                self._handles.append(
+                    module.register_forward_hook(_Hook(partial(self._on_forward, side), self.say))
+                )
 
     def remove(self) -> None:
         """Remove the hooks, and forget a step that has not ended."""
@@ -115,12 +120,13 @@ class BranchHooks:
 
     def _on_forward(self, side: Side, module: nn.Module, output: Any) -> None:
         # Only checkpointed layers run during a backward pass, for the second time.
-        if torch._C._current_graph_task_id() == -1 and not _is_second_replica(self.modules[side], module, output):
+        if torch._C._current_graph_task_id() == -1 and not self._is_second_replica(side, module, output):
             self.guard(lambda: self._collect(side, output))
 
     def _collect(self, side: Side, output: Any) -> None:
         trained = [z for z in self.held(side, output) if z.requires_grad and z.grad_fn is not None]
-        training = self.modules["online"].training
+        online = self.modules["online"].module
+        training = online is not None and online.training
         if not trained and self._counted and (side == "online" or training < self._training):
             return  # an evaluation
         self._number += 1
@@ -129,6 +135,14 @@ class BranchHooks:
         if side == "online":
             for z in trained:  # the loss may be of any of them
                 z.register_hook(partial(self._on_gradient, self._number))
+
+    def _is_second_replica(self, side: Side, module: nn.Module, output: Any) -> bool:
+        """Whether this is one of DataParallel's copies on another device, whose rows are of other images."""
+        original = self.modules[side].module
+        if not getattr(module, "_is_replica", False) or original is None:
+            return False
+        home = next((p.device for p in original.parameters()), None)
+        return any(z.device != home for z in all_tensors(output))
 
     def _on_gradient(self, number: int, gradient: Tensor) -> None:
         if self.attached and number > self._ended:
@@ -162,6 +176,21 @@ class BranchHooks:
             calls.clear()
         self._reached, self._pass = set(), -1
         self._ended = self._number
+
+
+class _Watched:
+    """A module that is not kept alive: a model that outlives its process group may abort the process at its end."""
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self._module = None if module is None else weakref.ref(module)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module; None if it is gone."""
+        return None if self._module is None else self._module()
+
+    def __reduce__(self) -> tuple[type[_Watched], tuple[nn.Module | None]]:
+        return _Watched, (self.module,)
 
 
 class _Hook:
@@ -204,12 +233,4 @@ def _traced_whole() -> bool:
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     tracer = InstructionTranslator.current_tx()
-    return bool(tracer.one_graph or getattr(tracer, "error_on_graph_break", False))
-
-
-def _is_second_replica(original: nn.Module, module: nn.Module, output: Any) -> bool:
-    """Whether this is one of DataParallel's copies on another device, whose rows are of other images."""
-    if not getattr(module, "_is_replica", False):
-        return False
-    home = next((p.device for p in original.parameters()), None)
-    return any(z.device != home for z in all_tensors(output))
+    return any(getattr(tracer, name, False) for name in ("one_graph", "error_on_graph_break"))

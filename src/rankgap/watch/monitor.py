@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from rankgap.errors import UserError, unknown
 from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import PairSpectrum, Side, pair_spectrum
+from rankgap.spectra.processes import world_size
 from rankgap.watch.branches import SIDES, Branches, Views
 from rankgap.watch.cadence import Cadence, StepCount
 from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
@@ -215,7 +216,8 @@ class RankMonitor:
             online: what the online module gives in a step: rows (N, D), views (V, B, D), tokens, or a list or
                 tuple of them.
             target: the same of the target module.
-            step: the step of the reading; by default the monitor's own count.
+            step: the step of the reading; by default the monitor's own count, which also replaces a step that is
+                not above the newest one.
             exponent: the exponent that an `auto` filter chose for this step; it is kept with the reading.
 
         Returns:
@@ -224,7 +226,12 @@ class RankMonitor:
         Raises:
             UserError: the outputs cannot be read, and the monitor is strict.
         """
-        self._step = self._step if step is None else step
+        if step is not None and self.history and step <= self.history[-1].step:
+            self._safety.tell(
+                "steps", f"step {step} comes after step {self._step - 1}: the monitor counts on by itself"
+            )
+        elif step is not None:
+            self._step = step
 
         def take() -> None:
             views = self._branches.views_of({"online": online, "target": target})
@@ -240,8 +247,10 @@ class RankMonitor:
         """Take a reading of a step's views."""
         chosen = choose(views["online"], views["target"], self.pair, ordered=ordered)
         reading = read(chosen.online, chosen.target, self._step)._replace(exponent=exponent)
-        if reading.finite and reading.rows < 2:
-            raise UserError("the outputs have a single row, which has no rank to speak of: use larger batches")
+        if reading.finite and min(reading.rows, chosen.online.shape[-1], chosen.target.shape[-1]) < 2:
+            raise UserError(
+                "a single row or column has no rank to speak of: use larger batches, or another module"
+            )
         self._take(reading)
         if chosen.why:
             self.skipped["alignment, filter and transfer"] = chosen.why
@@ -322,9 +331,9 @@ class RankMonitor:
         """
         if not self.window:
             raise UserError("this monitor keeps no sums: call batch_spectrum, or create it with window=True")
-        if not self._window.rows:
+        if not self._window.rows and world_size() == 1:
             raise UserError(self._nothing())
-        return self._window.spectrum(self.history[-1].step)
+        return self._window.spectrum(self.history[-1].step if self.history else 0)
 
     def _nothing(self) -> str:
         if self.history:

@@ -118,7 +118,7 @@ def read(online: Tensor, target: Tensor, step: int) -> Reading:
 def _spread(z: Tensor) -> Tensor:
     """1 - |mean of the rows scaled to length 1|^2; 0 if all rows are 0."""
     mean: Tensor = (1 / z.norm(dim=-1).clamp_min(1e-12)) @ z / len(z)
-    return z.any() * (1 - mean.square().sum())
+    return z.any() * (1 - mean.square().sum()).clamp_min(0)
 
 
 def is_distribution(z: Tensor) -> bool:

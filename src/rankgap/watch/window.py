@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from rankgap.errors import UserError
 from rankgap.spectra.float64 import float64_device
 from rankgap.spectra.pair import PairSpectrum, Side
+from rankgap.spectra.processes import world_device, world_values
 from rankgap.spectra.sketch import sketch_for
 from rankgap.spectra.sums import PairSums, RowSums
+
+_Kind = tuple[int, int, bool]  # both widths, and whether rows pair
 
 
 class Window:
@@ -27,7 +31,7 @@ class Window:
     """
 
     def __init__(self) -> None:
-        self._kind: tuple[int, int, bool] | None = None  # both widths, and whether rows pair
+        self._kind: _Kind | None = None
         self._sums: PairSums | tuple[RowSums, RowSums] | None = None
 
     @property
@@ -47,21 +51,24 @@ class Window:
         Raises:
             UserError: a value is not finite.
         """
-        widths = online.shape[1], target.shape[1]
-        kind = *widths, paired and widths[0] == widths[1]
+        kind = online.shape[1], target.shape[1], paired and online.shape[1] == target.shape[1]
         if kind != self._kind:
-            self._kind, self._sums = kind, None  # frees the old sums before the new ones are made
-            device = float64_device(online)
-            if kind[2]:
-                self._sums = PairSums.zeros(widths[0], device, sketch_for(widths[0], device))
-            else:
-                first, second = (RowSums.zeros(width, device, sketch_for(width, device)) for width in widths)
-                self._sums = first, second
+            self._begin(kind, float64_device(online))
         if isinstance(self._sums, PairSums):
             self._sums.add(online, target)
         elif self._sums is not None:
             self._sums[0].add(online, "online")
             self._sums[1].add(target, "target")
+
+    def _begin(self, kind: _Kind, device: torch.device) -> None:
+        """Begin with no rows of a kind."""
+        self._kind, self._sums = kind, None  # frees the old sums before the new ones are made
+        *widths, paired = kind
+        if paired:
+            self._sums = PairSums.zeros(widths[0], device, sketch_for(widths[0], device))
+        else:
+            online, target = (RowSums.zeros(width, device, sketch_for(width, device)) for width in widths)
+            self._sums = online, target
 
     def clear(self) -> None:
         """Start again with no rows."""
@@ -76,8 +83,13 @@ class Window:
             step: the training step that the record carries.
 
         Raises:
-            UserError: no rows have been added, or a branch is all zero.
+            UserError: no rows have been added, the processes' rows have different widths, or a branch is all zero.
         """
+        kinds = {kind for kind in world_values(self._kind) if kind is not None}
+        if len(kinds) > 1:
+            raise UserError(f"the processes have read outputs of different widths: {sorted(kinds)}")
+        if self._sums is None and kinds:  # no outputs of this process were finite
+            self._begin(kinds.pop(), world_device())
         if self._sums is None:
             raise UserError("no rows have been added yet")
         if isinstance(self._sums, PairSums):
