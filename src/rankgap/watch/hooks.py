@@ -85,9 +85,8 @@ class BranchHooks:
         """Hook the modules."""
         for side, watched in self.modules.items():
             if (module := watched.module) is not None:
-                self._handles.append(
-                    module.register_forward_hook(_Hook(partial(self._on_forward, side), self.say))
-                )
+                hook = _Hook(partial(self._on_forward, side), self.say)
+                self._handles.append(module.register_forward_hook(hook))
 
     def remove(self) -> None:
         """Remove the hooks, and forget a step that has not ended."""
@@ -179,7 +178,7 @@ class BranchHooks:
 
 
 class _Watched:
-    """A module that is not kept alive: a model that outlives its process group may abort the process at its end."""
+    """A module that is watched, and not kept alive by that."""
 
     def __init__(self, module: nn.Module | None) -> None:
         self._module = None if module is None else weakref.ref(module)
