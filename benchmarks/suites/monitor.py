@@ -137,7 +137,7 @@ def our_trainer() -> Training:
     return Training(
         what="our trainer, SimSiam on resnet_tiny, batch 256",
         step=trained(model.parameters(), loss),
-        monitor=partial(rg.RankMonitor, layout="v n d", window=False),
+        monitor=partial(rg.RankMonitor, strict=True, layout="v n d", window=False),
         calls=0,
         every=interval(work.steps),
     )
@@ -160,7 +160,7 @@ def token_prediction() -> Training:
     return Training(
         what="I-JEPA's tokens, ViT-tiny, 64 x 64 tokens",
         step=trained([*encoder.parameters(), *predictor.parameters()], loss),
-        monitor=partial(rg.RankMonitor, layout="b t d", pair="same"),
+        monitor=partial(rg.RankMonitor, strict=True, layout="b t d", pair="same"),
         calls=2,
     )
 
@@ -171,8 +171,11 @@ def lightly_dino() -> Training:
     from lightly.models.modules import DINOProjectionHead
 
     torch.manual_seed(0)
-    student = nn.Sequential(torchvision.models.resnet18(num_classes=512), DINOProjectionHead(512)).to(DEVICE)
-    teacher = copy.deepcopy(student).requires_grad_(False)
+    student, teacher = (
+        nn.Sequential(torchvision.models.resnet18(num_classes=512), DINOProjectionHead(512)).to(DEVICE)
+        for _ in range(2)
+    )
+    teacher.requires_grad_(False).load_state_dict(student.state_dict())
     criterion = DINOLoss().to(DEVICE)
     crops = [torch.randn(64, 3, 32, 32, device=DEVICE) for _ in range(8)]
 
@@ -180,10 +183,13 @@ def lightly_dino() -> Training:
         t, s = [teacher(crop) for crop in crops[:2]], [student(crop) for crop in crops]
         return criterion(t, s), s, t
 
+    def seen(logits: Tensor) -> Tensor:
+        return torch.softmax(logits / criterion.student_temp, -1)
+
     return Training(
         what="lightly's DINO, 65,536 prototypes, batch 64, 2 + 6 crops",
         step=trained(student.parameters(), loss),
-        monitor=partial(rg.RankMonitor, then=(partial(torch.softmax, dim=-1),) * 2),
+        monitor=partial(rg.RankMonitor, strict=True, then=(seen, seen)),
         calls=10,
     )
 

@@ -456,3 +456,15 @@ def test_help_names_every_attribute() -> None:
 def test_a_healthy_diagnosis_is_false() -> None:
     assert not Diagnosis("healthy", 3)
     assert str(Diagnosis("healthy", 3)) == "healthy at step 3"
+
+
+def test_outputs_of_several_calls_are_followed_one_by_one() -> None:
+    """By hand as by hooks: what follows a module gets what it gave in a call."""
+    online, target = whole(0)
+    monitor = RankMonitor(then=(lambda z: z.softmax(-1), None), strict=True)
+    monitor.update(list(online), tuple(target))
+    assert monitor.history[0].erank_online == pytest.approx(float(effective_rank(online[0].softmax(-1))), rel=1e-5)
+    assert monitor.history[0].erank_target == pytest.approx(float(effective_rank(target[1])), rel=1e-5)
+    parts = RankMonitor(then=(lambda zs: [2 * z for z in zs], None), strict=True)
+    parts.update([list(online)], target)
+    assert not parts.skipped

@@ -115,7 +115,7 @@ class Branches:
         self.guard(self._hooks.end)
 
     def views_of(self, outputs: Mapping[Side, Any]) -> Views:
-        """The views in outputs that are given by hand; a tuple is a list of views.
+        """The views in outputs that are given by hand; a list or tuple holds one output for each call.
 
         Raises:
             UserError: an output cannot be read.
@@ -123,7 +123,8 @@ class Branches:
         views: Views = {}
         for side, output in outputs.items():
             reader = self.readers[side]
-            views[side] = reader.views(reader.tensors(list(output) if type(output) is tuple else output))
+            calls = output if isinstance(output, list) or type(output) is tuple else [output]
+            views[side] = [view for call in calls for view in reader.views(reader.tensors(call))]
         return views
 
     def why_nothing(self) -> str:

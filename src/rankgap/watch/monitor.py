@@ -213,8 +213,8 @@ class RankMonitor:
         """Read the outputs of both branches, and count a step.
 
         Args:
-            online: what the online module gives in a step: rows (N, D), views (V, B, D), tokens, or a list or
-                tuple of them.
+            online: what the online module gives in a step: rows (N, D), views (V, B, D) or tokens; or a list or
+                tuple of what it gives in several calls, view by view.
             target: the same of the target module.
             step: the step of the reading; by default the monitor's own count, which also replaces a step that is
                 not above the newest one.
