@@ -396,3 +396,17 @@ def test_copies_and_files_of_a_watched_model_are_not_watched() -> None:
         assert monitor.step == 0
         loss_of(model, 0).backward()
     assert monitor.step == 1
+
+
+def test_a_target_is_followed_at_once_and_the_online_outputs_at_the_step_s_end() -> None:
+    """As DINO's centre moves in the loss, after the target was seen."""
+    model, seen = Net(), []
+
+    def note(side: str) -> Callable[[Tensor], Tensor]:
+        return lambda z: seen.append(side) or z  # type: ignore[func-returns-value]
+
+    with RankMonitor(model, every=1, then=(note("online"), note("target")), strict=True):
+        loss = loss_of(model, 0)
+        assert seen == ["target"] * 2
+        loss.backward()
+    assert seen == ["target"] * 2 + ["online"] * 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_args
 
@@ -58,6 +58,9 @@ class Branches:
         self.readers = {
             side: OutputReader(
                 name=module if isinstance(module, str) else side,
+                # A centre changes within the step, so targets are taken at once. The online outputs are many, and
+                # can wait for the memory that the backward pass frees.
+                late=side == "online",
                 three=None if modules is None else "v n d" if is_ours(model, modules[side]) else "b t d",
                 say=partial(safety.tell, "tokens"),
                 **{name: for_side(value, side) for name, value in options.items()},
@@ -139,11 +142,11 @@ class Branches:
         selected = self.safety.or_skip(lambda: self.readers[side].selected(output))  # of an object of any class
         return list(all_tensors(selected))
 
-    def _collect(self, side: Side, output: Any) -> list[Tensor]:
+    def _collect(self, side: Side, output: Any) -> Sequence[Tensor]:
         began = time.perf_counter()
         found = self.safety.or_skip(lambda: self.readers[side].tensors(output))
         self._collecting += time.perf_counter() - began
-        return found or []
+        return found or ()
 
     def _end(self, calls: dict[Side, list[Call]]) -> None:
         parts = {side: [call.parts for call in calls[side] if call.parts] for side in SIDES}
@@ -151,7 +154,7 @@ class Branches:
         seconds, self._collecting = self._collecting, 0.0
         self.end_step(views, min(map(len, parts.values())) == 1, seconds)
 
-    def _views(self, parts: Mapping[Side, list[list[Tensor]]]) -> Views:
+    def _views(self, parts: Mapping[Side, list[Sequence[Tensor]]]) -> Views:
         if silent := [self.readers[side].name for side in SIDES if not parts[side]]:
             raise UserError(
                 f"{silent[0]} gave nothing to read in a step in which the other module did: name two modules that "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class Call(NamedTuple):
     """
 
     number: int
-    parts: list[Tensor]
+    parts: Sequence[Tensor]
     trained: bool
     training: bool
 
@@ -60,7 +60,7 @@ class BranchHooks:
         calls: Mapping[Side, deque[Call]],
         *,
         held: Callable[[Side, Any], list[Tensor]],
-        tensors: Callable[[Side, Any], list[Tensor]],
+        tensors: Callable[[Side, Any], Sequence[Tensor]],
         wanted: Callable[[], bool],
         end_step: Callable[[dict[Side, list[Call]]], object],
         guard: Callable[[Callable[[], None]], None],
@@ -129,7 +129,7 @@ class BranchHooks:
         if not trained and self._counted and (side == "online" or training < self._training):
             return  # an evaluation
         self._number += 1
-        parts = self.tensors(side, output) if self.wanted() else []
+        parts = self.tensors(side, output) if self.wanted() else ()
         self.calls[side].append(Call(self._number, parts, bool(trained), training))
         if side == "online":
             for z in trained:  # the loss may be of any of them

@@ -84,8 +84,9 @@ class RankMonitor:
             and otherwise tokens, with a warning. More are a map (B, D, H, W), whose positions are tokens.
         select: the key, attribute or index of the tensor in an output that holds several.
         stacked: number of views in one output, one after the other.
-        then: a function for each branch (or None), applied to a copy of its output (or of its list of outputs) as
-            soon as it is there, so that what is read is what the loss sees: a softmax, a centring, a mask.
+        then: a function for each branch (or None), applied to a copy of its output (or of its list of outputs), so
+            that what is read is what the loss sees: a softmax, a centring, a mask. The target's is called right
+            after the module, when its centre is the one that the loss will use, the online one at the step's end.
         pair: which target view meets an online view: one that is not its own ("opposite"), its own ("same"), or a
             function of both lists of views that returns P and T.
         thresholds: thresholds of the diagnosis.

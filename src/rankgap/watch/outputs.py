@@ -37,8 +37,9 @@ class OutputReader:
             (B, H, W, D) with "b t d", whose positions are tokens; with a single position its images are rows.
         select: the key, attribute or index of the tensor, if the output holds several; "heads.-1" goes deeper.
         stacked: number of views in one output, one after the other.
-        then: applied to the tensor of an output, or to all tensors of a list, right after the module gave it: to
-            a copy in float32 or better, without gradient.
+        then: applied to the tensor of an output, or to all tensors of a list: to a copy in float32 or better,
+            without gradient.
+        late: apply `then` when the step ends, and not right after the module gave the output.
         three: the layout of three dimensions if none was chosen; None: up to `MOST_VIEWS` are views.
         say: called with a remark on the output.
 
@@ -51,6 +52,7 @@ class OutputReader:
     select: str | int | None = None
     stacked: int = 1
     then: Then | None = None
+    late: bool = False
     three: Layout | None = None
     say: Callable[[str], None] = print
 
@@ -62,9 +64,8 @@ class OutputReader:
         if self.then is not None and not callable(self.then):
             raise UserError(f"then takes a function for each branch (or None), got {self.then!r:.60}")
 
-    @torch.no_grad()
-    def tensors(self, output: Any) -> list[Tensor]:
-        """The tensors of an output that are to be read, detached.
+    def tensors(self, output: Any) -> Sequence[Tensor]:
+        """What is to be read of an output, detached: a list of tensors if it is a list, otherwise one in a tuple.
 
         Raises:
             UserError: there is none, or `then` gave none.
@@ -76,13 +77,8 @@ class OutputReader:
                 f"{self.name} gives {_described(output)}, which holds no batch of floating-point numbers: name "
                 "another module, choose a tensor with select=, or call update"
             )
-        if self.then is not None:
-            first = found[0] if isinstance(found, list) else found
-            with torch.random.fork_rng([first.device] if first.is_cuda else []):
-                result = self.then([_copy(z) for z in found] if isinstance(found, list) else _copy(found))
-            if (found := _read_from(result)) is None:
-                raise UserError(f"then gave {_described(result)} for {self.name}: return a batch of numbers")
-        return found if isinstance(found, list) else [found]
+        parts = found if isinstance(found, list) else (found,)
+        return parts if self.late else self._followed(parts)
 
     def selected(self, output: Any) -> Any:
         """What `select` names in an output.
@@ -93,12 +89,23 @@ class OutputReader:
         return output if self.select is None else _selected(output, self.select, self.name)
 
     def views(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """The views in the tensors of one output, each (N, D) or tokens (B, T, D).
+        """The views in what `tensors` gave, each (N, D) or tokens (B, T, D).
 
         Raises:
-            UserError: a tensor does not have the layout.
+            UserError: a tensor does not have the layout, or `then` gave none.
         """
-        return [view for part in parts for view in self._views_of(part)]
+        return [view for z in (self._followed(parts) if self.late else parts) for view in self._views_of(z)]
+
+    @torch.no_grad()
+    def _followed(self, parts: Sequence[Tensor]) -> Sequence[Tensor]:
+        """What `then` makes of the parts of an output."""
+        if self.then is None:
+            return parts
+        with torch.random.fork_rng([parts[0].device] if parts[0].is_cuda else []):
+            result = self.then([_copy(z) for z in parts] if isinstance(parts, list) else _copy(parts[0]))
+        if (found := _read_from(result)) is None:
+            raise UserError(f"then gave {_described(result)} for {self.name}: return a batch of numbers")
+        return found if isinstance(found, list) else (found,)
 
     def _views_of(self, z: Tensor) -> Iterator[Tensor]:
         if z.ndim > 3:
