@@ -96,16 +96,15 @@ class PairSpectrum:
         return low_pass_score(self.spectrum_target[: len(self.transfer)], self.transfer)
 
     def __repr__(self) -> str:
+        same = "the same directions" + ("; a sketch shows less" if self.sketch_target else "")
         rows = {
             "rows": f"{self.rows:,}" + ("" if self.step is None else f", step {self.step:,}"),
             "effective rank, online": _written(self.erank_online, self.spectrum_online, self.sketch_online),
             "effective rank, target": _written(self.erank_target, self.spectrum_target, self.sketch_target),
             "rank difference": f"{self.rank_difference:+.2f}   (above 0: dimensions grow)",
-            "eigenspace alignment": f"{self.eigenspace_alignment.mean():.2f}   (1: the same directions)",
+            "eigenspace alignment": f"{self.eigenspace_alignment.mean():.2f}   (1: {same})",
             "low-pass score": f"{self.low_pass_score:+.2f}   (+1: low-pass, -1: high-pass)",
         }
-        if self.sketch_target is not None:
-            rows["eigenspace alignment"] += ", too low in a sketch"
         if not len(self.eigenspace_alignment):
             why = "it needs paired rows of one width" if self.spectrum_target.any() else "the target is zero"
             rows |= dict.fromkeys(("eigenspace alignment", "low-pass score"), f"left out: {why}")
