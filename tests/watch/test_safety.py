@@ -108,6 +108,7 @@ def test_where_warnings_are_errors_the_training_still_goes_on() -> None:
     assert monitor.disabled
 
 
+@pytest.mark.filterwarnings("ignore")  # Dynamo has many of its own
 def test_a_model_that_must_be_one_graph_is_trained_and_not_read() -> None:
     torch._dynamo.reset()
     model = heads()
