@@ -14,6 +14,7 @@ from rankgap.watch.doctor import Diagnosis
 
 READINGS = 40  # at least, in a run of known length with that many steps
 SHARE = 0.01  # of the time of training that readings may take
+FREE = 1.0  # seconds in all, which readings may take in any run
 
 
 def interval(steps: int) -> int:
@@ -26,7 +27,8 @@ class Cadence:
 
     A fixed interval reads every so many steps. An automatic one measures what readings cost and what steps take,
     and keeps readings under `SHARE` of the time, but a run of known length has `READINGS` at least, and its last
-    step is read.
+    step is read. A run of unknown length may be short, so it too has had as many at any time, until readings have
+    taken `FREE` seconds.
 
     Args:
         every: steps from one reading to the next; None measures.
@@ -43,6 +45,7 @@ class Cadence:
             )
         self.fixed, self.steps = every, steps
         self._step, self._at = -1, 0.0  # of the newest reading: its step, and the time when it was done
+        self._spent = 0.0  # seconds
         self._costs: deque[float] = deque(maxlen=5)  # seconds of a reading
         self._times: deque[float] = deque(maxlen=5)  # seconds of a step
 
@@ -65,13 +68,15 @@ class Cadence:
         """Whether a step is to be read."""
         if self.fixed is not None:
             return step % self.fixed == 0
-        return self._step < 0 or step - self._step >= self.every or step + 1 == self.steps
+        every = min(self.every, max(step // READINGS, 1)) if self._spent < FREE else self.every
+        return self._step < 0 or step - self._step >= every or step + 1 == self.steps
 
     def note(self, step: int, at: float, cost: float) -> None:
         """Note that a step was read: the time when that was done, and what it cost, in seconds."""
         if 0 <= self._step < step:
             self._times.append((at - cost - self._at) / (step - self._step))
         self._costs.append(cost)
+        self._spent += cost
         self._step, self._at = step, at
 
 

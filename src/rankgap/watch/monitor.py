@@ -76,8 +76,8 @@ class RankMonitor:
         model: the model, wrapped or compiled or not; None to call `update` by hand, or if both modules are given.
         online: the module whose output is P, or its dotted name in the model as you wrote it.
         target: the same for T.
-        every: steps from one reading to the next. "auto" keeps readings under 1% of the time, and reads a run of
-            known length 40 times at least.
+        every: steps from one reading to the next. "auto" reads a run of known length 40 times at least, and
+            otherwise keeps readings under 1% of the time, after a second of them at the start.
         steps: the length of the run in steps (backward passes), if known.
         layout: what the dimensions of outputs are: rows "n d", views "v n d" or tokens "b t d". By default two
             dimensions are rows. Three are views in outputs of rankgap's own models and in `update` (up to 16),
