@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from rankgap.model.alignments import Assigned, outputs_of
 from rankgap.model.mlp import PerView, per_view
 from rankgap.model.prototypes import Prototypes
 from rankgap.model.schedule import Clock, Scheduled, teacher_momentum
-from rankgap.spectra.pair import Side
+from rankgap.spectra.pair import SIDES, Side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,8 +156,8 @@ class DualBranch(nn.Module):
 
     def encoder(self, side: Side = "online") -> nn.Module:
         """The encoder of a branch (the same one where weights are shared)."""
-        if side not in get_args(Side):
-            raise unknown("branch", side, get_args(Side))
+        if side not in SIDES:
+            raise unknown("branch", side, SIDES)
         return (self.online if side == "online" or self.teacher is None else self.teacher).encoder
 
     def prepare(self, clock: Clock) -> None:

@@ -21,14 +21,14 @@ import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 from torch import nn
 
 from rankgap.errors import UserError
 from rankgap.filters.gains import GAINS, parse_gain
 from rankgap.model.prototypes import Prototypes
-from rankgap.spectra.pair import Side
+from rankgap.spectra.pair import SIDES, Side
 
 Builder = Callable[["Place", Any], nn.Module]
 _B = TypeVar("_B", bound=Builder)
@@ -116,7 +116,7 @@ def register_map(
             raise UserError(
                 f"expected the name of a map, a word that is neither a gain nor identity, got {name!r}"
             )
-        if not sides or not set(sides) <= set(get_args(Side)):
+        if not sides or not set(sides) <= set(SIDES):
             raise UserError(f"a map stands on the online branch, the target or both, got {list(sides)}")
         if not dataclasses.is_dataclass(options) or isinstance(options, type):
             raise UserError(f"a map's options are an instance of a dataclass, got {options!r}")

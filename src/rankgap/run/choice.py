@@ -16,10 +16,11 @@ from rankgap.model.encoder_options import fitting_size
 from rankgap.model.methods import Method
 from rankgap.run import continuing, presets
 from rankgap.run.config import TrainConfig
-from rankgap.run.recipes import SIDES, Recipe, load_recipe, override, recipe_for
+from rankgap.run.recipes import Recipe, load_recipe, override, recipe_for
 from rankgap.run.saved import SavedRun
 from rankgap.run.start import Start, choose_backbone, start_from
 from rankgap.run.work import Work
+from rankgap.spectra.pair import SIDES
 
 
 class Choice(Protocol):

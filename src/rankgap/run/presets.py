@@ -18,8 +18,9 @@ from rankgap.model.closed_forms import ClosedForm
 from rankgap.model.methods import Method
 from rankgap.model.mlp import mixes_images
 from rankgap.model.predictor import PredictorOptions
-from rankgap.run.recipes import SIDES, Recipe
+from rankgap.run.recipes import Recipe
 from rankgap.run.work import Work
+from rankgap.spectra.pair import SIDES
 from rankgap.views import ViewConfig
 
 Jitter = tuple[float, float, float, float]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from rankgap.spectra.record import check_columns, column, count, plain_value, sk
 from rankgap.spectra.sketch import SketchSize, sketched_effective_rank
 
 Side = Literal["online", "target"]  # the branches of a model
+SIDES: tuple[Side, Side] = get_args(Side)
 
 _SKETCHES = ("sketch_online", "sketch_target")
 

@@ -9,19 +9,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from rankgap.errors import UserError
-from rankgap.spectra.pair import Side
+from rankgap.spectra.pair import SIDES, Side
 from rankgap.watch.hooks import BranchHooks, Call
 from rankgap.watch.modules import branch_modules, is_ours
 from rankgap.watch.outputs import OutputReader, all_tensors, for_side
 from rankgap.watch.safety import Safety
 
-SIDES: tuple[Side, Side] = get_args(Side)
 Views = dict[Side, list[Tensor]]
 
 

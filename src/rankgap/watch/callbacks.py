@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -14,7 +12,7 @@ from rankgap.errors import unknown
 from rankgap.watch.doctor import Diagnosis, alarms
 from rankgap.watch.monitor import RankMonitor
 from rankgap.watch.reading import Reading
-from rankgap.watch.verdict import Verdict
+from rankgap.watch.safety import warn
 
 Action = Literal["warn", "stop"]
 
@@ -70,7 +68,7 @@ class Watcher:
         if history and not alarms(history, doctor.thresholds, doctor.steps):
             verdict = self.monitor.verdict()
             if verdict.kind != "healthy":
-                _warn(verdict)
+                warn(str(verdict))
         self.release()
 
     def release(self) -> None:
@@ -88,10 +86,5 @@ class Watcher:
         if callable(self.on_alarm):
             self.on_alarm(alarm)
             return ranks, False
-        _warn(alarm)
+        warn(str(alarm))
         return ranks, self.on_alarm == "stop"
-
-
-def _warn(about: Diagnosis | Verdict) -> None:
-    with suppress(UserWarning):  # where warnings are errors, they do not end the training either
-        warnings.warn(str(about), stacklevel=4)

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
 from rankgap.spectra.gram import singular_values
-from rankgap.spectra.pair import PairSpectrum, Side, pair_spectrum
+from rankgap.spectra.pair import SIDES, PairSpectrum, Side, pair_spectrum
 from rankgap.spectra.processes import world_size
-from rankgap.watch.branches import SIDES, Branches, Views
+from rankgap.watch.branches import Branches, Views
 from rankgap.watch.cadence import Cadence, StepCount
 from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
 from rankgap.watch.history import History
@@ -105,7 +105,7 @@ class RankMonitor:
         cadence: the `Cadence` that chooses the steps to read.
         pair: the rule by which views are compared.
         window: whether running sums are kept for `compute`.
-        strict: whether errors are raised.
+        every: steps from one reading to the next, as things stand.
 
     Raises:
         UserError: the model has no such module (the nearest names are listed), or an option has a wrong value.

@@ -18,7 +18,7 @@ from torch.func import debug_unwrap
 
 from rankgap.errors import UserError, unknown
 from rankgap.spectra.float64 import at_least_float32
-from rankgap.spectra.pair import Side
+from rankgap.spectra.pair import SIDES, Side
 
 Layout = Literal["n d", "v n d", "b t d"]
 Then = Callable[[Any], Any]
@@ -147,7 +147,7 @@ def for_side(value: Any, side: Side) -> Any:
         return value
     if len(value) != 2:
         raise UserError(f"an option is one value for both branches or a pair (online, target), got {value!r:.80}")
-    return value[("online", "target").index(side)]
+    return value[SIDES.index(side)]
 
 
 def all_tensors(output: Any) -> Iterator[Tensor]:

@@ -12,6 +12,12 @@ from rankgap.errors import UserError, attempt
 _T = TypeVar("_T")
 
 
+def warn(text: str) -> None:
+    """Warn; where warnings are errors, that does not end the training either."""
+    with suppress(UserWarning):
+        warnings.warn(text, stacklevel=4)
+
+
 class Safety:
     """Answers for what goes wrong while someone's training is watched.
 
@@ -31,11 +37,10 @@ class Safety:
         self._told: set[str] = set()
 
     def tell(self, about: str, text: str) -> None:
-        """Warn, once about each subject; where warnings are errors, they do not end the training either."""
+        """Warn, once about each subject."""
         if about not in self._told:
             self._told.add(about)
-            with suppress(UserWarning):
-                warnings.warn(text, stacklevel=3)
+            warn(text)
 
     def or_skip(self, work: Callable[[], _T]) -> _T | None:
         """Run what may meet outputs that cannot be read; they are left out, with one warning."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from rankgap.errors import UserError, unknown
 from rankgap.model.encoder_options import EncoderOptions, fitting_size
@@ -21,10 +21,9 @@ from rankgap.model.maps import kinds_on
 from rankgap.model.methods import Method
 from rankgap.run.optimizer import OptimizerOptions
 from rankgap.run.reader import parse_yaml, plain, read, read_over, read_text
-from rankgap.spectra.pair import Side
+from rankgap.spectra.pair import SIDES, Side
 from rankgap.views import ViewConfig
 
-SIDES: tuple[Side, ...] = get_args(Side)
 MOST_VIEWS = 64
 LARGE_VIEW = 96  # pixels; from here on crops of a large view are worth looking at
 
