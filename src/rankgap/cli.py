@@ -62,7 +62,7 @@ def _filled(command: str) -> Callable[..., Any]:
 
 
 # The commands that need the user's gains and maps, besides `train`, whose configuration has the flag.
-_IMPORTING = ("design", "evaluate", "score", "report")
+_IMPORTING = ("design", "evaluate", "score", "report", "export")
 _WITHOUT_COMMAND = ("--help", "--version")
 _IMPORT = "a Python module or file (mine.py) to import first, so that its gains and maps can be named."
 

@@ -12,6 +12,7 @@ from rankgap.errors import UserError
 
 if TYPE_CHECKING:  # listing the commands must not load torch
     from rankgap.evaluate.evaluation import Protocol
+    from rankgap.exporting.formats import FormatName
     from rankgap.spectra.pair import Side
 
 EXIT_PROBLEMS = 1  # of `inspect`: training would stop
@@ -145,6 +146,52 @@ def report(runs: list[str], out: str = "report.html") -> None:
     say(f"report{count}: {shown(str(page))}", wrap=False)
 
 
+def export(
+    run: str,
+    to: FormatName | None = None,
+    out: str | None = None,
+    checkpoint: str = "last",
+    branch: Side = "online",
+    preprocessing: bool = False,
+    license: str = "unknown",
+    overwrite: bool = False,
+    push: str | None = None,
+) -> None:
+    """Export a run's encoder as a folder that timm, ONNX, torch.export or the Hugging Face Hub loads.
+
+    Args:
+        run: the run folder.
+        to: timm (timm.create_model), safetensors (weights, for your own code), onnx (any runtime), torch-export
+            (torch alone), or hf (PyTorchModelHubMixin).
+        out: the folder to write; by default exports/RUN-FORMAT.
+        checkpoint: last, best, or one like epoch-0010.
+        branch: the branch whose encoder is exported; the target's is the EMA teacher if the method has one.
+        preprocessing: with onnx and torch-export: put resize, crop and normalisation inside the graph, which then
+            takes images of any size.
+        license: the licence of the weights, for the card: an identifier of the Hugging Face Hub, such as mit.
+        overwrite: replace an earlier export.
+        push: upload the folder to the Hugging Face Hub under this name, such as you/encoder.
+    """
+    from rankgap.exporting.export import export_run
+    from rankgap.exporting.formats import FORMATS
+    from rankgap.show.terminal import show_export
+
+    if to is None:
+        raise UserError(f"export needs a format: --to {', '.join(FORMATS)} (see rankgap export --help)")
+    made = export_run(
+        run,
+        to=to,
+        out=out,
+        checkpoint=checkpoint,
+        branch=branch,
+        preprocessing=preprocessing,
+        license=license,
+        overwrite=overwrite,
+        push=push,
+    )
+    show_export(made)
+
+
 def watch(run: str, every: float = 1.0) -> None:
     """Follow a run while it trains: loss, both ranks, speed, alarms. Works over ssh; Ctrl-C does not stop the run.
 
@@ -252,6 +299,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "compare": compare,
     "score": score,
     "report": report,
+    "export": export,
     "watch": watch,
     "methods": methods,
     "design": design,
@@ -260,6 +308,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
 POSITIONAL = {
     "evaluate": ("run",),
     "score": ("run",),
+    "export": ("run",),
     "watch": ("run",),
     "compare": ("runs",),
     "report": ("runs",),

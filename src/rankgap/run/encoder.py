@@ -15,7 +15,9 @@ from rankgap.errors import UserError
 from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
 from rankgap.model.backbones import Encoder, build_encoder
 from rankgap.run.build import build
+from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.folder import RunFolder
+from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import Side
 from rankgap.views import eval_view
 
@@ -152,6 +154,26 @@ def load_encoder(
     folder = RunFolder(Path(path))
     saved = folder.saved()
     state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
+    return encoder_of(saved, state, branch=branch, model=model, tokens=tokens)
+
+
+def encoder_of(
+    saved: SavedRun,
+    state: Checkpoint,
+    *,
+    branch: Side = "online",
+    model: nn.Module | None = None,
+    tokens: bool = False,
+) -> TrainedEncoder:
+    """The encoder of a run that is already read; the arguments and errors are otherwise those of `load_encoder`.
+
+    Args:
+        saved: the run's configuration.
+        state: one of its checkpoints.
+        branch: as in `load_encoder`.
+        model: as in `load_encoder`.
+        tokens: as in `load_encoder`.
+    """
     method = saved.method()
     kept, recipe = saved.model, saved.recipe
     encoder = build_encoder(

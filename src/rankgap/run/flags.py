@@ -86,7 +86,11 @@ class _Types(dict[str, Any]):
     """Types that are imported only for the type checker, loaded when a command needs them."""
 
     def __missing__(self, name: str) -> Any:
-        homes = {"Protocol": "rankgap.evaluate.evaluation", "Side": "rankgap.spectra.pair"}
+        homes = {
+            "FormatName": "rankgap.exporting.formats",
+            "Protocol": "rankgap.evaluate.evaluation",
+            "Side": "rankgap.spectra.pair",
+        }
         if name not in homes:
             raise KeyError(name)
         return getattr(importlib.import_module(homes[name]), name)
