@@ -17,9 +17,8 @@ from rankgap.watch.verdict import Verdict
 
 _TIMM = """\
 `timm.data.create_transform(**timm.data.resolve_model_data_config(encoder))` makes the same view of a PIL image of
-8 bits, but for the 8-bit rounding after its resize."""
-_NOT_TIMM = """\
-timm's own transforms make other views: they cannot map deep values."""
+8 bits, up to rounding: it rounds after each axis of the resize, and its resize sees past the crop's edge."""
+_DEEP = "timm's own transforms do not fit: they cannot map deep values, and PIL knows no such images."
 
 
 def warnings_of(exported: Exported, verdict: Verdict | None, ranks: Mapping[str, float]) -> list[str]:
@@ -73,7 +72,7 @@ def card(
         "license": exported.licence,
         "library_name": form.library,
         "pipeline_tag": "image-feature-extraction",
-        "tags": ["rankgap", "self-supervised-learning", run.method, *(["timm"] if form.library == "timm" else [])],
+        "tags": ["rankgap", "self-supervised-learning", run.method, *form.tags],
     }
     deep = kept.levels is not None or kept.channels not in (1, 3)
     parts = [
@@ -87,7 +86,7 @@ def card(
         *(f"{text[:1].upper()}{text[1:]}." for text in notes),
         "## Preprocessing",
         _table(_preprocessing(exported)),
-        _NOT_TIMM if deep else _TIMM,
+        *([_DEEP if deep else _TIMM] if form.library == "timm" else []),
         "## Training",
         _table(_training(exported)),
         "## Ranks",

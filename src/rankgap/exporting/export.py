@@ -165,6 +165,7 @@ def _write(exported: Exported, to: FormatName, form: Format, place: Path) -> Exp
             "branch": exported.branch,
             "files": files,
         }
+        shutil.copymode(folder / "preprocessing.py", folder / "model.safetensors")  # only we could read it
         (folder / CONFIG).write_text(json.dumps(exported.config() | {OURS: origin}, indent=2) + "\n")
         about = {name: _FILES.get(name, "registers the architecture with timm") for name in files}
         text = card(exported, form, about, warnings=warnings, notes=notes, ranks=ranks, verdict=verdict)

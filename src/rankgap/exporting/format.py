@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rankgap.exporting.source import Exported
 
+PREPROCESSING = "from preprocessing import Preprocessing"
+
 
 def _nothing(exported: Exported, folder: Path) -> list[str]:
     return []
@@ -25,6 +27,7 @@ class Format:
         graph: whether it holds a graph, which may have the preprocessing inside.
         own: whether it can hold a network that is the user's own module.
         prefix: of the names of the weights.
+        tags: tags of the card.
     """
 
     about: str
@@ -34,20 +37,29 @@ class Format:
     graph: bool = False
     own: bool = False
     prefix: str = ""
+    tags: tuple[str, ...] = ()
 
 
-def in_folder(exported: Exported) -> list[str]:
-    """The lines of a snippet that name the folder, and make its Python files importable."""
+def in_folder(exported: Exported, *imports: str) -> list[str]:
+    """The lines of a snippet that name the folder, and import Python files from it.
+
+    Args:
+        exported: the encoder.
+        imports: the imports.
+    """
     hub = "" if exported.hub is None else f', or huggingface_hub.snapshot_download("{exported.hub}")'
-    return [f'folder = "."  # this folder{hub}', "sys.path.insert(0, folder)"]
+    path = ["sys.path.insert(0, folder)"] if imports else []
+    return [f'folder = "."  # this folder{hub}', *path, *imports]
 
 
-def random_images(exported: Exported) -> str:
-    """The line that makes images, as the preprocessing takes them, for a snippet that runs as it is."""
+def some_images(exported: Exported, library: str = "torch") -> str:
+    """The line of a snippet that makes images, as the preprocessing takes them.
+
+    Args:
+        exported: the encoder.
+        library: torch or np.
+    """
     values, channels = exported.described()["values"], exported.saved.model.channels
     shape = f"(2, {channels}, 120, 160)"
-    most = {"uint8": 256}.get(values, 4096)
-    made = f"torch.randint(0, {most}, {shape}, dtype=torch.{'int32' if values == 'int32' else 'uint8'})"
-    if values == "float32":
-        made = f"torch.rand{shape}"
-    return f"images = {made}  # yours: (B, {channels}, H, W), {values}"
+    made = f"{library}.ones({shape}, dtype={library}.{values})"
+    return f"images = {made}  # yours: (B, {channels}, H, W)"

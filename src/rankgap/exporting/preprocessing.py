@@ -71,7 +71,9 @@ class Preprocessing(nn.Module):
             torch.arange(height, device=images.device),
             torch.arange(width, device=images.device),
         )
-        sides = torch.stack([torch.scalar_tensor(float(n), device=images.device) for n in (height, width)])
+        sides = torch.stack(
+            [torch.scalar_tensor(n, dtype=torch.float32, device=images.device) for n in (height, width)]
+        )
         shorter = sides.min()
         start, length = ((sides - shorter) / 2).floor(), shorter.expand(2)
         if self.crop_share < 1:  # what remains if the shorter side is resized to S / crop_share

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 
 from rankgap.exporting.architecture import IMPORTS
-from rankgap.exporting.format import Format, in_folder, random_images
+from rankgap.exporting.format import Format, in_folder, some_images
 from rankgap.exporting.preprocessing import Preprocessing
 from rankgap.exporting.source import Exported
 
@@ -53,14 +53,18 @@ def _write(exported: Exported, folder: Path) -> list[str]:
 def _loads(exported: Exported) -> list[str]:
     return [
         "import sys, torch",
-        *in_folder(exported),
-        "from encoder import Encoder",
+        *in_folder(exported, "from encoder import Encoder"),
         "encoder = Encoder.from_pretrained(folder).eval()",
-        random_images(exported),
+        some_images(exported),
         "features = encoder(encoder.preprocess(images))",
     ]
 
 
 HF = Format(
-    about="a model for PyTorchModelHubMixin", library="pytorch", loads=_loads, write=_write, prefix="network."
+    about="a model for PyTorchModelHubMixin",
+    library="pytorch",
+    loads=_loads,
+    write=_write,
+    prefix="network.",
+    tags=("model_hub_mixin", "pytorch_model_hub_mixin"),
 )

@@ -9,7 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from rankgap.exporting.format import Format, in_folder, random_images
+from rankgap.exporting.format import PREPROCESSING, Format, in_folder, some_images
 from rankgap.exporting.source import Exported
 from rankgap.exporting.to_torch_export import UNTRACEABLE, traced, untraceable
 from rankgap.exporting.verification import check_graph
@@ -44,19 +44,26 @@ def _write(exported: Exported, folder: Path) -> list[str]:
         (features,) = session.run(None, {exported.input_name: images.numpy()})
         return torch.from_numpy(features)
 
-    return [f"opset {OPSET}", check_graph(exported, run, "ONNX Runtime")]
+    return [check_graph(exported, run, f"ONNX Runtime (opset {OPSET})")]
 
 
 def _loads(exported: Exported) -> list[str]:
-    made = "images" if exported.inside else "Preprocessing.of(folder)(images)"
-    return [
-        "import sys, onnxruntime, torch",
-        *in_folder(exported),
-        *([] if exported.inside else ["from preprocessing import Preprocessing"]),
-        f'session = onnxruntime.InferenceSession(f"{{folder}}/{FILE}")',
-        random_images(exported),
-        f'(features,) = session.run(None, {{"{exported.input_name}": {made}.numpy()}})',
-    ]
+    session = f'session = onnxruntime.InferenceSession(f"{{folder}}/{FILE}")'
+    result = "(features,) = session.run(None, {{{0!r}: {1}}})"
+    if exported.inside:
+        lines = [session, some_images(exported, "np"), result.format("images", "images")]
+        return ["import numpy as np, onnxruntime", *in_folder(exported), *lines]
+    lines = [session, some_images(exported), "views = Preprocessing.of(folder)(images)"]
+    lines.append(result.format("views", "views.numpy()"))
+    return ["import sys, onnxruntime, torch", *in_folder(exported, PREPROCESSING), *lines]
 
 
-ONNX = Format(about=f"ONNX, opset {OPSET}", library="onnx", loads=_loads, write=_write, graph=True, own=True)
+ONNX = Format(
+    about=f"ONNX, opset {OPSET}",
+    library="onnx",
+    loads=_loads,
+    write=_write,
+    graph=True,
+    own=True,
+    tags=("onnx",),
+)

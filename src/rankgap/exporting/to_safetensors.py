@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rankgap.exporting.format import Format, in_folder, random_images
+from rankgap.exporting.format import PREPROCESSING, Format, in_folder, some_images
 from rankgap.exporting.source import Exported
 from rankgap.exporting.to_timm import register, registering
 
@@ -15,12 +15,10 @@ def _loads(exported: Exported) -> list[str]:
         "import sys, torch" if built.own else "import sys, timm, torch",
         *([f"from {built.own} import {built.name}"] if built.own else []),
         "from safetensors.torch import load_file",
-        *in_folder(exported),
-        "from preprocessing import Preprocessing",
-        *registering(exported),
+        *in_folder(exported, PREPROCESSING, *registering(exported)),
         f"encoder = {made}",
         'encoder.eval().load_state_dict(load_file(f"{folder}/model.safetensors"))',
-        random_images(exported),
+        some_images(exported),
         "features = encoder(Preprocessing.of(folder)(images))",
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rankgap.exporting.format import Format, in_folder, random_images
+from rankgap.exporting.format import PREPROCESSING, Format, in_folder, some_images
 from rankgap.exporting.source import Exported
 
 
@@ -25,13 +25,11 @@ def registering(exported: Exported) -> list[str]:
 def _loads(exported: Exported) -> list[str]:
     return [
         "import sys, timm, torch",
-        *in_folder(exported),
-        "from preprocessing import Preprocessing",
-        *registering(exported),
+        *in_folder(exported, PREPROCESSING, *registering(exported)),
         'encoder = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()',
-        random_images(exported),
+        some_images(exported),
         "features = encoder(Preprocessing.of(folder)(images))",
     ]
 
 
-TIMM = Format(about="a model for timm", library="timm", loads=_loads, write=register)
+TIMM = Format(about="a model for timm", library="timm", loads=_loads, write=register, tags=("timm",))

@@ -9,7 +9,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from rankgap.errors import UserError
-from rankgap.exporting.format import Format, in_folder, random_images
+from rankgap.exporting.format import PREPROCESSING, Format, in_folder, some_images
 from rankgap.exporting.source import Exported
 from rankgap.exporting.verification import check_graph
 
@@ -54,15 +54,11 @@ def _write(exported: Exported, folder: Path) -> list[str]:
 
 
 def _loads(exported: Exported) -> list[str]:
-    made = "images" if exported.inside else "Preprocessing.of(folder)(images)"
-    return [
-        "import sys, torch",
-        *in_folder(exported),
-        *([] if exported.inside else ["from preprocessing import Preprocessing"]),
-        f'encoder = torch.export.load(f"{{folder}}/{FILE}").module()',
-        random_images(exported),
-        f"features = encoder({made})",
-    ]
+    lines = [f'encoder = torch.export.load(f"{{folder}}/{FILE}").module()', some_images(exported)]
+    if exported.inside:
+        return ["import torch", *in_folder(exported), *lines, "features = encoder(images)"]
+    made = "features = encoder(Preprocessing.of(folder)(images))"
+    return ["import sys, torch", *in_folder(exported, PREPROCESSING), *lines, made]
 
 
 TORCH_EXPORT = Format(
