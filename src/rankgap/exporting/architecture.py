@@ -14,26 +14,31 @@ from torch import nn
 from rankgap.model.backbones import create_timm, resnet_tiny, small_image_stem
 from rankgap.run.saved import SavedModel
 
-_ABOUT = "Once imported, timm.create_model knows it. Needs torch and timm alone."
-IMPORTS = """\
+_HEAD = '''"""{about}.
+
+Once imported, timm.create_model knows it. Needs torch and timm alone.
+"""
+
 import timm
 from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
-"""
 
-_REGISTER = """
 
-def _build(in_chans=3, **options):
+'''
+_BUILD = """
+
+def build(in_chans=3, **options):
     {build}
-
+"""
+_REGISTER = """
 
 default_cfgs = {{"{name}": {{"num_classes": 0, "first_conv": "conv1", "classifier": "fc"}}}}
 
 
 @register_model
 def {name}(pretrained=False, **options):
-    return build_model_with_cfg(_build, "{name}", pretrained, **options)
+    return build_model_with_cfg(build, "{name}", pretrained, **options)
 """
 _TINY = """network = resnet_tiny(in_chans)
     network.reset_classifier(options.get("num_classes", 0), options.get("global_pool", "avg"))
@@ -47,11 +52,11 @@ class Architecture:
     """What builds a network again.
 
     Args:
-        name: timm's name of it, or the one that `code` registers; of the user's own module, its class.
+        name: timm's name of it, or the one that `file` registers; of the user's own module, its class.
         arguments: arguments of `timm.create_model`.
         about: the network in words.
         facts: what timm's own description of the model says about its layers.
-        code: Python that registers the name with timm, without `IMPORTS`; empty if timm has the name.
+        code: Python with a function `build` that takes the arguments; empty if timm has the name.
         own: the module that holds the class, if the network is the user's own.
     """
 
@@ -64,8 +69,9 @@ class Architecture:
 
     @property
     def file(self) -> str:
-        """A Python file that registers the name."""
-        return f'"""{self.about[:1].upper()}{self.about[1:]}.\n\n{_ABOUT}\n"""\n\n{IMPORTS}\n\n{self.code}'
+        """A Python file that registers the name with timm."""
+        about = f"{self.about[:1].upper()}{self.about[1:]}"
+        return _HEAD.format(about=about) + self.code + _REGISTER.format(name=self.name)
 
 
 def architecture_of(kept: SavedModel, network: nn.Module, *, own: bool) -> Architecture:
@@ -102,5 +108,5 @@ def _registered(name: str, channels: int, about: str, build: str, *parts: Any) -
         arguments={"in_chans": channels, "num_classes": 0},
         about=about,
         facts={"first_conv": "conv1", "classifier": "fc"},
-        code="\n\n".join(map(inspect.getsource, parts)) + _REGISTER.format(name=name, build=build),
+        code="\n\n".join(map(inspect.getsource, parts)) + _BUILD.format(build=build),
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from rankgap.exporting.architecture import IMPORTS
 from rankgap.exporting.format import Format, in_folder, some_images
 from rankgap.exporting.preprocessing import Preprocessing
 from rankgap.exporting.source import Exported
@@ -23,16 +22,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from huggingface_hub import PyTorchModelHubMixin
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
 '''
-_CLASS = '''
-
+_CLASS = '''\
 class Encoder(nn.Module, PyTorchModelHubMixin):
     """Normalised views (B, C, S, S) -> features (B, F); `preprocess` makes views of images (B, C, H, W)."""
 
     def __init__(self, architecture: str, model_args: dict, preprocessing: dict) -> None:
         super().__init__()
-        self.network = timm.create_model(architecture, **model_args)
+        self.network = {build}
         self.preprocess = Preprocessing(**preprocessing)
 
     def forward(self, views: Tensor) -> Tensor:
@@ -41,12 +43,10 @@ class Encoder(nn.Module, PyTorchModelHubMixin):
 
 
 def _write(exported: Exported, folder: Path) -> list[str]:
-    imports = IMPORTS.replace("from torch import nn", "from torch import Tensor, nn")
-    imports = imports.replace("import timm\n", "import timm\nfrom huggingface_hub import PyTorchModelHubMixin\n")
-    parts = [inspect.getsource(Preprocessing).rstrip()]
-    if code := exported.architecture.code:
-        parts.append(code.rstrip())
-    (folder / FILE).write_text(f"{_HEAD}{imports}\n\n" + "\n\n\n".join(parts) + "\n" + _CLASS)
+    code = exported.architecture.code
+    build = "build(**model_args)" if code else "timm.create_model(architecture, **model_args)"
+    parts = [_HEAD, inspect.getsource(Preprocessing), code, _CLASS.format(build=build)]
+    (folder / FILE).write_text("\n\n".join(part for part in parts if part))
     return []
 
 

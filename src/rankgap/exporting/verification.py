@@ -87,7 +87,7 @@ def _photographs(channels: int) -> Tensor:
     from sklearn.datasets import load_sample_images
 
     def crops(photograph: np.ndarray) -> Iterator[Tensor]:
-        pixels = torch.from_numpy(photograph).permute(2, 0, 1)
+        pixels = torch.from_numpy(photograph.copy()).permute(2, 0, 1)
         for k in range(IMAGES // 2):
             row, column = divmod(k, 8)
             top, left = row * (pixels.shape[1] - _CROP) // 3, column * (pixels.shape[2] - _CROP) // 7
