@@ -44,12 +44,14 @@ RUNS: dict[str, tuple[Any, dict[str, Any]]] = {
     "12 bits": (lambda: (deep(1) * 3000 + 500).round().astype(np.uint16), {"model": "resnet_tiny"}),
     "5 channels of floats": (lambda: deep(5) * 4 - 1, {"model": "resnet_tiny"}),
 }
-FAST = [(name, to, False) for name in RUNS for to in ("timm", "safetensors", "hf")]
+Case = tuple[str, FormatName, bool]
+FAST: list[Case] = [(name, to, False) for name in RUNS for to in ("timm", "safetensors", "hf")]
 FAST += [("resnet_tiny", "torch-export", False), ("resnet_tiny", "onnx", False), ("12 bits", "onnx", True)]
 FAST += [("5 channels of floats", "torch-export", True)]
-SLOW = [(name, to, inside) for name in RUNS for to in ("torch-export", "onnx") for inside in (False, True)]
+SLOW: list[Case] = [
+    (name, to, inside) for name in RUNS for to in ("torch-export", "onnx") for inside in (False, True)
+]
 SLOW = [case for case in SLOW if case not in FAST]
-Case = tuple[str, FormatName, bool]
 LIMITS = {"onnx": 1e-4}  # of a difference; 1e-5 otherwise
 
 
