@@ -250,6 +250,21 @@ def test_bad_flags_of_export_get_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_unknown_format_of_the_python_call_is_named(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown format 'onx': did you mean 'onnx'"):
+        rg.export(run, to="onx", out=tmp_path / "out")  # type: ignore[arg-type]
+
+
+def test_a_missing_library_of_one_format_stops_that_format_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "rankgap.exporting.to_onnx", raising=False)
+    said = "export to onnx needs onnxruntime, which is not installed: pip install 'rankgap[export]'"
+    assert said in tells(capsys, str(run), "--to", "onnx", "--out", str(tmp_path / "out"))
+    assert main(["export", str(run), "--to", "hf", "--out", str(tmp_path / "out")]) == 0
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is not a run folder" in tells(capsys, str(tmp_path), "--to", "timm", "--out", str(tmp_path / "out"))
 

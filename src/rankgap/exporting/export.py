@@ -12,13 +12,13 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
-from rankgap.errors import UserError, unknown
+from rankgap.errors import UserError
 from rankgap.exporting import preprocessing as shipped
 from rankgap.exporting.architecture import architecture_of
 from rankgap.exporting.card import card, warnings_of
 from rankgap.exporting.folder import CONFIG, OURS, check_replaceable, replacing_folder
 from rankgap.exporting.format import Format
-from rankgap.exporting.formats import FORMATS, FormatName, format_called
+from rankgap.exporting.formats import FormatName, format_called
 from rankgap.exporting.source import Exported
 from rankgap.model.backbones import OWN
 from rankgap.run.encoder import encoder_of
@@ -88,8 +88,6 @@ def export_run(
         UserError: there is no such run, checkpoint or format, the format cannot hold this network, the place is
             taken, or the exported graph gives other features than PyTorch.
     """
-    if to not in FORMATS:
-        raise unknown("format", to, FORMATS)
     form = format_called(to)
     if preprocessing and not form.graph:
         raise UserError(

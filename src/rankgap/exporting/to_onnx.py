@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor
@@ -38,6 +39,7 @@ def _write(exported: Exported, folder: Path) -> list[str]:
     made.model.metadata_props["preprocessing"] = json.dumps(exported.described())
     size = sum(p.numel() * p.element_size() for p in exported.network.parameters())
     made.save(folder / FILE, external_data=size > LARGEST)
+    onnx.checker.check_model(folder / FILE)
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
