@@ -15,7 +15,10 @@ from sklearn.datasets import load_sample_images
 import rankgap as rg
 from benchmarks.suites.timing import Row, Settings, in_turns
 
-CASES = (("resnet18", 224, (1, 16)), ("resnet_tiny", 32, (64,)))  # network, side of a view in px, batches
+CASES: tuple[tuple[str, int, tuple[int, ...]], ...] = (  # network, side of a view in px, images in a batch
+    ("resnet18", 224, (1, 16)),
+    ("resnet_tiny", 32, (64,)),
+)
 
 
 def measure(settings: Settings) -> list[Row]:
