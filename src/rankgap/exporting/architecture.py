@@ -33,7 +33,7 @@ def build(in_chans=3, **options):
 """
 _REGISTER = """
 
-default_cfgs = {{"{name}": {{"num_classes": 0, "first_conv": "conv1", "classifier": "fc"}}}}
+default_cfgs = {{"{name}": {{"num_classes": 0, "classifier": "fc"}}}}
 
 
 @register_model

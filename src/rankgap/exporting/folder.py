@@ -25,12 +25,13 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: choose another --out")
-    held = {str(path.relative_to(out)) for path in out.rglob("*") if not path.is_dir()} if out.exists() else set()
-    if held and not overwrite:
-        raise UserError(f"{out} exists: use another --out, or replace it with --overwrite")
-    if held and (foreign := sorted(held - _written(out))):
-        what = "holds no export" if CONFIG in foreign or CONFIG not in held else f"also holds {foreign[0]}"
-        raise UserError(f"{out} {what}, so it is not overwritten: choose another --out")
+    if out.exists() and any(out.iterdir()):
+        if not overwrite:
+            raise UserError(f"{out} exists: use another --out, or replace it with --overwrite")
+        if not (ours := _written(out)):
+            raise UserError(f"{out} holds no export, so it is not overwritten: choose another --out")
+        if foreign := sorted(path.name for path in out.iterdir() if path.name not in ours):
+            raise UserError(f"{out} also holds {foreign[0]}, so it is not overwritten: choose another --out")
     check_writable(out.parent)
 
 
@@ -57,12 +58,9 @@ def replacing_folder(out: Path) -> Iterator[Path]:
             yield partial
             if out.exists():
                 out.rename(old)
-            try:
-                partial.rename(out)
-            except OSError:
-                if old.exists():
-                    old.rename(out)
-                raise
+            partial.rename(out)
     finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)

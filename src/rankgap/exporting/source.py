@@ -102,6 +102,10 @@ class Exported:
             "num_classes": 0,
             **built.facts,
         }
+        if (
+            kept.channels != 3
+        ):  # earlier versions of timm adapt the first layer to such images, which it is already
+            pretrained.pop("first_conv", None)
         return {
             "architecture": built.name,
             "num_classes": 0,
