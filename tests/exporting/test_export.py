@@ -215,6 +215,7 @@ def test_only_an_export_is_overwritten_and_only_when_asked(
     (out / "notes.txt").write_text("mine")
     assert "also holds notes.txt, so it is not overwritten" in tells(capsys, *flags, str(out), "--overwrite")
     (out / "notes.txt").unlink()
+    (out / "__pycache__").mkdir()  # from loading it
     assert main(["export", str(run), "--to", "hf", "--out", str(out), "--overwrite"]) == 0
     assert (out / "encoder.py").is_file()
     assert not (out / "rankgap_resnet_tiny.py").exists()

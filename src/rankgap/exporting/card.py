@@ -18,7 +18,7 @@ from rankgap.watch.verdict import Verdict
 _TIMM = """\
 `timm.data.create_transform(**timm.data.resolve_model_data_config(encoder))` makes the same view of a PIL image of
 8 bits, up to rounding: it rounds after each axis of the resize, and its resize sees past the crop's edge."""
-_DEEP = "timm's own transforms do not fit: they cannot map deep values, and PIL knows no such images."
+_NOT_TIMM = "timm's own transforms do not fit such images: use `preprocessing.py`."
 
 
 def warnings_of(exported: Exported, verdict: Verdict | None, ranks: Mapping[str, float]) -> list[str]:
@@ -68,12 +68,14 @@ def card(
         verdict: the run's verdict, if it has one.
     """
     kept, run = exported.saved.model, exported.saved.run
-    front = {
+    front: dict[str, Any] = {
         "license": exported.licence,
         "library_name": form.library,
         "pipeline_tag": "image-feature-extraction",
         "tags": ["rankgap", "self-supervised-learning", run.method, *form.tags],
     }
+    if run.data.startswith("hf:") and _place(run.data) == run.data:
+        front["datasets"] = [run.data.removeprefix("hf:")]
     deep = kept.levels is not None or kept.channels not in (1, 3)
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
@@ -86,7 +88,7 @@ def card(
         *(f"{text[:1].upper()}{text[1:]}." for text in notes),
         "## Preprocessing",
         _table(_preprocessing(exported)),
-        *([_DEEP if deep else _TIMM] if form.library == "timm" else []),
+        *([_NOT_TIMM if deep else _TIMM] if form.library == "timm" else []),
         "## Training",
         _table(_training(exported)),
         "## Ranks",
@@ -95,9 +97,18 @@ def card(
         _scores(exported),
         "## Files",
         "\n".join(f"* `{name}`: {what}" for name, what in sorted(files.items())),
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in library_versions().items()) + ".",
+        _versions(exported.saved.versions),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _versions(trained: Mapping[str, str]) -> str:
+    def listed(versions: Mapping[str, str]) -> str:
+        return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+    now = library_versions()
+    more = "" if now == trained else f" Exported with {listed(now)}."
+    return shown(f"Trained with {listed(trained)}.{more}")
 
 
 def _table(rows: Mapping[str, Any]) -> str:

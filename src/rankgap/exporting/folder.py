@@ -36,9 +36,9 @@ def check_replaceable(out: Path, *, overwrite: bool) -> None:
 
 
 def _written(out: Path) -> set[str]:
-    """The files that an export wrote; empty if it is not one."""
+    """What an export wrote, and what Python adds when it is loaded; empty if it is no export."""
     try:
-        return set(json.loads((out / CONFIG).read_bytes())[OURS]["files"])
+        return {"__pycache__", *json.loads((out / CONFIG).read_bytes())[OURS]["files"]}
     except (OSError, ValueError, KeyError, TypeError):
         return set()
 

@@ -102,9 +102,7 @@ class Exported:
             "num_classes": 0,
             **built.facts,
         }
-        if (
-            kept.channels != 3
-        ):  # earlier versions of timm adapt the first layer to such images, which it is already
+        if kept.channels != 3:  # timm 1.0.16 would adapt the first layer to them, to random weights
             pretrained.pop("first_conv", None)
         return {
             "architecture": built.name,

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rankgap.data import load_data
-from rankgap.data.sources import open_source
+from rankgap.data.sources import data_root, open_source
 from rankgap.errors import UserError
 from rankgap.exporting.source import Exported
 
@@ -21,6 +22,7 @@ IMAGES = 64
 LIMIT = 1e-4  # of a difference, in units of the largest feature where that is above 1
 _PART = 63  # images in the first batch; the second is of one image
 _CROP = 96  # px
+_DOWNLOADS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}  # folders, by the name of the set
 
 
 def check_graph(exported: Exported, run: Callable[[Tensor], Tensor], what: str) -> str:
@@ -53,16 +55,32 @@ def check_graph(exported: Exported, run: Callable[[Tensor], Tensor], what: str) 
 
 
 def real_images(exported: Exported) -> tuple[Tensor, str]:
-    """64 images of the run's data, or of photographs if those cannot be read, and a phrase that says which.
+    """Images of the run, or of photographs if those cannot be read, and a phrase that says which.
 
     Returns:
-        (N, C, H, W) in the values that the preprocessing takes.
+        (N, C, H, W) in the values that the preprocessing takes; N is at most 64.
     """
+    kept = exported.saved.model
+    images, which = _of_the_run(exported), "the run's images"
+    if images is None:
+        images, which = _photographs(kept.channels), "scikit-learn's photographs, as the run's are not here"
+    if kept.levels is not None:
+        low, high = (torch.tensor(each)[:, None, None] for each in (kept.levels.low, kept.levels.high))
+        values = low + images / 255 * (high - low)
+        images = values.round().int() if kept.levels.depth == "integer" else values
+    return images, f"{len(images)} of {which}"
+
+
+def _of_the_run(exported: Exported) -> Tensor | None:
+    """Images (N, C, H, W) uint8 that the run was trained on; None if they cannot be read without a download."""
     kept, run = exported.saved.model, exported.saved.run
+    _, colon, place = run.data.partition(":")
+    here = Path(place) if colon else data_root() / _DOWNLOADS.get(run.data, "")
+    if run.data != "digits" and not here.exists():
+        return None
     try:
-        source = replace(open_source(run.data), test=None)
         found, _ = load_data(
-            source,
+            replace(open_source(run.data), test=None),
             size=run.size,
             channels=kept.channels,
             limit=IMAGES,
@@ -70,16 +88,8 @@ def real_images(exported: Exported) -> tuple[Tensor, str]:
             statistics=kept.statistics,
         )
     except UserError:
-        images, which = _photographs(kept.channels), "crops of scikit-learn's photographs (the run's are not here)"
-    else:
-        images = found.batch(range(len(found))).images
-        which = f"{len(images)} of the run's images"
-    low_high = kept.levels
-    if low_high is None:
-        return images, which
-    low, high = (torch.tensor(each)[:, None, None] for each in (low_high.low, low_high.high))
-    values = low + images / 255 * (high - low)
-    return (values.round().int() if low_high.depth == "integer" else values), which
+        return None
+    return found.batch(range(len(found))).images
 
 
 def _photographs(channels: int) -> Tensor:
