@@ -158,10 +158,10 @@ def test_no_file_names_a_place_on_this_machine(photos: Path, tmp_path: Path) -> 
     assert "folder:secret place" in (folder / "README.md").read_text()
 
 
-def test_an_onnx_file_says_its_opset_and_leaves_the_batch_open(photos: Path, tmp_path: Path) -> None:
-    made = export_run(photos, to="onnx", preprocessing=True, out=tmp_path / "out")
+def test_an_onnx_file_says_its_opset_and_leaves_the_batch_open(run: Path, tmp_path: Path) -> None:
+    made = export_run(run, to="onnx", preprocessing=True, out=tmp_path / "out")
     (note,) = made.notes
-    measured = r"differ by \S+ at most \(features up to \S+\) on 4 of the run's images"
+    measured = r"differ by \S+ at most \(features up to \S+\) on 64 of the run's images"
     assert re.fullmatch(rf"ONNX Runtime \(opset 18\) and PyTorch {measured}", note)
     assert note in (made.folder / "README.md").read_text()
     content = (made.folder / "model.onnx").read_bytes()

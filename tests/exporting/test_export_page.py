@@ -23,7 +23,7 @@ def test_the_page_on_export_runs_from_top_to_bottom(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(sys, "path", [*sys.path])
     images = np.stack([np.asarray(photograph((72, 72), which=k % 2)) for k in range(8)])
     short: dict[str, Any] = {"epochs": 1, "batch_size": 4, "loggers": (), "protocol": (), "accelerator": "cpu"}
-    rg.train(images, model="resnet18", size=64, out="runs/photos", **short)
+    rg.train(images, model="test_vit", size=64, out="runs/photos", **short)
     blocks = re.findall(r"```py\n(.*?)```", PAGE, flags=re.DOTALL)
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
