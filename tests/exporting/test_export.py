@@ -155,7 +155,7 @@ def test_no_file_names_a_place_on_this_machine(photos: Path, tmp_path: Path) -> 
         for file in folder.iterdir():
             assert str(photos.parent).encode() not in file.read_bytes(), file
             assert file.stat().st_mode & 0o777 == (folder / "config.json").stat().st_mode & 0o777
-    assert "folder:secret place" in (folder / "README.md").read_text()
+    assert "folder:.../secret place" in (folder / "README.md").read_text()
 
 
 def test_an_onnx_file_says_its_opset_and_leaves_the_batch_open(run: Path, tmp_path: Path) -> None:
@@ -378,3 +378,13 @@ def test_a_push_uploads_every_file(
         assert f"try hf upload someone/tiny {out}" in said
     assert "is written, but not pushed to someone/tiny" in tells(capsys, *flags, "--overwrite")  # nobody answers
     assert (out / "config.json").is_file()
+
+
+def test_a_checkpoint_before_the_end_has_no_scores_of_its_own(tmp_path: Path) -> None:
+    train(four_steps(tmp_path / "run", protocol=("knn",), keep_every=1))
+    first = export_run(tmp_path / "run", to="safetensors", checkpoint="epoch-0001", out=tmp_path / "first").folder
+    last = export_run(tmp_path / "run", to="safetensors", checkpoint="epoch-0002", out=tmp_path / "last").folder
+    said = ("It is of the whole run, not of this checkpoint.", "They are of the run's last checkpoint")
+    assert all(text in (first / "README.md").read_text() for text in said)
+    assert "Effective rank at step 1: " in (first / "README.md").read_text()
+    assert not any(text in (last / "README.md").read_text() for text in said)

@@ -164,7 +164,7 @@ def _place(spec: str) -> str:
     """Where data or weights come from, without this machine's folders."""
     kind, colon, rest = spec.rpartition(":")
     local = kind not in ("", "hf") or os.path.isabs(rest) or Path(rest).exists()
-    return f"{kind}{colon}{Path(rest).name}" if local else spec
+    return f"{kind}{colon}.../{Path(rest).name}" if local else spec
 
 
 def _rank_text(exported: Exported, ranks: Mapping[str, float], verdict: Verdict | None) -> str:
@@ -177,7 +177,7 @@ def _rank_text(exported: Exported, ranks: Mapping[str, float], verdict: Verdict 
         lines.append(f"{_ranks(ranks)} Rank difference: {difference:+.1f}.")
     else:
         lines.append(_ranks(ranks))
-    at_end = "" if exported.checkpoint == "last" else " It is of the whole run, not of this checkpoint."
+    at_end = "" if exported.at_end else " It is of the whole run, not of this checkpoint."
     lines.append(f"Verdict: {'none' if verdict is None else verdict}".rstrip(".") + f".{at_end}")
     return "\n\n".join(shown(line) for line in lines)
 
@@ -191,7 +191,7 @@ def _scores(exported: Exported) -> str:
         return f"None was measured for the {exported.branch} branch."
     table = ["| score | set | value | protocol |", "|---|---|--:|---|"]
     table += [f"| {' | '.join(map(_cell, row))} |" for row in rows]
-    if exported.checkpoint != "last":
+    if not exported.at_end:
         table += ["", "They are of the run's last checkpoint, not of this one."]
     return "\n".join(table)
 

@@ -48,6 +48,11 @@ class Exported:
     hub: str | None = None
 
     @property
+    def at_end(self) -> bool:
+        """Whether the checkpoint is the one that the run's scores and verdict are of."""
+        return self.checkpoint == "last" or self.step == self.saved.work.steps
+
+    @property
     def network(self) -> nn.Module:
         """Normalised views (B, C, S, S) -> features (B, F)."""
         return self.encoder.encoder.network

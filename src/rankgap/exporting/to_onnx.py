@@ -51,7 +51,7 @@ def _write(exported: Exported, folder: Path) -> list[str]:
 
 def _loads(exported: Exported) -> list[str]:
     session = f'session = onnxruntime.InferenceSession(f"{{folder}}/{FILE}")'
-    result = "(features,) = session.run(None, {{{0!r}: {1}}})"
+    result = '(features,) = session.run(None, {{"{0}": {1}}})'
     if exported.inside:
         lines = [session, some_images(exported, "np"), result.format("images", "images")]
         return ["import numpy as np, onnxruntime", *in_folder(exported), *lines]
