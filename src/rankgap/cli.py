@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 import traceback
-from argparse import SUPPRESS
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -63,12 +63,15 @@ def _filled(command: str) -> Callable[..., Any]:
 
 # The commands that need the user's gains and maps, besides `train`, whose configuration has the flag.
 _IMPORTING = ("design", "evaluate", "score", "report")
-_WITHOUT_COMMAND = ("--help", "--version")
+_COMPLETION = "--print-completion"
+_WITHOUT_COMMAND = ("--help", "--version", _COMPLETION)
 _IMPORT = "a Python module or file (mine.py) to import first, so that its gains and maps can be named."
 
 
 def _check_names(given: Sequence[str]) -> None:
     """Reject an unknown command or flag and suggest the nearest name, which the parser does not do."""
+    if given and given[0].partition("=")[0] == _COMPLETION:  # its value is no command
+        return
     command = next((word for word in given if not word.startswith("-")), None)
     if command is None:
         for word in given:
@@ -83,6 +86,18 @@ def _check_names(given: Sequence[str]) -> None:
         check_names(given, command, _filled(command), *more)
 
 
+class _PrintCompletion(Action):
+    """Prints a shell's script that completes commands, flags and their choices, and exits."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        import shtab
+
+        if values not in shtab.SUPPORTED_SHELLS:
+            raise unknown("shell", values, shtab.SUPPORTED_SHELLS)
+        print(shtab.complete(_parser([*COMMANDS]), values))
+        parser.exit()
+
+
 def _parser(given: Sequence[str]) -> ArgumentParser:
     """All commands, with flags only for those that are named: listing the commands must not load torch."""
     parser = ArgumentParser(
@@ -93,6 +108,13 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
         version=importlib.metadata.version("rankgap"),
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        _COMPLETION,
+        action=_PrintCompletion,
+        default=SUPPRESS,
+        metavar="SHELL",
+        help="print a script that completes commands and flags in a shell: bash, zsh, fish",
+    )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, command in COMMANDS.items():
         summary = (inspect.getdoc(command) or "").partition("\n")[0]
@@ -106,14 +128,14 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
 
             sub.add_argument(
                 "--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags"
-            )
+            ).complete = "file"
             add_flags(sub, TrainConfig, headings=_HEADINGS)
         else:
             add_flags(sub, command, POSITIONAL.get(name, ()))
         if name in _IMPORTING:
             sub.add_argument(
                 "--import", dest="imports", action="append", default=SUPPRESS, metavar="TEXT", help=_IMPORT
-            )
+            ).complete = "file"
         commands.add_subcommand(name, sub, help=summary)
     return parser
 
