@@ -87,16 +87,29 @@ def _check_names(given: Sequence[str]) -> None:
         check_names(given, command, _filled(command), *more)
 
 
-class _PrintCompletion(Action):
-    """Prints a shell's script that completes commands, flags and their choices, and exits."""
+def command_parser(name: str, *, whole: bool = True) -> ArgumentParser:
+    """The parser of one command; without its flags if it is not whole, since they load torch."""
+    from jsonargparse import ArgumentParser
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        import shtab
+    command = COMMANDS[name]
+    summary = (inspect.getdoc(command) or "").partition("\n")[0]
+    parser = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
+    if not whole:
+        return parser
+    from rankgap.run.flags import add_flags
 
-        if values not in shtab.SUPPORTED_SHELLS:
-            raise unknown("shell", values, shtab.SUPPORTED_SHELLS)
-        print(shtab.complete(_parser([*COMMANDS]), values))
-        parser.exit()
+    if name == "train":
+        parser.add_argument(
+            "--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags"
+        ).complete = "file"
+        add_flags(parser, _filled(name), headings=_HEADINGS)
+    else:
+        add_flags(parser, command, POSITIONAL.get(name, ()))
+    if name in _IMPORTING:
+        parser.add_argument(
+            "--import", dest="imports", action="append", default=SUPPRESS, metavar="TEXT", help=_IMPORT
+        ).complete = "file"
+    return parser
 
 
 def _parser(given: Sequence[str]) -> ArgumentParser:
@@ -119,28 +132,22 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
         help="print a script that completes commands and flags in a shell: bash, zsh, fish",
     )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        summary = (inspect.getdoc(command) or "").partition("\n")[0]
-        sub = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
-        if name in given:
-            from rankgap.run.flags import add_flags
-        if name not in given:
-            pass
-        elif name == "train":
-            from rankgap.run.config import TrainConfig
-
-            sub.add_argument(
-                "--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags"
-            ).complete = "file"
-            add_flags(sub, TrainConfig, headings=_HEADINGS)
-        else:
-            add_flags(sub, command, POSITIONAL.get(name, ()))
-        if name in _IMPORTING:
-            sub.add_argument(
-                "--import", dest="imports", action="append", default=SUPPRESS, metavar="TEXT", help=_IMPORT
-            ).complete = "file"
-        commands.add_subcommand(name, sub, help=summary)
+    for name in COMMANDS:
+        sub = command_parser(name, whole=name in given)
+        commands.add_subcommand(name, sub, help=sub.description)
     return parser
+
+
+class _PrintCompletion(Action):
+    """Prints a shell's script that completes commands, flags and their choices, and exits."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        import shtab
+
+        if values not in shtab.SUPPORTED_SHELLS:
+            raise unknown("shell", values, shtab.SUPPORTED_SHELLS)
+        print(shtab.complete(_parser([*COMMANDS]), values))
+        parser.exit()
 
 
 def _fail(message: str, code: int) -> int:
