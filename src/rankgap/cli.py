@@ -83,6 +83,27 @@ def _check_names(given: Sequence[str]) -> None:
         check_names(given, command, _filled(command), *more)
 
 
+def command_parser(name: str, *, whole: bool = True) -> ArgumentParser:
+    """The parser of one command; without its flags if it is not whole, since they load torch."""
+    command = COMMANDS[name]
+    summary = (inspect.getdoc(command) or "").partition("\n")[0]
+    parser = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
+    if not whole:
+        return parser
+    from rankgap.run.flags import add_flags
+
+    if name == "train":
+        parser.add_argument("--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags")
+        add_flags(parser, _filled(name), headings=_HEADINGS)
+    else:
+        add_flags(parser, command, POSITIONAL.get(name, ()))
+    if name in _IMPORTING:
+        parser.add_argument(
+            "--import", dest="imports", action="append", default=SUPPRESS, metavar="TEXT", help=_IMPORT
+        )
+    return parser
+
+
 def _parser(given: Sequence[str]) -> ArgumentParser:
     """All commands, with flags only for those that are named: listing the commands must not load torch."""
     parser = ArgumentParser(
@@ -94,27 +115,9 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        summary = (inspect.getdoc(command) or "").partition("\n")[0]
-        sub = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
-        if name in given:
-            from rankgap.run.flags import add_flags
-        if name not in given:
-            pass
-        elif name == "train":
-            from rankgap.run.config import TrainConfig
-
-            sub.add_argument(
-                "--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags"
-            )
-            add_flags(sub, TrainConfig, headings=_HEADINGS)
-        else:
-            add_flags(sub, command, POSITIONAL.get(name, ()))
-        if name in _IMPORTING:
-            sub.add_argument(
-                "--import", dest="imports", action="append", default=SUPPRESS, metavar="TEXT", help=_IMPORT
-            )
-        commands.add_subcommand(name, sub, help=summary)
+    for name in COMMANDS:
+        sub = command_parser(name, whole=name in given)
+        commands.add_subcommand(name, sub, help=sub.description)
     return parser
 
 

@@ -156,7 +156,7 @@ class Doctor:
         self.newest = reading
         if reading.finite:
             self._remember(reading)
-            for fault in _FAULTS:
+            for fault in FAULTS:
                 if fault.shows(self, reading):
                     count, since = self.shown.get(fault.kind, (0, reading.step))
                     self.shown[fault.kind] = count + 1, since
@@ -220,7 +220,7 @@ class Doctor:
                 "a learning rate that is too high, or half precision that overflows",
                 "lower the learning rate, or train in float32",
             )
-        for fault in _FAULTS:
+        for fault in FAULTS:
             if fault.kind in self.shown and named(fault.kind):
                 return Diagnosis(fault.kind, now.step, fault.saw(self, now), fault.cause, fault.knob)
         return Diagnosis("healthy", now.step)
@@ -240,7 +240,7 @@ def alarms(
 
 
 @dataclass(frozen=True, slots=True)
-class _Fault:
+class Fault:
     """A kind of fault: whether it shows in a reading, and the words for it."""
 
     kind: Kind
@@ -291,29 +291,29 @@ def _falls_late(doctor: Doctor, r: Reading) -> bool:
 
 _CONSTANT: frozenset[Kind] = frozenset({"complete", "one branch constant", "positional collapse"})
 
-_FAULTS = (  # of several, the first is named
-    _Fault(
+FAULTS = (  # of several, the first is named
+    Fault(
         "one prototype",
         lambda doctor, r: r.usage is not None and r.usage < doctor.thresholds.single,
         lambda _, r: f"the entropy of the mean target is {r.usage:.1%} of ln K: one prototype takes everything",
         "centring that is too slow, or targets that are too sharp",
         "lower the centre's momentum, or raise the teacher's temperature",
     ),
-    _Fault(
+    Fault(
         "uniform assignment",
         lambda doctor, r: r.assignment is not None and r.assignment > doctor.thresholds.uniform,
         lambda _, r: f"the mean entropy of the targets is {r.assignment:.1%} of ln K, so the loss stays at ln K",
         "targets that are too soft, or views too strong for so short a run",
         "lower the teacher's temperature (or Sinkhorn's eps), or soften the colour jitter",
     ),
-    _Fault(
+    Fault(
         "complete",
         _both_constant,
         lambda _, r: f"all outputs point the same way (spread {r.spread:.2g})",
         "a missing stop-gradient, predictor or filter, so that both branches are the same",
         "detach the target, and give one branch a filter (target power:-0.5)",
     ),
-    _Fault(
+    Fault(
         "one branch constant",
         _one_constant,
         lambda _, r: (
@@ -323,7 +323,7 @@ _FAULTS = (  # of several, the first is named
         "a head of that branch that has died, or that the loss does not reach",
         "check that branch's last layers: their initial values, their normalisation and their gradients",
     ),
-    _Fault(
+    Fault(
         "positional collapse",
         _positional,
         lambda _, r: (
@@ -333,7 +333,7 @@ _FAULTS = (  # of several, the first is named
         "a missing stop-gradient or too fast a teacher, so that targets depend on the position alone",
         "detach the target, and raise the teacher's momentum",
     ),
-    _Fault(
+    Fault(
         "dimensional",
         lambda doctor, r: not r.erank_target > doctor.line(r),
         lambda doctor, r: (
@@ -342,7 +342,7 @@ _FAULTS = (  # of several, the first is named
         "no rank difference between the branches, so dimensions die out",
         "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
     ),
-    _Fault(
+    Fault(
         "negative rank difference",
         _negative_difference,
         lambda doctor, r: (
@@ -353,7 +353,7 @@ _FAULTS = (  # of several, the first is named
         "the target is no fault)",
         "swap the filter's sign or its branch",
     ),
-    _Fault(
+    Fault(
         "target too close",
         _too_close,
         lambda doctor, r: (
@@ -363,7 +363,7 @@ _FAULTS = (  # of several, the first is named
         "a target that is too close to the online branch to hold its dimensions, as early in a JEPA's training",
         "raise the teacher's momentum, or put a high-pass filter on the target (power:-0.5)",
     ),
-    _Fault(
+    Fault(
         "falling late",
         _falls_late,
         lambda doctor, _: (
