@@ -21,15 +21,16 @@ root_doc = "docs/index"
 include_patterns = [
     "docs/**.md",
     "docs/**.ipynb",
-    "benchmarks/*/README.md",
+    "benchmarks/**.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
 ]
-exclude_patterns = ["docs/_build", "shared", "src", "tests", "runs", "data", "build", "dist", ".*"]
+exclude_patterns = ["docs/_build", "**/ABOUT.md", "shared", "src", "tests", "runs", "data", "build", "dist", ".*"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "made", "docstrings"]
 
 myst_enable_extensions = ["deflist", "attrs_block"]
 myst_heading_anchors = 3
+smartquotes = False  # or --flag becomes a dash
 highlight_language = "none"  # of blocks that name none: pictures in text, lines of output
 
 # Notebooks run while the site is built, and again when they have changed.

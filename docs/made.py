@@ -28,7 +28,7 @@ from benchmarks.cifar10_mini.__main__ import first_alarms, recorded, spread
 from rankgap.cli import command_parser
 from rankgap.commands import COMMANDS
 from rankgap.evaluate.scores import SCORES
-from rankgap.show.columns import ERANK_ONLINE, ERANK_TARGET, KNN, LINEAR, RANK_DIFFERENCE
+from rankgap.show.columns import CONVENTION, ERANK_ONLINE, ERANK_TARGET, KNN, LINEAR, RANK_DIFFERENCE, RESULTS
 from rankgap.watch.doctor import FAULTS
 from tests.test_architecture import ARROWS, PACKAGE, modules
 
@@ -39,6 +39,14 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines.insert(1, ["---"] * len(lines[0]))
     cells = ([re.sub(r"\s+", " ", cell).replace("|", r"\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def contents(caption: str, *patterns: str) -> str:
+    """A part of the contents with the pages that match, if there are any; `toctree` warns where there are none."""
+    root = PACKAGE.parents[1]
+    pages = [f"/{page.relative_to(root).with_suffix('')}" for pattern in patterns for page in sorted(root.glob(pattern))]
+    listed = "\n".join(pages)
+    return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n" if pages else ""
 
 
 def commands() -> str:
@@ -76,6 +84,13 @@ def limits(name: str) -> str:
     documented = docstring_parser.parse(inspect.getdoc(kind) or "").params
     rows = ((f"`{p.arg_name}`", str(default[p.arg_name]), p.description or "") for p in documented)
     return table(("limit", "default", "meaning"), rows)
+
+
+def results() -> str:
+    """The columns of every table of results, with their keys in `results.json`."""
+    unit = {100: "%"}
+    rows = ((column.heading, f"`{column.key}`", unit.get(int(column.factor), "")) for column in RESULTS)
+    return f"{table(('column', 'in results.json', 'shown in'), rows)}\n{CONVENTION[0].upper()}{CONVENTION[1:]}\n"
 
 
 def faults() -> str:
@@ -146,8 +161,8 @@ def api(module: str, *chosen: str) -> str:
 
 def _reference(module: str, name: str, value: Any) -> str:
     if inspect.isclass(value):
-        lines = [f".. autoclass:: {module}.{name}", "   :members:", "   :show-inheritance:"]
-    elif callable(value) and hasattr(value, "__name__"):
+        lines = [f".. autoclass:: {module}.{name}", "   :members:"]
+    elif inspect.isfunction(value):
         lines = [f".. autofunction:: {module}.{name}"]
     else:
         lines = [f".. py:data:: {module}.{name}", "", f"   {_contents(value)}"]
@@ -161,7 +176,7 @@ def _contents(value: Any) -> str:
 
 
 MAKERS: dict[str, Callable[..., str]] = {
-    maker.__name__: maker for maker in (commands, fields, limits, faults, scores, recipes, mini, folders, api)
+    maker.__name__: maker for maker in (contents, commands, fields, limits, results, faults, scores, recipes, mini, folders, api)
 }
 
 

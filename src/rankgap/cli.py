@@ -86,6 +86,8 @@ def _check_names(given: Sequence[str]) -> None:
 
 def command_parser(name: str, *, whole: bool = True) -> ArgumentParser:
     """The parser of one command; without its flags if it is not whole, since they load torch."""
+    from jsonargparse import ArgumentParser
+
     command = COMMANDS[name]
     summary = (inspect.getdoc(command) or "").partition("\n")[0]
     parser = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
