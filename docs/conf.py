@@ -1,8 +1,8 @@
 """How the site is built: `make docs`.
 
-The repository is the source folder, so that a link from one page to another, or to a file of the repository, is the
-same link on the site and in a checkout. Pages are those under docs/, the measurements under benchmarks/, and the
-changelog and the guide for contributors beside them.
+The repository is the source folder, so that a link from one page to another, or to a file of the repository, is
+the same on the site and in a checkout. Pages are those under docs/, the measurements under benchmarks/, and the
+changelog and the guide for contributors.
 """
 
 from __future__ import annotations

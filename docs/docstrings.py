@@ -1,6 +1,6 @@
 """Docstrings as Sphinx reads them: their plain text is not reStructuredText.
 
-In a docstring `|P v|` is a length and `views.*` a name, where reStructuredText would see a substitution and emphasis.
+In a docstring `|P v|` is a length and `views.*` a name; reStructuredText would see a substitution and emphasis.
 """
 
 from __future__ import annotations

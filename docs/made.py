@@ -29,7 +29,8 @@ from rankgap.cli import command_parser
 from rankgap.commands import COMMANDS
 from rankgap.evaluate.scores import SCORES
 from rankgap.show.columns import CONVENTION, ERANK_ONLINE, ERANK_TARGET, KNN, LINEAR, RANK_DIFFERENCE, RESULTS
-from rankgap.watch.doctor import FAULTS
+from rankgap.watch.doctor import FAULTS, Doctor
+from rankgap.watch.reading import Reading
 from tests.test_architecture import ARROWS, PACKAGE, modules
 
 
@@ -41,12 +42,17 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
+def sentence(text: str) -> str:
+    """A text with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
 def contents(caption: str, *patterns: str) -> str:
     """A part of the contents with the pages that match, if there are any; `toctree` warns where there are none."""
     root = PACKAGE.parents[1]
-    pages = [f"/{page.relative_to(root).with_suffix('')}" for pattern in patterns for page in sorted(root.glob(pattern))]
-    listed = "\n".join(pages)
-    return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n" if pages else ""
+    files = [file.relative_to(root) for pattern in patterns for file in sorted(root.glob(pattern))]
+    pages = "\n".join(f"/{file.with_suffix('')}" for file in files)
+    return f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{pages}\n```\n" if files else ""
 
 
 def commands() -> str:
@@ -90,18 +96,24 @@ def results() -> str:
     """The columns of every table of results, with their keys in `results.json`."""
     unit = {100: "%"}
     rows = ((column.heading, f"`{column.key}`", unit.get(int(column.factor), "")) for column in RESULTS)
-    return f"{table(('column', 'in results.json', 'shown in'), rows)}\n{CONVENTION[0].upper()}{CONVENTION[1:]}\n"
+    return f"{table(('column', 'in results.json', 'shown in'), rows)}\n{sentence(CONVENTION)}\n"
 
 
 def faults() -> str:
-    """Every kind of alarm, with its likely cause and the first thing to change."""
-    return table(("alarm", "likely cause", "first"), ((f"**{f.kind}**", f.cause, f.knob) for f in FAULTS))
+    """Every kind of alarm: what it means, its likely cause and the first thing to change."""
+    broken = Doctor()(Reading(0, finite=False))
+    means = "an output is infinite or not a number; named at the first reading"
+    rows = [(broken.kind, means, broken.cause, broken.knob)]
+    rows += [(fault.kind, fault.means, fault.cause, fault.knob) for fault in FAULTS]
+    return table(
+        ("alarm", "what it means", "likely cause", "first"), ((f"`{kind}`", *rest) for kind, *rest in rows)
+    )
 
 
 def scores() -> str:
     """Every score without labels: what it takes, which way is better, and what it may compare."""
     rows = (
-        (f"**{name}**" if score.first else name, score.takes, score.best or "none", f"{score.valid[0].upper()}{score.valid[1:]}")
+        (f"**{name}**" if score.first else name, score.takes, score.best or "none", sentence(score.valid))
         for name, score in SCORES.items()
     )
     return table(("score", "of", "best", "what it may compare"), rows)
@@ -175,9 +187,8 @@ def _contents(value: Any) -> str:
     return f"{kind}: {', '.join(f'``{name}``' for name in names)}."
 
 
-MAKERS: dict[str, Callable[..., str]] = {
-    maker.__name__: maker for maker in (contents, commands, fields, limits, results, faults, scores, recipes, mini, folders, api)
-}
+_ALL = (contents, commands, fields, limits, results, faults, scores, recipes, mini, folders, api)
+MAKERS: dict[str, Callable[..., str]] = {maker.__name__: maker for maker in _ALL}
 
 
 class Made(SphinxDirective):

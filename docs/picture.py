@@ -49,7 +49,10 @@ def picture(colours: Mapping[str, str]) -> str:
         for label, (x, width) in COLUMNS.items():
             parts.append(box(x, width, y - 19, 38, colour if label == "map" else muted))
             if label == "map":
-                parts += [text(x + width / 2, y - 1, side, colour, bold=True), text(x + width / 2, y + 13, "map", colour)]
+                parts += [
+                    text(x + width / 2, y - 1, side, colour, bold=True),
+                    text(x + width / 2, y + 13, "map", colour),
+                ]
             else:
                 parts.append(text(x + width / 2, y + 5, label))
         parts += [arrow(188, y, 206, y, muted), arrow(296, y, 314, y, muted), arrow(382, y, 404, y, colour)]
@@ -59,8 +62,8 @@ def picture(colours: Mapping[str, str]) -> str:
     parts += [
         arrow(146, ROWS["online"] + 19, 146, ROWS["target"] - 21, muted, dashed),
         arrow(252, ROWS["online"] + 19, 252, ROWS["target"] - 21, muted, dashed),
-        text(199, middle - 3, "same weights,", muted, size=13),
-        text(199, middle + 13, "or an EMA copy", muted, size=13),
+        text(199, middle - 3, "same weights,", muted, size=12),
+        text(199, middle + 13, "or EMA copy", muted, size=12),
         text(416, ROWS["target"] + 34, "no gradient", muted, size=13),
         f'<path d="M10 214 H{WIDTH - 10}" stroke="{line}"/>',
         f'<text x="{WIDTH / 2:g}" y="234" fill="{ink}" font-size="15">rank difference = erank(<tspan '
@@ -74,7 +77,9 @@ def picture(colours: Mapping[str, str]) -> str:
         f"<title>Two branches of one network, the maps on them, and the loss that aligns them</title>\n"
         f'<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
         f'orient="auto"><path d="M0 0 L8 4 L0 8 Z" fill="{muted}"/></marker></defs>\n'
-        f'<rect y="{TOP}" width="{WIDTH}" height="{HEIGHT - TOP}" fill="{colours["paper"]}"/>\n' + "\n".join(parts) + "\n</svg>\n"
+        f'<rect y="{TOP}" width="{WIDTH}" height="{HEIGHT - TOP}" fill="{colours["paper"]}"/>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
     )
 
 

@@ -96,7 +96,9 @@ def command_parser(name: str, *, whole: bool = True) -> ArgumentParser:
     from rankgap.run.flags import add_flags
 
     if name == "train":
-        parser.add_argument("--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags")
+        parser.add_argument(
+            "--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags"
+        )
         add_flags(parser, _filled(name), headings=_HEADINGS)
     else:
         add_flags(parser, command, POSITIONAL.get(name, ()))

@@ -241,9 +241,10 @@ def alarms(
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A kind of fault: whether it shows in a reading, and the words for it."""
+    """A kind of fault: what it means, whether it shows in a reading, and the words for it."""
 
     kind: Kind
+    means: str
     shows: Callable[[Doctor, Reading], bool]
     saw: Callable[[Doctor, Reading], str]
     cause: str
@@ -294,6 +295,7 @@ _CONSTANT: frozenset[Kind] = frozenset({"complete", "one branch constant", "posi
 FAULTS = (  # of several, the first is named
     Fault(
         "one prototype",
+        "all targets choose the same prototype",
         lambda doctor, r: r.usage is not None and r.usage < doctor.thresholds.single,
         lambda _, r: f"the entropy of the mean target is {r.usage:.1%} of ln K: one prototype takes everything",
         "centring that is too slow, or targets that are too sharp",
@@ -301,6 +303,7 @@ FAULTS = (  # of several, the first is named
     ),
     Fault(
         "uniform assignment",
+        "every target is spread evenly over all prototypes",
         lambda doctor, r: r.assignment is not None and r.assignment > doctor.thresholds.uniform,
         lambda _, r: f"the mean entropy of the targets is {r.assignment:.1%} of ln K, so the loss stays at ln K",
         "targets that are too soft, or views too strong for so short a run",
@@ -308,6 +311,7 @@ FAULTS = (  # of several, the first is named
     ),
     Fault(
         "complete",
+        "all outputs of both branches point the same way",
         _both_constant,
         lambda _, r: f"all outputs point the same way (spread {r.spread:.2g})",
         "a missing stop-gradient, predictor or filter, so that both branches are the same",
@@ -315,6 +319,7 @@ FAULTS = (  # of several, the first is named
     ),
     Fault(
         "one branch constant",
+        "one branch gives all images the same output, the other does not",
         _one_constant,
         lambda _, r: (
             f"the {'online' if r.spread < r.spread_target else 'target'} outputs all point one way, those of the "
@@ -325,6 +330,7 @@ FAULTS = (  # of several, the first is named
     ),
     Fault(
         "positional collapse",
+        "target tokens differ by position, not by image",
         _positional,
         lambda _, r: (
             f"the target tokens differ by position, not by image (positions explain {r.position_share_target:.1%} "
@@ -335,6 +341,7 @@ FAULTS = (  # of several, the first is named
     ),
     Fault(
         "dimensional",
+        "the target's effective rank has fallen to a small part of its early peak",
         lambda doctor, r: not r.erank_target > doctor.line(r),
         lambda doctor, r: (
             f"the target's effective rank is {r.erank_target:.2f} after an early peak of {doctor.peak:.1f}"
@@ -344,6 +351,7 @@ FAULTS = (  # of several, the first is named
     ),
     Fault(
         "negative rank difference",
+        "the target's rank is clearly below the online branch's",
         _negative_difference,
         lambda doctor, r: (
             f"the target's effective rank has been below the online branch's since step "
@@ -355,6 +363,7 @@ FAULTS = (  # of several, the first is named
     ),
     Fault(
         "target too close",
+        "both ranks fall, and their difference stays near 0",
         _too_close,
         lambda doctor, r: (
             f"both effective ranks fall (the target's from {doctor.since(r.step / 2)[0].target:.1f} to "
@@ -365,6 +374,7 @@ FAULTS = (  # of several, the first is named
     ),
     Fault(
         "falling late",
+        "after a plateau, the target's rank has fallen in the second half of a run of known length",
         _falls_late,
         lambda doctor, _: (
             f"the target's effective rank fell from {doctor.since((doctor.steps or 0) / 2)[0].target:.1f} to "
