@@ -8,14 +8,13 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 from torch import Tensor
 
 from rankgap.cli import main
@@ -24,9 +23,9 @@ from rankgap.show.report.page import report_page, write_report
 from rankgap.show.report.panels import filter_panel, loss_panel
 from rankgap.show.report.runs import Run
 from rankgap.spectra.pair import PairSpectrum, pair_spectrum
+from tests.browser import chromium
 from tests.matrices import gaussian
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "1", "--protocol", "knn"]
 
 
@@ -39,14 +38,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
     return folders
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+browser = pytest.fixture(chromium, scope="module")
 
 
 @pytest.fixture(scope="module")
