@@ -30,7 +30,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_co
 
 myst_enable_extensions = ["deflist", "attrs_block"]
 myst_heading_anchors = 3
-smartquotes = False  # or --flag becomes a dash
+smartquotes_action = "D"  # dashes alone: quotes in a text may be those of a command
 highlight_language = "none"  # of blocks that name none: pictures in text, lines of output
 
 # Notebooks run while the site is built, and again when they have changed.
@@ -55,6 +55,7 @@ nitpicky = True
 nitpick_ignore_regex = [("py:obj", ".*"), ("py:class", ".*")]
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = f"rankgap {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -47,6 +47,11 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def flagged(text: str) -> str:
+    """A text with its flags as code."""
+    return re.sub(r"(?<![`\w-])--[a-z][\w-]*", r"`\g<0>`", text)
+
+
 def contents(caption: str, *patterns: str) -> str:
     """A part of the contents with the pages that match, if there are any; `toctree` warns where there are none."""
     root = PACKAGE.parents[1]
@@ -71,7 +76,7 @@ def _command(name: str) -> str:
             label = " ".join(action.option_strings[-1:]) or action.dest.upper()
             value = action.metavar if action.option_strings and action.nargs != 0 else None
             named = " ".join(filter(None, (label, str(value or "TEXT") if action.nargs != 0 and value else "")))
-            text.append(f"`{named}{' ...' if action.nargs == '+' else ''}`\n: {action.help}\n")
+            text.append(f"`{named}{' ...' if action.nargs == '+' else ''}`\n: {flagged(action.help)}\n")
     return "\n".join(text)
 
 
@@ -94,9 +99,8 @@ def limits(name: str) -> str:
 
 def results() -> str:
     """The columns of every table of results, with their keys in `results.json`."""
-    unit = {100: "%"}
-    rows = ((column.heading, f"`{column.key}`", unit.get(int(column.factor), "")) for column in RESULTS)
-    return f"{table(('column', 'in results.json', 'shown in'), rows)}\n{sentence(CONVENTION)}\n"
+    rows = ((column.heading, f"`{column.key}`") for column in RESULTS)
+    return f"{table(('column', 'in results.json'), rows)}\nIn them, {CONVENTION}\n"
 
 
 def faults() -> str:
@@ -127,7 +131,7 @@ def recipes() -> str:
         for file in sorted(recipe.glob("*.yaml")):
             lines = file.read_text(encoding="utf-8").splitlines()
             said = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
-            text.append(f"`{file.stem}`\n: {said.replace('deepmind/ deepmind', 'deepmind/deepmind')}\n")
+            text.append(f"`{file.stem}`\n: {flagged(said.replace('deepmind/ deepmind', 'deepmind/deepmind'))}\n")
     return "\n".join(text)
 
 
