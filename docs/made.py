@@ -28,7 +28,16 @@ from benchmarks.cifar10_mini.__main__ import first_alarms, recorded, spread
 from rankgap.cli import command_parser
 from rankgap.commands import COMMANDS
 from rankgap.evaluate.scores import SCORES
-from rankgap.show.columns import CONVENTION, ERANK_ONLINE, ERANK_TARGET, KNN, LINEAR, RANK_DIFFERENCE, RESULTS
+from rankgap.show.columns import (
+    CONVENTION,
+    ERANK_ONLINE,
+    ERANK_TARGET,
+    KNN,
+    LINEAR,
+    RANK_DIFFERENCE,
+    RESULTS,
+    Column,
+)
 from rankgap.watch.doctor import FAULTS, Doctor
 from rankgap.watch.reading import Reading
 from tests.test_architecture import ARROWS, PACKAGE, modules
@@ -38,7 +47,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     lines = [list(head), *map(list, rows)]
     lines.insert(1, ["---"] * len(lines[0]))
-    cells = ([re.sub(r"\s+", " ", cell).replace("|", r"\|") for cell in line] for line in lines)
+    cells = ([re.sub(r"[ \n]+", " ", cell).replace("|", r"\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
@@ -138,12 +147,16 @@ def recipes() -> str:
 def mini() -> str:
     """The rows of the mini benchmark: accuracies in percent and final ranks, mean ± deviation over seeds."""
     rows, untrained = recorded()
+
+    def over(results: list[dict[str, Any]], column: Column) -> str:
+        return spread([column.scaled(each) for each in results]).replace(" ", "\N{NO-BREAK SPACE}")
+
     columns = (KNN, LINEAR, ERANK_ONLINE, ERANK_TARGET, RANK_DIFFERENCE)
     lines = [
-        [title, *(spread([column.scaled(run.results) for run in runs]) for column in columns), first_alarms(runs)]
+        [title, *(over([run.results for run in runs], column) for column in columns), first_alarms(runs)]
         for title, runs in rows.items()
     ]
-    floor = [spread([column.scaled(found) for found in untrained]) for column in (KNN, LINEAR)]
+    floor = [over(untrained, column) for column in (KNN, LINEAR)]
     lines.append(["(untrained encoder)", *floor, "", "", "", ""])
     return table(("design", *(column.heading for column in columns), "alarm (first at epoch; runs)"), lines)
 
