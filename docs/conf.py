@@ -24,6 +24,7 @@ include_patterns = [
     "benchmarks/**.md",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
+    "SECURITY.md",
 ]
 exclude_patterns = ["docs/_build", "**/ABOUT.md", "shared", "src", "tests", "runs", "data", "build", "dist", ".*"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "made", "docstrings"]
@@ -36,6 +37,7 @@ highlight_language = "none"  # of blocks that name none: pictures in text, lines
 # Notebooks run while the site is built, and again when they have changed.
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "docs" / "_build" / ".jupyter_cache")
+nb_execution_in_temp = True  # they write runs and pictures
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # they would be fetched from the network
