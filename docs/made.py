@@ -116,11 +116,9 @@ def faults() -> str:
     """Every kind of alarm: what it means, its likely cause and the first thing to change."""
     broken = Doctor()(Reading(0, finite=False))
     means = "an output is infinite or not a number; named at the first reading"
-    rows = [(broken.kind, means, broken.cause, broken.knob)]
-    rows += [(fault.kind, fault.means, fault.cause, fault.knob) for fault in FAULTS]
-    return table(
-        ("alarm", "what it means", "likely cause", "first"), ((f"`{kind}`", *rest) for kind, *rest in rows)
-    )
+    rows = [(f"`{broken.kind}`", means, f"{sentence(broken.cause)}. First, {broken.knob}.")]
+    rows += [(f"`{each.kind}`", each.means, f"{sentence(each.cause)}. First, {each.knob}.") for each in FAULTS]
+    return table(("alarm", "what it means", "likely cause, and what to change"), rows)
 
 
 def scores() -> str:
