@@ -14,14 +14,11 @@ from playwright.sync_api import Browser, Page
 from rankgap.commands import COMMANDS
 from rankgap.evaluate.scores import SCORES
 from rankgap.watch.doctor import FAULTS
-from tests.browser import chromium
 
 ROOT = Path(__file__).parents[1]
 
 pytest.importorskip("furo", reason="the site's libraries are not installed: pip install -e '.[dev]'")
 pytestmark = pytest.mark.slow
-
-browser = pytest.fixture(chromium, scope="module")
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,6 @@ from rankgap.show.report.page import report_page, write_report
 from rankgap.show.report.panels import filter_panel, loss_panel
 from rankgap.show.report.runs import Run
 from rankgap.spectra.pair import PairSpectrum, pair_spectrum
-from tests.browser import chromium
 from tests.matrices import gaussian
 
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "1", "--protocol", "knn"]
@@ -36,9 +35,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
     for folder in folders:
         assert main(["train", "--method", folder.name, *SHORT, "--out", str(folder.path)]) == 0
     return folders
-
-
-browser = pytest.fixture(chromium, scope="module")
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Chromium, for the tests that open a page."""
+"""A real browser for the tests of pages, where there is one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, sync_playwright
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def chromium() -> Iterator[Browser]:
-    """The browser of a fixture: `browser = pytest.fixture(chromium, scope="module")`. Without it, tests skip."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("no Chromium here: apt-get install chromium")
     with sync_playwright() as playwright:
