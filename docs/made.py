@@ -82,9 +82,10 @@ def _command(name: str) -> str:
         if actions and group.title not in ("positional arguments", "options"):
             text.append(f"**{(group.title or '').capitalize()}**\n")
         for action in actions:
-            label = " ".join(action.option_strings[-1:]) or action.dest.upper()
-            value = action.metavar if action.option_strings and action.nargs != 0 else None
-            named = " ".join(filter(None, (label, str(value or "TEXT") if action.nargs != 0 and value else "")))
+            words = [*action.option_strings[-1:]] or [action.dest.upper()]
+            if action.option_strings and action.nargs != 0:
+                words.append(str(action.metavar or action.dest.upper()))
+            named = " ".join(words)
             text.append(f"`{named}{' ...' if action.nargs == '+' else ''}`\n: {flagged(action.help)}\n")
     return "\n".join(text)
 
