@@ -14,6 +14,7 @@ from rankgap.data.sources import GIVEN
 from rankgap.errors import InterruptedRunError, UserError
 from rankgap.run.config import TrainConfig, config_fields
 from rankgap.run.encoder import TrainedEncoder, load_encoder
+from rankgap.run.folder import RunFolder
 from rankgap.run.imports import import_all
 from rankgap.run.plan import Given
 from rankgap.run.reader import plain
@@ -40,6 +41,10 @@ class TrainedRun:
     def encoder(self) -> TrainedEncoder:
         """The trained encoder, as `load_encoder` gives it."""
         return load_encoder(self.folder, model=copy.deepcopy(self.model))
+
+    def _repr_html_(self) -> str:
+        """The run as a notebook shows it."""
+        return RunFolder(self.folder)._repr_html_()
 
 
 def train(
