@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Protocol
 
 ONLINE, TARGET = (
     "#D55E00",
@@ -115,6 +116,28 @@ def curves(x: Sequence[float], named: Mapping[str, Sequence[float]], *, over: st
         "</g>"
         f'<g fill="currentColor" font-size="11" font-family="sans-serif" xml:space="preserve">{texts}</g></svg>'
     )
+
+
+class Ranks(Protocol):
+    """A reading of both branches' effective ranks at a step."""
+
+    @property
+    def step(self) -> int:
+        """The training step."""
+
+    @property
+    def erank_online(self) -> float:
+        """The online branch's effective rank."""
+
+    @property
+    def erank_target(self) -> float:
+        """The target branch's effective rank."""
+
+
+def rank_curves(history: Sequence[Ranks]) -> str:
+    """The curves of both ranks over the steps, as `curves` draws them."""
+    ranks = {"online": [r.erank_online for r in history], "target": [r.erank_target for r in history]}
+    return curves([r.step for r in history], ranks, over="step", of="effective rank")
 
 
 def _log(value: float) -> float:

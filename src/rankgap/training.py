@@ -37,6 +37,9 @@ class TrainedRun:
     results: dict[str, Any] = field(repr=False)
     model: nn.Module | None = None
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     @property
     def encoder(self) -> TrainedEncoder:
         """The trained encoder, as `load_encoder` gives it."""
@@ -125,4 +128,6 @@ def train(
         begun, _, _ = str(error).partition(";")
         again = f"{begun}; to finish it, repeat the call with out={str(settings.path)!r} and resume=True"
         raise InterruptedRunError(again, error.signal) from error
-    return TrainedRun(settings.path, results, module)
+    done = TrainedRun(settings.path, results, module)
+    progress.give_way(done)
+    return done

@@ -22,13 +22,14 @@ import torch
 from rankgap.data import Broken
 from rankgap.data.names import shown
 from rankgap.errors import UserError, unknown
-from rankgap.notebook import card, curves
+from rankgap.notebook import card, rank_curves
 from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.files import check_writable, replace_copy, replace_file, replacing, writing
 from rankgap.run.reader import parse_yaml, plain, read, read_json, read_text, write_yaml
 from rankgap.run.results import Results
 from rankgap.run.saved import SavedRun
-from rankgap.spectra.pair import SIDES, PairSpectrum
+from rankgap.spectra.pair import PairSpectrum
+from rankgap.watch.reading import readings
 from rankgap.watch.verdict import Verdict
 
 _LONGEST_HEAD = 2**12  # characters; a device has no end of line
@@ -61,6 +62,9 @@ class RunFolder:
     """
 
     path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def name(self) -> str:
@@ -268,8 +272,7 @@ class RunFolder:
             "verdict": "" if verdict is None else str(verdict),
             "accuracy": ", ".join(f"{name} {100 * x:.1f}%" for name, x in scores.items() if x is not None),
         }
-        ranks: dict[str, list[float]] = {side: metrics.get(f"erank_{side}", []) for side in SIDES}
-        return card(shown(saved.title), facts, curves(steps, ranks, over="step", of="effective rank"))
+        return card(shown(saved.title), facts, rank_curves(readings(metrics)))
 
     def save_checkpoint(self, state: Checkpoint, *copies: str) -> None:
         """Write `checkpoints/last.ckpt`; a crash meanwhile leaves the old one intact.

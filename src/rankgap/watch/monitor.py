@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
-from rankgap.notebook import card, curves
+from rankgap.notebook import card, rank_curves
 from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import SIDES, PairSpectrum, Side, pair_spectrum
 from rankgap.spectra.processes import world_size
@@ -347,7 +347,7 @@ class RankMonitor:
         facts = {"watching": f"ended: {self.disabled}" if self.disabled else f"one step in {self.every:,}"}
         if not self.history:
             return card("RankMonitor", facts | {"readings": f"none yet: {self._branches.why_nothing()}"})
-        newest, steps = self.history[-1], [reading.step for reading in self.history]
+        newest = self.history[-1]
         facts |= {
             "newest reading": f"step {newest.step:,}, of {newest.rows:,} rows",
             "effective rank": f"online {newest.erank_online:.2f}, target {newest.erank_target:.2f}",
@@ -355,10 +355,7 @@ class RankMonitor:
             "diagnosis": str(self.diagnosis),
             "left out": "\n".join(f"{what}: {why}" for what, why in self.skipped.items()),
         }
-        ranks: dict[str, list[float]] = {
-            side: [getattr(r, f"erank_{side}") for r in self.history] for side in SIDES
-        }
-        return card("RankMonitor", facts, curves(steps, ranks, over="step", of="effective rank"))
+        return card("RankMonitor", facts, rank_curves(self.history))
 
     def reset(self) -> None:
         """Begin a new window of rows; readings and diagnosis continue."""

@@ -271,13 +271,22 @@ def report_page(folders: Sequence[RunFolder]) -> str:
 
 
 def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
-    """Write `report_page` to a file; its folder is created if there is none.
+    """Write `report_page` to a file, as `write_page` does.
 
     Raises:
-        UserError: as in `report_page`, or the file cannot be written or is not an .html file.
+        UserError: as in `report_page` and `write_page`.
+    """
+    output_file(out, PAGE)  # before any work
+    write_page(report_page(folders), out)
+
+
+def write_page(page: str, out: str | Path) -> None:
+    """Write a page to a file; its folder is created if there is none.
+
+    Raises:
+        UserError: the file cannot be written or is not an .html file.
     """
     path = output_file(out, PAGE)
-    page = report_page(folders)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, page.encode())
