@@ -6,6 +6,8 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from rankgap.errors import missing
+
 if TYPE_CHECKING:
     from rankgap.filters.spectral import SpectralFilter, spectral_filter
     from rankgap.model.branches import DualBranch, Outputs
@@ -90,7 +92,13 @@ def __getattr__(name: str) -> Any:
         return importlib.metadata.version("rankgap")  # pyproject.toml is its only source
     if name not in _HOME:
         raise AttributeError(f"module 'rankgap' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"rankgap.{_HOME[name]}"), name)
+    try:
+        home = importlib.import_module(f"rankgap.{_HOME[name]}")
+    except ModuleNotFoundError as error:
+        if (said := missing(error.name, f"rankgap.{name}")) is None:
+            raise
+        raise ModuleNotFoundError(said, name=error.name) from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -17,17 +17,18 @@ if TYPE_CHECKING:  # listing the commands must not load torch
 EXIT_PROBLEMS = 1  # of `inspect`: training would stop
 
 
-def demo(out: str = "runs/demo", seed: int = 0) -> None:
+def demo(out: str = "runs/demo", seed: int = 0, epochs: int = 40) -> None:
     """Train seven methods on scikit-learn's digits and show their rank differences (two minutes, no download).
 
     Args:
         out: folder for the runs and the picture; an earlier demo there is replaced.
         seed: seed of all runs.
+        epochs: passes over the images in each run; far fewer show little.
     """
     from rankgap.demo import run_demo, story
     from rankgap.show.terminal import show_demo
 
-    results, picture = run_demo(Path(out), seed)
+    results, picture = run_demo(Path(out), seed, epochs=epochs)
     show_demo(results, picture, story(results))
 
 
