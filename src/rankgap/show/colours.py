@@ -1,6 +1,7 @@
 """The colours of every picture and page: Okabe and Ito's, which colour-blind readers can tell apart."""
 
-from rankgap.notebook import ONLINE, TARGET
+from rankgap.notebook import ONLINE as ONLINE
+from rankgap.notebook import TARGET as TARGET
 
 GROWS, COLLAPSES = "#56B4E9", "#CC79A7"  # sky blue, reddish purple (also hatched)
 KNN, LINEAR = "#009E73", "#000000"
