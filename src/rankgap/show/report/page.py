@@ -12,6 +12,7 @@ import math
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -209,8 +210,25 @@ def _variables(colours: Mapping[str, str]) -> str:
     return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
 
 
-def report_page(folders: Sequence[RunFolder]) -> str:
-    """The report on some runs, as an HTML page.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a page says about some runs.
+
+    Args:
+        title: the page's title, as HTML.
+        kind: "one" run or "many", which the layout depends on.
+        body: the sections, as HTML.
+        figures: the figures, by the id of the element that each is drawn in.
+    """
+
+    title: str
+    kind: str
+    body: str
+    figures: Mapping[str, Any]
+
+
+def contents(folders: Sequence[RunFolder]) -> Contents:
+    """What the report says about some runs.
 
     Args:
         folders: one or more runs. Where a run lacks readings, spectra or results, the page says so.
@@ -240,11 +258,6 @@ def report_page(folders: Sequence[RunFolder]) -> str:
         bars_panel(runs, "speed", f"training speed, {SPEED.heading}", speed),
     ]
     panels = [panel for _, _, drawn in sections for panel in drawn] + bars
-    figures = {
-        panel.name: panel.figure.to_plotly_json() | {"frames": panel.frames, "file": panel.file}
-        for panel in panels
-        if panel.figure is not None
-    }
     body = [
         _verdicts(runs),
         _alarms(runs),
@@ -253,20 +266,54 @@ def report_page(folders: Sequence[RunFolder]) -> str:
         _section("Accuracy and speed", BARS, bars, wide=True),
         _configurations(runs),
     ]
-    here = resources.files("rankgap.show.report")
-    version = library_versions()["rankgap"]
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side"
-    return string.Template((here / "page.html").read_text(encoding="utf-8")).substitute(
+    return Contents(
         title=_text(f"rankgap: {title}"),
-        about=f"rankgap {version}. This page was made from the run folders alone. It sends no data.",
-        style=string.Template((here / "page.css").read_text(encoding="utf-8")).substitute(
-            light=_variables(LIGHT), dark=_variables(DARK)
-        ),
         kind="one" if len(runs) == 1 else "many",
         body="\n".join(body),
-        figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        plotly=get_plotlyjs(),
-        script=(here / "page.js").read_text(encoding="utf-8"),
+        figures={
+            panel.name: panel.figure.to_plotly_json() | {"frames": panel.frames, "file": panel.file}
+            for panel in panels
+            if panel.figure is not None
+        },
+    )
+
+
+def page(contents: Contents, *, about: str, scripts: str) -> str:
+    """A page as HTML.
+
+    Args:
+        contents: what it says.
+        about: a paragraph below its title, as HTML.
+        scripts: the elements of its scripts: Plotly's, and the page's own.
+    """
+    return string.Template(own_file("page.html")).substitute(
+        title=contents.title,
+        about=about,
+        style=string.Template(own_file("page.css")).substitute(light=_variables(LIGHT), dark=_variables(DARK)),
+        kind=contents.kind,
+        body=contents.body,
+        figures=json.dumps(contents.figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        scripts=scripts,
+    )
+
+
+def own_file(name: str) -> str:
+    """The text of one of the page's own files."""
+    return (resources.files("rankgap.show.report") / name).read_text(encoding="utf-8")
+
+
+def report_page(folders: Sequence[RunFolder]) -> str:
+    """The report on some runs, as a page that holds all that it needs.
+
+    Raises:
+        UserError: as in `contents`.
+    """
+    version = library_versions()["rankgap"]
+    return page(
+        contents(folders),
+        about=f"<p>rankgap {version}. This page was made from the run folders alone. It sends no data.</p>",
+        scripts=f"<script>{get_plotlyjs()}</script>\n<script>{own_file('page.js')}</script>",
     )
 
 
@@ -280,7 +327,7 @@ def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
     write_page(report_page(folders), out)
 
 
-def write_page(page: str, out: str | Path) -> None:
+def write_page(html: str, out: str | Path) -> None:
     """Write a page to a file; its folder is created if there is none.
 
     Raises:
@@ -289,4 +336,4 @@ def write_page(page: str, out: str | Path) -> None:
     path = output_file(out, PAGE)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, page.encode())
+        replace_file(path, html.encode())
