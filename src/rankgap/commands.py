@@ -142,18 +142,22 @@ def report(runs: list[str], out: str = "report.html") -> None:
     say(f"report{count}: {shown(out)}", wrap=False)
 
 
-def watch(run: str, every: float = 1.0) -> None:
+def watch(run: str, every: float = 1.0, web: bool = False) -> None:
     """Follow a run while it trains: loss, both ranks, speed, alarms. Works over ssh; Ctrl-C does not stop the run.
 
     Args:
         run: the run folder.
         every: seconds between updates.
+        web: serve the run's report to browsers on this machine, as a page that updates itself, until Ctrl-C.
     """
     from rankgap.run.folder import RunFolder
-    from rankgap.show.live import follow
 
     if every <= 0:
         raise UserError(f"--every must be above 0 seconds, got {every:g}")
+    if web:
+        from rankgap.show.web import serve as follow
+    else:
+        from rankgap.show.live import follow
     follow(RunFolder(Path(run)), every)
 
 

@@ -4,14 +4,16 @@
 const root = document.documentElement;
 const near = new Set();
 let figures, plots, sliders, stale; // set by `show`
-let share = 1; // of training: the position of all sliders
+let percent = 100; // of training: the position of all sliders
 
 const color = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
 const figureOf = (part) => part.closest("figure");
 
+const distance = (frame) => Math.abs(frame.at - percent / 100);
+
 function draw(plot, size = {}) {
   const { data, layout, frames } = figures[plot.id];
-  const frame = frames.length && frames.reduce((a, b) => (Math.abs(b.at - share) < Math.abs(a.at - share) ? b : a));
+  const frame = frames.length && frames.reduce((a, b) => (distance(b) < distance(a) ? b : a));
   const traces = data.map((trace, i) => {
     const shown = { ...trace, ...(frame && { y: frame.y[i] }), ...(frame && frame.x && { x: frame.x }) };
     const role = trace.meta.color && { color: color(trace.meta.color) };
@@ -39,8 +41,8 @@ function setTheme(theme) {
   redraw();
 }
 
-function follow(percent) {
-  share = percent / 100;
+function follow(position) {
+  percent = position;
   for (const slider of sliders) {
     slider.value = percent;
     slider.nextElementSibling.textContent = `after ${percent}% of training`;
@@ -108,7 +110,7 @@ function show(found) {
   sliders = [...document.querySelectorAll(".slider input")];
   for (const plot of near) if (!plot.isConnected) near.delete(plot);
   plots.forEach((plot) => seen.observe(plot));
-  follow(100 * share);
+  follow(percent);
 }
 show(JSON.parse(document.getElementById("figures").textContent));
 

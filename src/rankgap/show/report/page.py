@@ -69,13 +69,13 @@ BARS = "Longer is better. Compare speeds only between runs of the same model on 
 MARKS = {"collapsed": "✕", "shrinking": "▼", "healthy": "✓", "none": "…"}  # the worst first
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Text as one line of HTML, without markup."""
     return html.escape(shown(text))
 
 
 def _draw(panel: Panel) -> str:
-    title, note = _text(panel.title), _text(panel.note)
+    title, note = escaped(panel.title), escaped(panel.note)
     if panel.figure is None:
         return f'<figure><figcaption><h3>{title}</h3></figcaption><p class="empty">{note}</p></figure>'
     height = f' style="height:{max(9, 5 + 1.5 * panel.rows):g}rem"' if panel.rows else ""
@@ -87,12 +87,12 @@ def _draw(panel: Panel) -> str:
 
 
 def _button(kind: str, panel: Panel) -> str:
-    label = _text(f"Save {panel.file}.{kind}")
+    label = escaped(f"Save {panel.file}.{kind}")
     return f'<button type="button" class="{kind}" title="{label}" aria-label="{label}">{kind.upper()}</button>'
 
 
 def _slider(title: str) -> str:
-    said = _text(title)
+    said = escaped(title)
     return (
         f'<label class="slider">{said} <input type="range" min="0" max="100" step="4" value="100" '
         f'aria-label="{said} of all runs, share of training"> <output></output></label>'
@@ -107,7 +107,7 @@ def _section(title: str, reading: str, panels: Sequence[Panel], *, wide: bool = 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     return f'<div class="scroll" tabindex="0"><table>{line(head, "th")}{body}</table></div>'
@@ -131,8 +131,8 @@ def _verdicts(runs: Sequence[Run]) -> str:
         f"{counted[kind]} {'without a verdict' if kind == 'none' else kind}" for kind in MARKS if counted[kind]
     )
     items = "".join(
-        f'<li class="{kind}"><b><span aria-hidden="true">{MARKS[kind]}</span> {_text(said)}</b> '
-        f"<i>{_text(run.label)}</i><small>{_text(why)}</small>{_since_start(run)}</li>"
+        f'<li class="{kind}"><b><span aria-hidden="true">{MARKS[kind]}</span> {escaped(said)}</b> '
+        f"<i>{escaped(run.label)}</i><small>{escaped(why)}</small>{_since_start(run)}</li>"
         for run, kind, said, why in judged
     )
     summary = f"<p>{count}.</p>" if len(runs) > 1 else ""
@@ -142,8 +142,8 @@ def _verdicts(runs: Sequence[Run]) -> str:
 def _since_start(run: Run) -> str:
     """What became of a run's pretrained weights; empty if it began with random ones."""
     change, worse = since_start(run.results), start_is_better(run.results)
-    warning = f'<small class="worse">{_text(worse[:1].upper() + worse[1:])}</small>' if worse else ""
-    return f"<small>Since its {ROW}: {_text(change)}</small>{warning}" if change else ""
+    warning = f'<small class="worse">{escaped(worse[:1].upper() + worse[1:])}</small>' if worse else ""
+    return f"<small>Since its {ROW}: {escaped(change)}</small>{warning}" if change else ""
 
 
 def _results(runs: Sequence[Run]) -> str:
@@ -157,10 +157,10 @@ def _results(runs: Sequence[Run]) -> str:
             cells = (column.cell(start) for column in columns)
             rows.append([f"{ROW} of {run.label}", *cells, asked.init or "", str(asked.seed), asked.data])
     protocols = dict.fromkeys(said for run in runs for said in dict(run.results.get("protocol", {})).values())
-    notes = "".join(f"<li>{_text(said)}</li>" for said in protocols)
+    notes = "".join(f"<li>{escaped(said)}</li>" for said in protocols)
     headings = ["run", *(column.heading for column in columns), "state", "seed", "data"]
     return (
-        f'<section id="results"><h2>Results</h2><p>{_text(CONVENTION)}</p>{_table(headings, rows)}'
+        f'<section id="results"><h2>Results</h2><p>{escaped(CONVENTION)}</p>{_table(headings, rows)}'
         + (f"<details><summary>How this was measured</summary><ul>{notes}</ul></details>" if notes else "")
         + "</section>"
     )
@@ -168,11 +168,13 @@ def _results(runs: Sequence[Run]) -> str:
 
 def _alarms(runs: Sequence[Run]) -> str:
     found = [(run.label, alarm) for run in runs for alarm in run.alarms]
-    items = "".join(f'<li><b class="alarm">{_text(label)}</b>: {_text(str(alarm))}</li>' for label, alarm in found)
+    items = "".join(
+        f'<li><b class="alarm">{escaped(label)}</b>: {escaped(str(alarm))}</li>' for label, alarm in found
+    )
     silent = [run.label for run in runs if run.verdict and run.verdict.kind != "healthy" and not run.alarms]
     said = f"<ul>{items}</ul>" if items else "<p>No alarm was raised during training.</p>"
     if silent:
-        names = _text(", ".join(silent))
+        names = escaped(", ".join(silent))
         said += (
             f"<p>Not healthy at the end, without an alarm: {names}. The verdict also judges the newest reading, "
             "the second half of the run and the features.</p>"
@@ -199,7 +201,7 @@ def _configurations(runs: Sequence[Run]) -> str:
         else ""
     )
     whole = "".join(
-        f"<details><summary>{_text(run.label)} ({_text(str(run.folder.path))})</summary><pre>"
+        f"<details><summary>{escaped(run.label)} ({escaped(str(run.folder.path))})</summary><pre>"
         f"{html.escape(yaml.safe_dump(each, sort_keys=False, allow_unicode=True))}</pre></details>"
         for run, each in zip(runs, saved, strict=True)
     )
@@ -268,7 +270,7 @@ def contents(folders: Sequence[RunFolder]) -> Contents:
     ]
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side"
     return Contents(
-        title=_text(f"rankgap: {title}"),
+        title=escaped(f"rankgap: {title}"),
         kind="one" if len(runs) == 1 else "many",
         body="\n".join(body),
         figures={
@@ -327,7 +329,7 @@ def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
     write_page(report_page(folders), out)
 
 
-def write_page(html: str, out: str | Path) -> None:
+def write_page(text: str, out: str | Path) -> None:
     """Write a page to a file; its folder is created if there is none.
 
     Raises:
@@ -336,4 +338,4 @@ def write_page(html: str, out: str | Path) -> None:
     path = output_file(out, PAGE)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, html.encode())
+        replace_file(path, text.encode())
