@@ -84,10 +84,10 @@ class LivePage:
                 ending = now.ending
             except UserError as error:
                 return State(f"This run cannot be read: {shown(str(error))}", "problem", self._version)
-            first = "" if now.metrics.get("step") else "No reading yet. "
-            parts = [f"{first}{now.progress}", now.times, *(text for text, _ in ending)]
-            said = ". ".join(filter(None, (part.rstrip(".") for part in parts)))
-            return State(f"{said}.", "running" if now.end is None else "ended", self._version)
+            unread = "" if now.metrics.get("step") else "no reading yet"
+            parts = [*(text for text, _ in reversed(ending)), unread, now.progress, now.times]
+            said = " ".join(f"{part[:1].upper()}{part[1:].rstrip('.')}." for part in parts if part)
+            return State(said, "running" if now.end is None else "ended", self._version)
 
     def _refresh(self) -> None:
         """Build the contents again if one of their files has changed; those of a damaged run stay as they were."""
