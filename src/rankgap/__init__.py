@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rankgap.run.build import build
     from rankgap.run.encoder import load_encoder
     from rankgap.show.plot import plot
+    from rankgap.show.report.inline import Report, report
     from rankgap.spectra.effective_rank import effective_rank, rank_difference, rankme
     from rankgap.spectra.gram import singular_values
     from rankgap.spectra.streaming import EffectiveRank, PairSpectra
@@ -38,6 +39,7 @@ _HOMES = {
     "run.build": ("build",),
     "run.encoder": ("load_encoder",),
     "show.plot": ("plot",),
+    "show.report.inline": ("Report", "report"),
     "spectra.effective_rank": ("effective_rank", "rank_difference", "rankme"),
     "spectra.gram": ("singular_values",),
     "spectra.streaming": ("EffectiveRank", "PairSpectra"),
@@ -64,6 +66,7 @@ __all__ = [
     "Place",
     "RankCallback",
     "RankMonitor",
+    "Report",
     "SpectralFilter",
     "Thresholds",
     "TrainedRun",
@@ -78,6 +81,7 @@ __all__ = [
     "rank_difference",
     "rankme",
     "register_map",
+    "report",
     "singular_values",
     "spectral_filter",
     "train",

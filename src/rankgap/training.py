@@ -17,6 +17,7 @@ from rankgap.exporting.export import Export, export_run
 from rankgap.exporting.formats import FormatName
 from rankgap.run.config import TrainConfig, config_fields
 from rankgap.run.encoder import TrainedEncoder, load_encoder
+from rankgap.run.folder import RunFolder
 from rankgap.run.imports import import_all
 from rankgap.run.plan import Given
 from rankgap.run.reader import plain
@@ -39,10 +40,17 @@ class TrainedRun:
     results: dict[str, Any] = field(repr=False)
     model: nn.Module | None = None
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     @property
     def encoder(self) -> TrainedEncoder:
         """The trained encoder, as `load_encoder` gives it."""
         return load_encoder(self.folder, model=copy.deepcopy(self.model))
+
+    def _repr_html_(self) -> str:
+        """The run as a notebook shows it."""
+        return RunFolder(self.folder)._repr_html_()
 
 
 def train(
@@ -123,7 +131,9 @@ def train(
         begun, _, _ = str(error).partition(";")
         again = f"{begun}; to finish it, repeat the call with out={str(settings.path)!r} and resume=True"
         raise InterruptedRunError(again, error.signal) from error
-    return TrainedRun(settings.path, results, module)
+    done = TrainedRun(settings.path, results, module)
+    progress.give_way(done)
+    return done
 
 
 def export(
