@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from rankgap.errors import UserError
 
 if TYPE_CHECKING:  # listing the commands must not load torch
+    from rankgap.data.loading import OnBadImage
+    from rankgap.embed.embedding import SplitName
     from rankgap.evaluate.evaluation import Protocol
+    from rankgap.run.config import Precision
     from rankgap.spectra.pair import Side
 
 EXIT_PROBLEMS = 1  # of `inspect`: training would stop
@@ -160,6 +163,65 @@ def watch(run: str, every: float = 1.0) -> None:
     follow(RunFolder(Path(run)), every)
 
 
+def embed(
+    encoder: str,
+    data: str,
+    out: str = "features.parquet",
+    tokens: bool = False,
+    checkpoint: str = "last",
+    branch: Side = "online",
+    split: SplitName = "all",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    precision: Precision = "32-true",
+    on_bad_image: OnBadImage = "error",
+    overwrite: bool = False,
+) -> None:
+    """Write the features of a data set to a file. After an interruption, the same command continues.
+
+    Args:
+        encoder: a run folder; or timm:NAME, a timm model with its pretrained weights.
+        data: the images, as in `train --data`; labels are kept if there are any.
+        out: the file; its suffix chooses the format: .parquet, .npy (names and labels in a .json beside it) or
+            .safetensors.
+        tokens: write the patch tokens of a transformer, or the places of a feature map, instead of one vector.
+        checkpoint: one of the run's checkpoints: last, best, or one like epoch-0010.
+        branch: the branch whose encoder is used; the target's is the EMA teacher if the method has one.
+        split: train, test, or all images.
+        batch_size: images per forward pass; by default 64 on a CPU, else 256.
+        workers: processes that decode files ahead; one per core by default.
+        threads: threads of a CPU; by default as many as torch takes.
+        precision: as in `train`; bf16-mixed is faster, and changes a feature by about a hundredth at most.
+        on_bad_image: skip leaves out images that cannot be read, and lists them beside the file.
+        overwrite: replace an existing file.
+    """
+    import torch
+
+    from rankgap.embed.embedding import embed_images
+    from rankgap.show.embedding import show_embedding
+
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    work = embed_images(
+        encoder,
+        data,
+        out,
+        checkpoint=checkpoint,
+        branch=branch,
+        tokens=tokens,
+        split=split,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        on_bad_image=on_bad_image,
+        overwrite=overwrite,
+    )
+    show_embedding(work)
+
+
 def methods() -> None:
     """Show the zoo of methods as a table."""
     from rankgap.show.terminal import show_methods
@@ -252,6 +314,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "compare": compare,
     "score": score,
     "report": report,
+    "embed": embed,
     "watch": watch,
     "methods": methods,
     "design": design,
@@ -264,4 +327,5 @@ POSITIONAL = {
     "compare": ("runs",),
     "report": ("runs",),
     "inspect": ("data",),
+    "embed": ("encoder", "data"),
 }

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from rankgap.data.channels import unconvertible
 from rankgap.data.containers import Encoded
 from rankgap.data.cutting import PHOTO_CENTRE, Cuts, centre, whole
 from rankgap.data.decoding import Header, ImageError, decode, read_header
@@ -116,6 +117,7 @@ class EncodedImages:
         threads: whether to decode in threads. At 32 px they double the time, because they wait for Python's lock;
             they pay from about 128 px on.
         levels: how the values of deep images become 8 bits; None if the images have 8 bits.
+        centre: the side of the central square that evaluation sees of a photograph, as a share of the shorter side.
     """
 
     source: Encoded
@@ -128,6 +130,7 @@ class EncodedImages:
     example: str
     threads: bool
     levels: Levels | None = None
+    centre: float = PHOTO_CENTRE
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -138,19 +141,22 @@ class EncodedImages:
         return len(self) * self.channels * self.size**2
 
     def check(self, row: int, found: int) -> None:
-        """Check the channels of an image, unless images are converted.
+        """Check that an image has the channels of the set, or can be converted to them.
 
         Args:
             row: the image's position in the source.
             found: its number of channels.
 
         Raises:
-            UserError: the number is not `channels`; the message names this image and one with `channels`.
+            UserError: it has others; the message names this image, and where none are converted one with `channels`.
         """
-        if not self.convert and found != self.channels:
-            remedy = "save all images alike"
-            if {found, self.channels} == {1, 3}:
-                remedy = "pass --channels 3 (or 1) to convert all of them"
+        if found == self.channels:
+            return
+        can_convert = {found, self.channels} == {1, 3}
+        if self.convert and not can_convert:
+            raise UserError(f"{self.source.name(row)}: {unconvertible(found, self.channels)}")
+        if not self.convert:
+            remedy = "pass --channels 3 (or 1) to convert all of them" if can_convert else "save all images alike"
             raise UserError(
                 f"mixed channel counts: {self.source.name(row)} has {found}, {self.example} has {self.channels}; "
                 f"{remedy}"
@@ -219,17 +225,16 @@ class EncodedImages:
         (images,), sizes = self.cut(indices, [self.size], lambda place: whole(self.size), broken, waiting)
         return images, sizes
 
-    def centres(self, indices: Sequence[int] | Tensor, share: float = PHOTO_CENTRE) -> Tensor:
+    def centres(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The central squares of some of the images, decoded from the originals; errors are those of `read`.
 
         Args:
             indices: B positions in [0, N).
-            share: the side of the square, as a share of the shorter side.
 
         Returns:
             (B, C, S, S) uint8
         """
-        (images,), _ = self.cut(indices, [self.size], lambda place: centre(self.size, share))
+        (images,), _ = self.cut(indices, [self.size], lambda place: centre(self.size, self.centre))
         return images
 
     def cut(

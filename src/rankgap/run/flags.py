@@ -86,7 +86,13 @@ class _Types(dict[str, Any]):
     """Types that are imported only for the type checker, loaded when a command needs them."""
 
     def __missing__(self, name: str) -> Any:
-        homes = {"Protocol": "rankgap.evaluate.evaluation", "Side": "rankgap.spectra.pair"}
+        homes = {
+            "OnBadImage": "rankgap.data.loading",
+            "Precision": "rankgap.run.config",
+            "Protocol": "rankgap.evaluate.evaluation",
+            "Side": "rankgap.spectra.pair",
+            "SplitName": "rankgap.embed.embedding",
+        }
         if name not in homes:
             raise KeyError(name)
         return getattr(importlib.import_module(homes[name]), name)
