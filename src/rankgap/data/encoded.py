@@ -117,7 +117,8 @@ class EncodedImages:
         threads: whether to decode in threads. At 32 px they double the time, because they wait for Python's lock;
             they pay from about 128 px on.
         levels: how the values of deep images become 8 bits; None if the images have 8 bits.
-        centre: the side of the central square that evaluation sees of a photograph, as a share of the shorter side.
+        centre: the side of the central square of a photograph that evaluation sees, as a share of the shorter
+            side.
     """
 
     source: Encoded
@@ -141,22 +142,19 @@ class EncodedImages:
         return len(self) * self.channels * self.size**2
 
     def check(self, row: int, found: int) -> None:
-        """Check that an image has the channels of the set, or can be converted to them.
+        """Check the channels of an image, unless images are converted.
 
         Args:
             row: the image's position in the source.
             found: its number of channels.
 
         Raises:
-            UserError: it has others; the message names this image, and where none are converted one with `channels`.
+            UserError: the number is not `channels`; the message names this image and one with `channels`.
         """
-        if found == self.channels:
-            return
-        can_convert = {found, self.channels} == {1, 3}
-        if self.convert and not can_convert:
-            raise UserError(f"{self.source.name(row)}: {unconvertible(found, self.channels)}")
-        if not self.convert:
-            remedy = "pass --channels 3 (or 1) to convert all of them" if can_convert else "save all images alike"
+        if not self.convert and found != self.channels:
+            remedy = "save all images alike"
+            if {found, self.channels} == {1, 3}:
+                remedy = "pass --channels 3 (or 1) to convert all of them"
             raise UserError(
                 f"mixed channel counts: {self.source.name(row)} has {found}, {self.example} has {self.channels}; "
                 f"{remedy}"
@@ -166,8 +164,8 @@ class EncodedImages:
         """Read every header, so that a file that is not an image is found before training starts.
 
         Raises:
-            UserError: an image cannot be read, or has other channels or another depth; the message names the first
-                such image.
+            UserError: an image cannot be read or converted, or has other channels or another depth; the message
+                names the first such image.
         """
 
         def check(part: range) -> None:
@@ -176,6 +174,8 @@ class EncodedImages:
                 header = header_of(self.source, row)
                 self.check(row, header.channels)
                 try:
+                    if header.channels != self.channels and {header.channels, self.channels} != {1, 3}:
+                        raise unconvertible(header.channels, self.channels)
                     check_depth(header.dtype, self.levels)
                 except ValueError as error:
                     raise broken_image(self.source, row, error) from error

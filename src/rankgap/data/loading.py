@@ -137,7 +137,8 @@ class Layout(NamedTuple):
         side: the largest shorter side that was found.
         photos: whether they are photographs, which stay encoded.
         threads: whether they are large enough to decode in threads (see `EncodedImages`).
-        centre: the side of the central square that evaluation sees of a photograph, as a share of the shorter side.
+        centre: the side of the central square of a photograph that evaluation sees, as a share of the shorter
+            side.
     """
 
     size: int
@@ -157,8 +158,8 @@ def layout_of(headers: Sequence[Header], size: int | None, centre: float | None 
     Args:
         headers: the headers of some of the images.
         size: side of the views in pixels; 224 if None.
-        centre: the side of the central square that evaluation sees, as a share of the shorter side, if it is known;
-            below 1, all images are photographs.
+        centre: the side of the central square that evaluation sees, as a share of the shorter side, if it is
+            known; below 1, all images are photographs.
     """
     sides = {side for h in headers for side in (h.height, h.width)}
     longest, view = max(sides), size or _VIEW

@@ -146,16 +146,16 @@ def embed_images(
 
     Images are seen as in the run's evaluation: resized, cut at the centre and normalised as the encoder's own were,
     and converted between grey and RGB if need be. They are decoded, embedded and written in batches, so memory does
-    not grow with their number. An embedding that was interrupted is continued by the next one of the same encoder,
-    images and options, and the file is then the same, bit by bit.
+    not grow with their number. An embedding that was interrupted is continued by the next one with the same
+    encoder, images and options, and the file is then the same, bit by bit.
 
     Args:
         encoder: a run folder; or timm:NAME, a timm model with its pretrained weights.
         data: digits, cifar10, cifar100, folder:DIR or hf:NAME_OR_DIR.
-        out: the file: .parquet, .npy or .safetensors. Beside it, names and labels of a .npy file go to a .json file.
+        out: the file: .parquet, .npy (its names and labels go to a .json file beside it) or .safetensors.
         checkpoint: one of the run's checkpoints: last, best, or one like epoch-0010.
         branch: the branch whose encoder is used.
-        tokens: patch tokens, or the places of the feature map, (N, T, F), instead of one vector for each image.
+        tokens: patch tokens, or the places of a feature map, (N, T, F), instead of one vector for each image.
         split: train, test, or all images.
         batch_size: images per forward pass; by default 64 on a CPU, else 256.
         workers: processes that decode files ahead; one per core by default.
@@ -164,8 +164,8 @@ def embed_images(
         overwrite: replace an existing file.
 
     Raises:
-        UserError: there is no such encoder, no such data, or nothing that the encoder takes; or `out` exists, or holds
-            features of something else.
+        UserError: there is no such encoder, there are no such images, or none that the encoder takes; or `out`
+            exists, or cannot be written.
     """
     place = Path(out)
     check_name(place)

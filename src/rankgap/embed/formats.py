@@ -1,7 +1,8 @@
 """Files of features: Parquet, NumPy and safetensors, written batch by batch and read back.
 
-Every file holds the features in float32, the images' names, their labels where there are any, and the record. Parquet
-holds all of these as columns and metadata. A .npy file has a .json file of its name beside it for the rest.
+Every file holds the features in float32, the images' names, their labels where there are any, and the record.
+Parquet holds them as columns and metadata, safetensors as a tensor and metadata. A .npy file holds the features
+alone: a .json file of the same name beside it holds the rest.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def _read_npy(path: Path) -> FeatureFile:
     record = _record(told.get(KEY), _beside(path))
     try:
         features = np.load(path, mmap_mode="r")
-    except ValueError as error:
+    except (ValueError, EOFError) as error:
         raise _broken(path, error) from error
     if features.dtype != np.float32 or features.shape != (record.count, *record.shape):
         raise _broken(path, ValueError(f"it holds {features.dtype} {features.shape}"))

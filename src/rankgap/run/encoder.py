@@ -142,7 +142,7 @@ def load_encoder(
     """Load the trained encoder of a run, in evaluation mode and without gradients. No data are needed.
 
     Args:
-        path: the run folder; or timm:NAME, a timm model with its pretrained weights, whose own description says how
+        path: the run folder; or timm:NAME, a timm model with its pretrained weights, whose description says how
             images are resized, cut and normalised.
         checkpoint: one of the run's checkpoints: last, best, or one like epoch-0010.
         branch: the branch whose encoder is loaded; the target's is the EMA teacher if the method has one.
