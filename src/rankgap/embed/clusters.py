@@ -26,6 +26,7 @@ LARGEST = 20_000  # images that t-SNE places; it takes two minutes of a core, th
 ALONE = -1  # the cluster of images that belong to none
 _PERPLEXITY = 30.0
 _SMALLEST = 10  # images in a cluster
+_DENSE = 5  # neighbours that tell how dense a place is
 _SHARE = 200  # a cluster has at least one in so many images
 
 
@@ -50,8 +51,9 @@ class Clusters:
         return found
 
 
-def reduced(rows: Floats) -> Floats:
-    """The first fifty principal components, or fewer, (N, min(50, N, F))."""
+def reduced(features: Floats) -> Floats:
+    """The first fifty principal components of features of length 1, or fewer, (N, min(50, N, F))."""
+    rows = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     found: Floats = PCA(min(WIDTH, *rows.shape), random_state=0).fit_transform(rows).astype(np.float32)
     return found
 
@@ -97,7 +99,7 @@ def clustered(components: Floats, places: Floats, number: int | None) -> Cluster
         if count <= smallest:
             raw = np.zeros(count, np.int64)
         else:
-            raw = HDBSCAN(min_cluster_size=smallest, copy=True).fit_predict(places).astype(np.int64)
+            raw = HDBSCAN(min_cluster_size=smallest, min_samples=_DENSE, copy=True).fit_predict(places).astype(np.int64)
     elif 2 <= number <= count:
         raw = KMeans(number, n_init=4, random_state=0).fit_predict(components).astype(np.int64)
     else:

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.decomposition import PCA
 
+WIDTH = 128  # directions in which images are compared
 NEAREST = 5  # neighbours whose mean similarity tells how alone an image is
 _CELLS = 2**24  # similarities that are held at once
 
@@ -40,22 +42,26 @@ class Likeness:
     nearest: Floats
 
 
-def centred(features: Floats) -> Floats:
-    """Features without their mean, as rows of length 1; a row that is the mean itself stays zero.
+def compared(features: Floats) -> Floats:
+    """Features as they are compared: their principal components with variance 1, as rows of length 1.
 
-    Without this, the features of any two images are alike: most encoders give vectors around a common mean.
+    Of a network that has barely learned, a few directions hold nearly all of the variance, and any two images are
+    alike in them. With all directions of one weight, a copy of an image stands out from its neighbours. There are at
+    most 128 directions, and at least ten images for each, since few images are all alike or all different.
     """
-    rows = features - features.mean(0, dtype=np.float64).astype(np.float32)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    found: Floats = rows / np.maximum(lengths, np.finfo(np.float32).tiny)
-    return found
+    count, width = features.shape
+    directions = min(WIDTH, width, max(count // 10, 2))
+    found = PCA(directions, whiten=True, random_state=0).fit_transform(features)
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
+    rows: Floats = (found / np.maximum(lengths, np.finfo(np.float32).tiny)).astype(np.float32)
+    return rows
 
 
 def likeness(rows: Floats, threshold: float, most: int) -> Likeness:
     """Compare all pairs of images.
 
     Args:
-        rows: (N, F) of length 1, as `centred` gives them.
+        rows: (N, D) of length 1, as `compared` gives them.
         threshold: the least cosine similarity of a near-duplicate.
         most: the number of pairs to keep.
     """
