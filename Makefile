@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-examples lint types check
+.PHONY: install demo test test-examples lint types check wheel lowest
 
 install: .venv/installed
 
@@ -36,3 +36,17 @@ types: install
 	$(BIN)/mypy
 
 check: lint types test
+
+# The wheel and the sdist in dist/, and the wheel in use in a fresh environment.
+wheel: install
+	PYTHON=$(PYTHON) .ci/wheel
+
+# The tests with the lowest versions that pyproject.toml allows, in their own environment.
+lowest: .venv-lowest/installed
+	.venv-lowest/bin/python -m pytest -W default -m 'not slow'
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-lowest.txt \
+		--editable '.[train,export,notebook]' pytest hypothesis playwright nbclient
+	touch $@

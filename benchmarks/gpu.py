@@ -93,7 +93,7 @@ def run(design: str, size: Size, data: str, out: Path, deadline: float) -> dict[
     method = design if design in rg.METHODS else "simsiam"
     resume = ["--resume"] if folder.checkpoint.is_file() else ["--overwrite"]
     command = [
-        *(str(Path(sys.executable).with_name("rankgap")), "train", "--method", method, *flags, "--data", data),
+        *(sys.executable, "-m", "rankgap", "train", "--method", method, *flags, "--data", data),
         *("--backbone", size.backbone, "--epochs", str(size.epochs), "--out", str(folder.path)),
         *([] if size.epochs == 1 else ["--compile"]),
     ]

@@ -262,7 +262,7 @@ def test_readings_go_to_the_loggers_that_were_asked_for(
     for name in ("wandb", "mlflow"):
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         assert train(tmp_path / "b", "--loggers", name) == 2
-        assert f"pip install {name}" in capsys.readouterr().err
+        assert f"pip install 'rankgap[{name}]'" in capsys.readouterr().err
 
 
 def test_watch_shows_a_run_and_ends_with_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,8 @@ import importlib
 import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
+from rankgap.errors import missing
+
 if TYPE_CHECKING:
     from rankgap.filters.spectral import SpectralFilter, spectral_filter
     from rankgap.model.branches import DualBranch, Outputs
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from rankgap.run.build import build
     from rankgap.run.encoder import load_encoder
     from rankgap.show.plot import plot
+    from rankgap.show.report.inline import Report, report
     from rankgap.spectra.effective_rank import effective_rank, rank_difference, rankme
     from rankgap.spectra.gram import singular_values
     from rankgap.spectra.streaming import EffectiveRank, PairSpectra
@@ -36,6 +39,7 @@ _HOMES = {
     "run.build": ("build",),
     "run.encoder": ("load_encoder",),
     "show.plot": ("plot",),
+    "show.report.inline": ("Report", "report"),
     "spectra.effective_rank": ("effective_rank", "rank_difference", "rankme"),
     "spectra.gram": ("singular_values",),
     "spectra.streaming": ("EffectiveRank", "PairSpectra"),
@@ -62,6 +66,7 @@ __all__ = [
     "Place",
     "RankCallback",
     "RankMonitor",
+    "Report",
     "SpectralFilter",
     "Thresholds",
     "TrainedRun",
@@ -75,6 +80,7 @@ __all__ = [
     "rank_difference",
     "rankme",
     "register_map",
+    "report",
     "singular_values",
     "spectral_filter",
     "train",
@@ -86,7 +92,13 @@ def __getattr__(name: str) -> Any:
         return importlib.metadata.version("rankgap")  # pyproject.toml is its only source
     if name not in _HOME:
         raise AttributeError(f"module 'rankgap' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"rankgap.{_HOME[name]}"), name)
+    try:
+        home = importlib.import_module(f"rankgap.{_HOME[name]}")
+    except ModuleNotFoundError as error:
+        if (said := missing(error.name, f"rankgap.{name}")) is None:
+            raise
+        raise ModuleNotFoundError(said, name=error.name) from error
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

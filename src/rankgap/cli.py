@@ -9,15 +9,16 @@ import inspect
 import os
 import sys
 import traceback
-from argparse import SUPPRESS
+from argparse import SUPPRESS, ArgumentError
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any
 
 import rankgap
 from rankgap.commands import COMMANDS, POSITIONAL
-from rankgap.errors import InterruptedRunError, NonFiniteError, UserError, unknown, unusable
+from rankgap.errors import InterruptedRunError, NonFiniteError, UserError, missing, unknown, unusable
+
+if TYPE_CHECKING:  # the core comes without it
+    from jsonargparse import ArgumentParser
 
 EXIT_USER, EXIT_NON_FINITE = 2, 3  # EXIT_PROBLEMS is 1
 EXIT_INTERRUPTED = 130  # a run that another signal ends: 128 + its number
@@ -85,6 +86,8 @@ def _check_names(given: Sequence[str]) -> None:
 
 def _parser(given: Sequence[str]) -> ArgumentParser:
     """All commands, with flags only for those that are named: listing the commands must not load torch."""
+    from jsonargparse import ArgumentParser
+
     parser = ArgumentParser(
         prog="rankgap",
         description=rankgap.__doc__,
@@ -139,10 +142,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [a for a in given if a != "--debug"]
     try:
         try:
+            if given == ["--version"]:  # which the core answers without the library that parses
+                print(f"rankgap {importlib.metadata.version('rankgap')}")
+                return 0
             _check_names(given)
             parsed = _parser(given).parse_args(given or ["--help"])
             name = parsed.subcommand
-            flags = Namespace(parsed[name]).as_dict()
+            flags = parsed[name].as_dict()
             asked = flags.pop("imports", ()) if name in _IMPORTING else ()
             values = _typed(name, flags)
             if imports := asked or values.get("imports", ()):
@@ -154,6 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except ArgumentError as error:
         return _fail(str(error), EXIT_USER)
+    except ModuleNotFoundError as error:
+        command = next((word for word in given if not word.startswith("-")), "")
+        if (said := missing(error.name, f"rankgap {command}".rstrip())) is None:
+            raise
+        return _fail(said, EXIT_USER)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except SystemExit as error:

@@ -20,17 +20,18 @@ if TYPE_CHECKING:  # listing the commands must not load torch
 EXIT_PROBLEMS = 1  # of `inspect`: training would stop
 
 
-def demo(out: str = "runs/demo", seed: int = 0) -> None:
+def demo(out: str = "runs/demo", seed: int = 0, epochs: int = 40) -> None:
     """Train seven methods on scikit-learn's digits and show their rank differences (two minutes, no download).
 
     Args:
         out: folder for the runs and the picture; an earlier demo there is replaced.
         seed: seed of all runs.
+        epochs: passes over the images in each run; far fewer show little.
     """
     from rankgap.demo import run_demo, story
     from rankgap.show.terminal import show_demo
 
-    results, picture = run_demo(Path(out), seed)
+    results, picture = run_demo(Path(out), seed, epochs=epochs)
     show_demo(results, picture, story(results))
 
 
@@ -134,32 +135,32 @@ def report(runs: list[str], out: str = "report.html") -> None:
         out: the output file (.html); an existing file is replaced.
     """
     from rankgap.data.names import shown
-    from rankgap.run.finding import find_runs
-    from rankgap.show.outputs import PAGE, output_file
-    from rankgap.show.report.page import write_report
+    from rankgap.show.report.inline import report as make
     from rankgap.show.terminal import say
 
-    page = output_file(out, PAGE)
-    folders, skipped = find_runs([Path(path) for path in runs])
-    if skipped:
-        say(("skipped:", "yellow"), f" {shown('; '.join(skipped))}")
-    write_report(folders, page)
-    count = f" on {len(folders)} runs" if len(folders) > 1 else ""
-    say(f"report{count}: {shown(str(page))}", wrap=False)
+    made = make(runs, out)
+    if made.skipped:
+        say(("skipped:", "yellow"), f" {shown('; '.join(made.skipped))}")
+    count = f" on {len(made.runs)} runs" if len(made.runs) > 1 else ""
+    say(f"report{count}: {shown(out)}", wrap=False)
 
 
-def watch(run: str, every: float = 1.0) -> None:
+def watch(run: str, every: float = 1.0, web: bool = False) -> None:
     """Follow a run while it trains: loss, both ranks, speed, alarms. Works over ssh; Ctrl-C does not stop the run.
 
     Args:
         run: the run folder.
         every: seconds between updates.
+        web: serve the run's report to browsers on this machine, as a page that updates itself, until Ctrl-C.
     """
     from rankgap.run.folder import RunFolder
-    from rankgap.show.live import follow
 
     if every <= 0:
         raise UserError(f"--every must be above 0 seconds, got {every:g}")
+    if web:
+        from rankgap.show.web import serve as follow
+    else:
+        from rankgap.show.live import follow
     follow(RunFolder(Path(run)), every)
 
 

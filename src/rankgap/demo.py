@@ -53,7 +53,7 @@ def story(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def run_demo(out: Path, seed: int, *, epochs: int = 40) -> tuple[dict[str, dict[str, Any]], Path]:
+def run_demo(out: Path, seed: int, *, epochs: int) -> tuple[dict[str, dict[str, Any]], Path]:
     """Train the seven designs and draw their ranks.
 
     Args:

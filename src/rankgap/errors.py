@@ -59,6 +59,38 @@ def unusable(error: OSError, place: str | os.PathLike[str] | None = None) -> Use
     return UserError(f"{named}{error.strerror or error}{remedy}")
 
 
+# The libraries that each extra of the package brings, by the names under which they are imported.
+EXTRAS = {
+    "train": (
+        "torchvision timm lightning datasets jsonargparse docstring_parser shtab matplotlib plotly sklearn scipy "
+        "tensorboard PIL tifffile imagecodecs pydantic pydantic_core yaml safetensors "
+        "huggingface_hub pyarrow"
+    ),
+    "export": "onnx onnxruntime onnxscript",
+    "notebook": "ipywidgets IPython",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+}
+
+
+def missing(module: str | None, what: str) -> str | None:
+    """A sentence about a library that is not installed, with the extra that brings it; None if no extra does.
+
+    Args:
+        module: the module that could not be imported, as `ModuleNotFoundError.name` gives it.
+        what: what needs it, such as "rankgap export".
+
+    Example:
+        >>> missing("onnx.checker", "rankgap export")
+        "rankgap export needs onnx, which is not installed: pip install 'rankgap[export]'"
+    """
+    library = (module or "").partition(".")[0]
+    extra = next((extra for extra, libraries in EXTRAS.items() if library in libraries.split()), None)
+    if extra is None:
+        return None
+    return f"{what} needs {library}, which is not installed: pip install 'rankgap[{extra}]'"
+
+
 def attempt(work: Callable[[], _T], refusal: Callable[[Exception], Exception], *, own: type[Exception]) -> _T:
     """Run what may raise anything. Whatever it raises becomes one error.
 

@@ -14,6 +14,7 @@ from rankgap.data.sources import GIVEN
 from rankgap.errors import InterruptedRunError, UserError
 from rankgap.run.config import TrainConfig, config_fields
 from rankgap.run.encoder import TrainedEncoder, load_encoder
+from rankgap.run.folder import RunFolder
 from rankgap.run.imports import import_all
 from rankgap.run.plan import Given
 from rankgap.run.reader import plain
@@ -36,10 +37,17 @@ class TrainedRun:
     results: dict[str, Any] = field(repr=False)
     model: nn.Module | None = None
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     @property
     def encoder(self) -> TrainedEncoder:
         """The trained encoder, as `load_encoder` gives it."""
         return load_encoder(self.folder, model=copy.deepcopy(self.model))
+
+    def _repr_html_(self) -> str:
+        """The run as a notebook shows it."""
+        return RunFolder(self.folder)._repr_html_()
 
 
 def train(
@@ -120,4 +128,6 @@ def train(
         begun, _, _ = str(error).partition(";")
         again = f"{begun}; to finish it, repeat the call with out={str(settings.path)!r} and resume=True"
         raise InterruptedRunError(again, error.signal) from error
-    return TrainedRun(settings.path, results, module)
+    done = TrainedRun(settings.path, results, module)
+    progress.give_way(done)
+    return done

@@ -22,12 +22,14 @@ import torch
 from rankgap.data import Broken
 from rankgap.data.names import shown
 from rankgap.errors import UserError, unknown
+from rankgap.notebook import card, rank_curves
 from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.files import check_writable, replace_copy, replace_file, replacing, writing
 from rankgap.run.reader import parse_yaml, plain, read, read_json, read_text, write_yaml
 from rankgap.run.results import Results
 from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
+from rankgap.watch.reading import readings
 from rankgap.watch.verdict import Verdict
 
 _LONGEST_HEAD = 2**12  # characters; a device has no end of line
@@ -60,6 +62,9 @@ class RunFolder:
     """
 
     path: Path
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @property
     def name(self) -> str:
@@ -252,6 +257,22 @@ class RunFolder:
         head = [",".join(names) + "\n"] if rows else []
         replace_file(self.metrics_file, "".join([*head, *map(_row, rows)]).encode())
         replace_file(self.spectra_file, "".join(map(_line, history.spectra)).encode())
+
+    def _repr_html_(self) -> str:
+        """The run's state, verdict and accuracies, and the curve of both ranks, as a notebook shows them."""
+        try:
+            saved, metrics, results, verdict = self.saved(), self.metrics(), self.results(), self.verdict()
+        except UserError as error:
+            return card(self.name, {"cannot be shown": str(error)})
+        steps, scores = metrics.get("step", []), {"kNN": results.get("knn"), "linear": results.get("linear")}
+        done = f"{int(steps[-1]) + 1:,}" if steps else "no reading yet, none"
+        facts = {
+            "folder": shown(str(self.path)),
+            "steps": f"{saved.work.steps:,}" if "seconds" in results else f"{done} of {saved.work.steps:,}",
+            "verdict": "" if verdict is None else str(verdict),
+            "accuracy": ", ".join(f"{name} {100 * x:.1f}%" for name, x in scores.items() if x is not None),
+        }
+        return card(shown(saved.title), facts, rank_curves(readings(metrics)))
 
     def save_checkpoint(self, state: Checkpoint, *copies: str) -> None:
         """Write `checkpoints/last.ckpt`; a crash meanwhile leaves the old one intact.

@@ -12,7 +12,7 @@ from torch import nn
 
 from rankgap.data import ImageSet, load_data
 from rankgap.data.splits import MissingDataError, Source
-from rankgap.errors import UserError
+from rankgap.errors import UserError, missing
 from rankgap.evaluate import check_sets
 from rankgap.model.assembly import assemble
 from rankgap.model.branches import DualBranch
@@ -224,7 +224,7 @@ def _check_enough(train: ImageSet, config: TrainConfig) -> None:
 def _check_installed(loggers: Iterable[str]) -> None:
     for name in loggers:
         if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
-            raise UserError(f"--loggers {name}: the package is not installed (pip install {name})")
+            raise UserError(missing(name, f"--loggers {name}"))
 
 
 def _image_sets(

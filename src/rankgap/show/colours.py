@@ -1,6 +1,8 @@
 """The colours of every picture and page: Okabe and Ito's, which colour-blind readers can tell apart."""
 
-ONLINE, TARGET = "#D55E00", "#0072B2"  # vermilion, blue
+from rankgap.notebook import ONLINE as ONLINE
+from rankgap.notebook import TARGET as TARGET
+
 GROWS, COLLAPSES = "#56B4E9", "#CC79A7"  # sky blue, reddish purple (also hatched)
 KNN, LINEAR = "#009E73", "#000000"
 GREY = "#595959"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rankgap.data.names import shown
-from rankgap.run.beat import Beat, last_beat
 from rankgap.run.folder import RunFolder
-from rankgap.show.columns import ERANK_ONLINE, ERANK_TARGET, RANK_DIFFERENCE, SPEED, Column
-from rankgap.show.pace import Pace, duration, status_line, time_left
+from rankgap.show.columns import ERANK_ONLINE, ERANK_TARGET, RANK_DIFFERENCE, Column
+from rankgap.show.pace import status_line
+from rankgap.show.status import Follower, status
 from rankgap.show.terminal import console, say
 from rankgap.watch.doctor import alarms
 from rankgap.watch.reading import readings
@@ -59,21 +59,18 @@ def live_view(folder: RunFolder, images_per_second: float | None, *, width: int 
     Raises:
         UserError: the folder holds no run, or one of its files is damaged.
     """
-    saved, metrics, beat = folder.saved(), folder.metrics(), last_beat(folder)
+    now = status(folder, images_per_second)
+    saved, metrics = now.saved, now.metrics
     width = width or console.width
-    done = _done(metrics, beat)
-    speed = "" if images_per_second is None else f", {SPEED.text(images_per_second)} {SPEED.heading}"
-    left = None if _end(folder, beat) else time_left(saved.work, done, images_per_second)
-    times = [f"{duration(beat.seconds)} so far"] if beat else []
-    times += [f"about {duration(left)} left"] if left else []
     parts: list[RenderableType] = [
         Text(f"{saved.title} on {shown(saved.run.data)}", style="bold"),
-        Text(f"{done:,} of {saved.work.steps:,} steps{speed}"),
-        Padding(ProgressBar(total=saved.work.steps, completed=done, width=width), 0),
-        Text(", ".join(times)),
+        Text(now.progress),
+        Padding(ProgressBar(total=saved.work.steps, completed=now.done, width=width), 0),
+        Text(now.times),
     ]
+    ending = [Text(text, style=style) for text, style in now.ending]
     if not metrics.get("step"):
-        return Group(*parts, Text("no reading yet", style="dim"), *_ending(folder, beat))
+        return Group(*parts, Text("no reading yet", style="dim"), *ending)
     curves = [(c.heading, metrics[c.key], form) for c, form in _CURVES]
     last = [f"{values[-1]:{form}}" for _, values, form in curves]
     room = width - max(len(name) for name, _, _ in curves) - max(map(len, last)) - 2 * _GAP
@@ -82,40 +79,7 @@ def live_view(folder: RunFolder, images_per_second: float | None, *, width: int 
         table.add_row(name, Text(sparkline(values, max(room, 1)), style="cyan"), number)
     found = alarms(readings(metrics), steps=saved.work.steps)
     said = [Text(f"alarm: {alarm}", style="yellow") for alarm in found] or [Text("no alarm", style="green")]
-    return Group(*parts, table, *said, *_ending(folder, beat))
-
-
-def _done(metrics: Mapping[str, Sequence[float]], beat: Beat | None) -> int:
-    """Steps done, according to the last reading or the last heartbeat."""
-    read = int(metrics["step"][-1]) + 1 if metrics.get("step") else 0
-    return max(read, beat.step if beat else 0)
-
-
-def _end(folder: RunFolder, beat: Beat | None) -> tuple[str, str] | None:
-    """How a run ended, as a sentence and its style; None while it is running."""
-    if beat is None:  # a run of an earlier version
-        return ("finished", "green") if folder.results() else None
-    now = time.time()
-    again = f"; resume with: rankgap train --out {folder.path} --resume" if folder.checkpoint.is_file() else ""
-    if (death := beat.death(now)) is not None:
-        return f"dead: {death}, last seen {duration(now - beat.time)} ago{again}", "red"
-    return {
-        "finished": ("finished", "green"),
-        "interrupted": (f"interrupted at step {beat.step:,}{again}", "yellow"),
-        "failed": (f"stopped by an error at step {beat.step:,}{again}", "red"),
-    }.get(beat.state)
-
-
-def _ending(folder: RunFolder, beat: Beat | None) -> list[Text]:
-    """A line about how a run ended, or about what it does besides training."""
-    if (end := _end(folder, beat)) is not None:
-        verdict = folder.verdict() if end[0] == "finished" else None
-        return [*([Text(f"verdict: {verdict}")] if verdict else []), Text(end[0], style=end[1])]
-    if beat is not None and beat.is_stuck(now := time.time()):
-        return [
-            Text(f"its process is alive, but finished no step for {duration(now - beat.moved)}", style="yellow")
-        ]
-    return [Text("trained; now evaluating its features")] if beat and beat.state == "evaluating" else []
+    return Group(*parts, table, *said, *ending)
 
 
 def follow(folder: RunFolder, every: float) -> None:
@@ -131,18 +95,12 @@ def follow(folder: RunFolder, every: float) -> None:
         UserError: the folder holds no run, or one of its files is damaged.
     """
     show = _Screen(folder) if console.is_terminal else _Lines(folder)
-    pace = Pace()
+    follower = Follower(folder)
     with show:
         while True:
-            saved, beat = folder.saved(), last_beat(folder)
-            end = _end(folder, beat)
-            pace.mark(beat.time if beat else time.time(), _done(folder.metrics(), beat))
-            steps = pace.steps_per_second
-            if steps is None and beat and beat.step and beat.seconds and beat.state == "training":
-                steps = beat.step / beat.seconds
-            speed = steps * saved.work.images_per_step if steps else None
-            show.update(folder.results().get(SPEED.key, speed) if end else speed)
-            if end is not None:
+            now = follower.look()
+            show.update(now.images_per_second)
+            if now.end is not None:
                 return
             time.sleep(every)
 
@@ -189,7 +147,7 @@ class _Lines:
             )
         self.read = count
         lines = [f"alarm: {alarm}" for alarm in alarms(readings(metrics), steps=work.steps)]
-        lines += [line.plain for line in _ending(self.folder, last_beat(self.folder))]
+        lines += [text for text, _ in status(self.folder, None).ending]
         for line in lines:
             if line not in self.said:
                 say(line, wrap=False)

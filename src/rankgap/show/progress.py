@@ -1,10 +1,10 @@
-"""A run's progress in the terminal, or as plain lines in a file or a pipe."""
+"""A run's progress in a terminal or a notebook, or as plain lines in a file or a pipe."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from rich.console import Group
@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rankgap.notebook import card, rank_curves
 from rankgap.run.cost import cheaper
 from rankgap.run.folder import RunFolder
 from rankgap.run.module import SelfSupervised
@@ -22,11 +23,15 @@ from rankgap.show.frozen_start import start_in_words
 from rankgap.show.pace import Pace, duration, measured, status_line, time_left
 from rankgap.show.terminal import announce, console, say
 
+if TYPE_CHECKING:
+    from IPython.display import DisplayHandle
+
 HOUR = 3600.0
 _SOON = 3.0  # seconds of training before the total time is estimated
 _WARM_UP = 10.0  # seconds; a first step that takes longer is not mainly warm-up, unless the encoder is compiled
 _LINES = 100  # roughly the most that a run prints, unless 30 s pass between two
 _SILENCE = 30.0  # seconds
+_REFRESH = 0.5  # seconds between two states that a notebook shows
 _LEAST_BAR = 8  # columns
 _STARVED = 0.75  # share of a step's time; a thread with a core to itself computes nearly all the time
 
@@ -34,9 +39,9 @@ _STARVED = 0.75  # share of a step's time; a thread with a core to itself comput
 class Progress(L.Callback):
     """Shows a run: progress, time left, speed, loss and both ranks, and once an estimate of the total time.
 
-    A terminal shows two lines that are kept up to date. A file or a pipe gets a plain line at the end of each
-    epoch (every N-th epoch if there are more than a hundred), and after 30 seconds without one. Alarms are printed
-    immediately.
+    A terminal shows two lines that are kept up to date, and a notebook a bar with the curve of both ranks, for
+    which it needs no widgets. A file or a pipe gets a plain line at the end of each epoch (every N-th epoch if
+    there are more than a hundred), and after 30 seconds without one. Alarms are printed immediately.
 
     Args:
         name: the run's name.
@@ -47,6 +52,7 @@ class Progress(L.Callback):
         self.pace = Pace()
         self.plan: Plan | None = None
         self._live: Live | None = None
+        self._cell: DisplayHandle | None = None  # in the output of a notebook's cell
         self._began = self._said = 0.0
         self._start = (0.0, 0.0)  # start of a step: time, and CPU time of this thread
         self._wall = self._cpu = 0.0  # over all steps except the warm-up
@@ -70,6 +76,10 @@ class Progress(L.Callback):
         if console.is_terminal:
             self._live = Live(get_renderable=self.view, console=console, refresh_per_second=4)
             self._live.start()
+        elif console.is_jupyter:
+            from IPython.display import display
+
+            self._cell = display(self, display_id=True)
         elif self.plan is None:
             say((self.name, "bold"))
 
@@ -96,7 +106,10 @@ class Progress(L.Callback):
         if self.plan is not None and now - self._began > _SOON and self.speed is not None:
             self._estimate(self.plan, self.speed)
             self.plan = None
-        if self._live is None and (self._ends_a_line(self.module) or now - self._said >= _SILENCE):
+        if self._cell is not None and now - self._said >= _REFRESH:
+            self._cell.update(self)
+            self._said = now
+        if not (self._live or self._cell) and (self._ends_a_line(self.module) or now - self._said >= _SILENCE):
             say(status_line(self.module.step, self.module.last_reading, self.module.work, self.speed), wrap=False)
             self._said = now
         if alarm := self.module.monitor.news():
@@ -138,14 +151,27 @@ class Progress(L.Callback):
 
     def view(self) -> Group:
         """The lines that the terminal shows. What does not fit is left out, except the time left."""
-        work, step = self.module.work, self.module.step
-        left = time_left(work, step, self.speed)
-        ending = "" if left is None else f"{duration(left)} left"
-        if self._finished is not None:
-            ending = f"in {duration(self._finished)}"
+        parts = measured(self.module.last_reading, self.speed)
         return progress_lines(
-            self.name, step, work.steps, ending, measured(self.module.last_reading, self.speed), console.width
+            self.name, self.module.step, self.module.work.steps, self._ending, parts, console.width
         )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        step, steps, history = self.module.step, self.module.work.steps, self.module.monitor.history
+        facts = {
+            "steps": ", ".join(filter(None, [f"{step:,} of {steps:,}", self._ending])),
+            "reading": ", ".join(measured(self.module.last_reading, self.speed)),
+        }
+        return card(self.name, facts, rank_curves(history), done=step / steps)
+
+    @property
+    def _ending(self) -> str:
+        """The time left, or that the run took; empty while it is not known."""
+        if self._finished is not None:
+            return f"in {duration(self._finished)}"
+        left = time_left(self.module.work, self.module.step, self.speed)
+        return "" if left is None else f"{duration(left)} left"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the last state."""
@@ -160,6 +186,13 @@ class Progress(L.Callback):
         if self._live is not None:
             self._live.stop()
             self._live = None
+        if self._cell is not None:
+            self._cell.update(self)
+
+    def give_way(self, results: object) -> None:
+        """Show the results in a notebook, in place of the progress."""
+        if self._cell is not None:
+            self._cell.update(results)
 
 
 def progress_lines(name: str, done: int, steps: int, ending: str, parts: list[str], width: int) -> Group:

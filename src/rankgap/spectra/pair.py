@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import NonFiniteError, UserError, unknown
+from rankgap.notebook import card, curves
 from rankgap.spectra.effective_rank import effective_rank_of
 from rankgap.spectra.float64 import double
 from rankgap.spectra.gram import (
@@ -37,6 +38,7 @@ SIDES: tuple[Side, Side] = get_args(Side)
 _SKETCHES = ("sketch_online", "sketch_target")
 
 _PAIR = "a pair of branches"
+_DRAWN = 1e-4  # of the largest singular value: smaller ones are left out of a picture
 _TIE = 1e-6  # gains with a smaller relative difference count as equal
 
 
@@ -96,7 +98,7 @@ class PairSpectrum:
         """The `low_pass_score` of the transfer, which leaves out energy that leaks in from other directions."""
         return low_pass_score(self.spectrum_target[: len(self.transfer)], self.transfer)
 
-    def __repr__(self) -> str:
+    def _facts(self) -> dict[str, str]:
         same = "the same directions" + ("; a sketch shows less" if self.sketch_target else "")
         rows = {
             "rows": f"{self.rows:,}" + ("" if self.step is None else f", step {self.step:,}"),
@@ -109,7 +111,18 @@ class PairSpectrum:
         if not len(self.eigenspace_alignment):
             why = "it needs paired rows of one width" if self.spectrum_target.any() else "the target is zero"
             rows |= dict.fromkeys(("eigenspace alignment", "low-pass score"), f"left out: {why}")
-        return "\n".join(f"{name:<24}{value}" for name, value in rows.items())
+        return rows
+
+    def __repr__(self) -> str:
+        return "\n".join(f"{name:<24}{value}" for name, value in self._facts().items())
+
+    def _repr_html_(self) -> str:
+        """The table, and both spectra as shares of their largest singular values, as a notebook shows them."""
+        spectra = {"online": self.spectrum_online, "target": self.spectrum_target}
+        shares = {name: torch.where(s > _DRAWN * s[0], s / s[0], 0.0).tolist() for name, s in spectra.items()}
+        count = max(map(len, shares.values()))
+        drawn = curves(range(1, count + 1), shares, over="singular value", of="share of the largest")
+        return card("Both branches", self._facts(), drawn)
 
     def plain(self) -> dict[str, Any]:
         """The fields by name, ready for JSON: columns become lists of numbers with five significant digits."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from rankgap.errors import UserError
 from rankgap.filters.formulas import LARGEST
 from rankgap.filters.gains import AutoPower, Gain, parse_gain
+from rankgap.notebook import card, curves
 from rankgap.spectra.effective_rank import effective_rank_of
 from rankgap.spectra.gram import rank_tolerance
 from rankgap.spectra.pair import Side, low_pass_score
@@ -196,6 +197,14 @@ class Assessment:
     def __repr__(self) -> str:
         rows = [f"{name:<16}{line}" for name, text in self.facts().items() for line in text.splitlines()]
         return "\n".join([self.title, *rows, *(f"warning: {text}" for text in self.warnings())])
+
+    def _repr_html_(self) -> str:
+        """The table, and the online rank in the linear flow, as a notebook shows them."""
+        times = (self.baseline.times / self.unit).tolist()
+        flows = {"online": self.flow, "without filters": self.baseline}
+        ranks = {name: flow.erank_online.tolist() for name, flow in flows.items()}
+        facts = self.facts() | {"warning": "\n".join(self.warnings())}
+        return card(self.title, facts, curves(times, ranks, over="time, in units", of="online erank"))
 
     def warnings(self) -> list[str]:
         """The reasons against the pair, each with what to change."""

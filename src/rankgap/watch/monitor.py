@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
+from rankgap.notebook import card, rank_curves
 from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import SIDES, PairSpectrum, Side, pair_spectrum
 from rankgap.spectra.processes import world_size
@@ -340,6 +341,21 @@ class RankMonitor:
         if self.history:
             return "no finite outputs have been read yet, or none since the last reset"
         return f"no step has been read yet: {self._branches.why_nothing()}"
+
+    def _repr_html_(self) -> str:
+        """The state, the newest reading and the curve of both ranks, as a notebook shows them."""
+        facts = {"watching": f"ended: {self.disabled}" if self.disabled else f"one step in {self.every:,}"}
+        if not self.history:
+            return card("RankMonitor", facts | {"readings": f"none yet: {self._branches.why_nothing()}"})
+        newest = self.history[-1]
+        facts |= {
+            "newest reading": f"step {newest.step:,}, of {newest.rows:,} rows",
+            "effective rank": f"online {newest.erank_online:.2f}, target {newest.erank_target:.2f}",
+            "rank difference": f"{newest.rank_difference:+.2f} (above 0: dimensions grow)",
+            "diagnosis": str(self.diagnosis),
+            "left out": "\n".join(f"{what}: {why}" for what, why in self.skipped.items()),
+        }
+        return card("RankMonitor", facts, rank_curves(self.history))
 
     def reset(self) -> None:
         """Begin a new window of rows; readings and diagnosis continue."""

@@ -1,20 +1,19 @@
 // Draws the figures of a report when they come near the window, follows the sliders, and saves figures as CSV and SVG.
 "use strict";
 
-const FIGURES = JSON.parse(document.getElementById("figures").textContent);
 const root = document.documentElement;
-const plots = [...document.querySelectorAll(".plot")];
-const sliders = [...document.querySelectorAll(".slider input")];
 const near = new Set();
-let stale = new Set(plots);
-let share = 1; // of training: the position of all sliders
+let figures, plots, sliders, stale; // set by `show`
+let percent = 100; // of training: the position of all sliders
 
 const color = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
-const figureOf = (plot) => plot.closest("figure");
+const figureOf = (part) => part.closest("figure");
+
+const distance = (frame) => Math.abs(frame.at - percent / 100);
 
 function draw(plot, size = {}) {
-  const { data, layout, frames } = FIGURES[plot.id];
-  const frame = frames.length && frames.reduce((a, b) => (Math.abs(b.at - share) < Math.abs(a.at - share) ? b : a));
+  const { data, layout, frames } = figures[plot.id];
+  const frame = frames.length && frames.reduce((a, b) => (distance(b) < distance(a) ? b : a));
   const traces = data.map((trace, i) => {
     const shown = { ...trace, ...(frame && { y: frame.y[i] }), ...(frame && frame.x && { x: frame.x }) };
     const role = trace.meta.color && { color: color(trace.meta.color) };
@@ -42,8 +41,8 @@ function setTheme(theme) {
   redraw();
 }
 
-function follow(percent) {
-  share = percent / 100;
+function follow(position) {
+  percent = position;
   for (const slider of sliders) {
     slider.value = percent;
     slider.nextElementSibling.textContent = `after ${percent}% of training`;
@@ -80,18 +79,19 @@ function picture(plot, filename) {
   Plotly.downloadImage({ data: plot.data, layout }, { format: "svg", width, height: height + 64, filename });
 }
 
-for (const plot of plots) {
-  const { file } = FIGURES[plot.id];
-  const on = (kind, act) => figureOf(plot).querySelector(`button.${kind}`).addEventListener("click", act);
-  on("csv", () => save(`${file}.csv`, csv(plot)));
-  on("svg", () => picture(plot, file));
-}
-for (const slider of sliders) slider.addEventListener("input", () => follow(slider.value));
+document.addEventListener("click", ({ target }) => {
+  const button = target.closest("button.csv, button.svg");
+  if (!button) return;
+  const plot = figureOf(button).querySelector(".plot");
+  const { file } = figures[plot.id];
+  if (button.matches(".csv")) save(`${file}.csv`, csv(plot));
+  else picture(plot, file);
+});
+document.addEventListener("input", ({ target }) => target.matches(".slider input") && follow(target.value));
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const theme = () => (dark.matches ? "dark" : "light");
 root.dataset.theme = theme();
-follow(100);
 dark.addEventListener("change", () => setTheme(theme()));
 document.getElementById("theme").addEventListener("click", () => setTheme(root.dataset.theme === "dark" ? "light" : "dark"));
 
@@ -102,7 +102,17 @@ const seen = new IntersectionObserver(
   },
   { rootMargin: "100% 0px" }, // one screen ahead
 );
-plots.forEach((plot) => seen.observe(plot));
+
+// Show these figures in the page's elements, as they are now.
+function show(found) {
+  figures = found;
+  plots = [...document.querySelectorAll(".plot")];
+  sliders = [...document.querySelectorAll(".slider input")];
+  for (const plot of near) if (!plot.isConnected) near.delete(plot);
+  plots.forEach((plot) => seen.observe(plot));
+  follow(percent);
+}
+show(JSON.parse(document.getElementById("figures").textContent));
 
 // Print in the light theme, with two figures side by side.
 let before = root.dataset.theme;

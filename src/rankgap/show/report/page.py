@@ -12,6 +12,7 @@ import math
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,13 @@ BARS = "Longer is better. Compare speeds only between runs of the same model on 
 MARKS = {"collapsed": "✕", "shrinking": "▼", "healthy": "✓", "none": "…"}  # the worst first
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Text as one line of HTML, without markup."""
     return html.escape(shown(text))
 
 
 def _draw(panel: Panel) -> str:
-    title, note = _text(panel.title), _text(panel.note)
+    title, note = escaped(panel.title), escaped(panel.note)
     if panel.figure is None:
         return f'<figure><figcaption><h3>{title}</h3></figcaption><p class="empty">{note}</p></figure>'
     height = f' style="height:{max(9, 5 + 1.5 * panel.rows):g}rem"' if panel.rows else ""
@@ -86,12 +87,12 @@ def _draw(panel: Panel) -> str:
 
 
 def _button(kind: str, panel: Panel) -> str:
-    label = _text(f"Save {panel.file}.{kind}")
+    label = escaped(f"Save {panel.file}.{kind}")
     return f'<button type="button" class="{kind}" title="{label}" aria-label="{label}">{kind.upper()}</button>'
 
 
 def _slider(title: str) -> str:
-    said = _text(title)
+    said = escaped(title)
     return (
         f'<label class="slider">{said} <input type="range" min="0" max="100" step="4" value="100" '
         f'aria-label="{said} of all runs, share of training"> <output></output></label>'
@@ -106,7 +107,7 @@ def _section(title: str, reading: str, panels: Sequence[Panel], *, wide: bool = 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
+        return "<tr>" + "".join(f"<{tag}>{escaped(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "".join(line(row, "td") for row in rows)
     return f'<div class="scroll" tabindex="0"><table>{line(head, "th")}{body}</table></div>'
@@ -130,8 +131,8 @@ def _verdicts(runs: Sequence[Run]) -> str:
         f"{counted[kind]} {'without a verdict' if kind == 'none' else kind}" for kind in MARKS if counted[kind]
     )
     items = "".join(
-        f'<li class="{kind}"><b><span aria-hidden="true">{MARKS[kind]}</span> {_text(said)}</b> '
-        f"<i>{_text(run.label)}</i><small>{_text(why)}</small>{_since_start(run)}</li>"
+        f'<li class="{kind}"><b><span aria-hidden="true">{MARKS[kind]}</span> {escaped(said)}</b> '
+        f"<i>{escaped(run.label)}</i><small>{escaped(why)}</small>{_since_start(run)}</li>"
         for run, kind, said, why in judged
     )
     summary = f"<p>{count}.</p>" if len(runs) > 1 else ""
@@ -141,8 +142,8 @@ def _verdicts(runs: Sequence[Run]) -> str:
 def _since_start(run: Run) -> str:
     """What became of a run's pretrained weights; empty if it began with random ones."""
     change, worse = since_start(run.results), start_is_better(run.results)
-    warning = f'<small class="worse">{_text(worse[:1].upper() + worse[1:])}</small>' if worse else ""
-    return f"<small>Since its {ROW}: {_text(change)}</small>{warning}" if change else ""
+    warning = f'<small class="worse">{escaped(worse[:1].upper() + worse[1:])}</small>' if worse else ""
+    return f"<small>Since its {ROW}: {escaped(change)}</small>{warning}" if change else ""
 
 
 def _results(runs: Sequence[Run]) -> str:
@@ -156,10 +157,10 @@ def _results(runs: Sequence[Run]) -> str:
             cells = (column.cell(start) for column in columns)
             rows.append([f"{ROW} of {run.label}", *cells, asked.init or "", str(asked.seed), asked.data])
     protocols = dict.fromkeys(said for run in runs for said in dict(run.results.get("protocol", {})).values())
-    notes = "".join(f"<li>{_text(said)}</li>" for said in protocols)
+    notes = "".join(f"<li>{escaped(said)}</li>" for said in protocols)
     headings = ["run", *(column.heading for column in columns), "state", "seed", "data"]
     return (
-        f'<section id="results"><h2>Results</h2><p>{_text(CONVENTION)}</p>{_table(headings, rows)}'
+        f'<section id="results"><h2>Results</h2><p>{escaped(CONVENTION)}</p>{_table(headings, rows)}'
         + (f"<details><summary>How this was measured</summary><ul>{notes}</ul></details>" if notes else "")
         + "</section>"
     )
@@ -167,11 +168,13 @@ def _results(runs: Sequence[Run]) -> str:
 
 def _alarms(runs: Sequence[Run]) -> str:
     found = [(run.label, alarm) for run in runs for alarm in run.alarms]
-    items = "".join(f'<li><b class="alarm">{_text(label)}</b>: {_text(str(alarm))}</li>' for label, alarm in found)
+    items = "".join(
+        f'<li><b class="alarm">{escaped(label)}</b>: {escaped(str(alarm))}</li>' for label, alarm in found
+    )
     silent = [run.label for run in runs if run.verdict and run.verdict.kind != "healthy" and not run.alarms]
     said = f"<ul>{items}</ul>" if items else "<p>No alarm was raised during training.</p>"
     if silent:
-        names = _text(", ".join(silent))
+        names = escaped(", ".join(silent))
         said += (
             f"<p>Not healthy at the end, without an alarm: {names}. The verdict also judges the newest reading, "
             "the second half of the run and the features.</p>"
@@ -198,7 +201,7 @@ def _configurations(runs: Sequence[Run]) -> str:
         else ""
     )
     whole = "".join(
-        f"<details><summary>{_text(run.label)} ({_text(str(run.folder.path))})</summary><pre>"
+        f"<details><summary>{escaped(run.label)} ({escaped(str(run.folder.path))})</summary><pre>"
         f"{html.escape(yaml.safe_dump(each, sort_keys=False, allow_unicode=True))}</pre></details>"
         for run, each in zip(runs, saved, strict=True)
     )
@@ -209,8 +212,25 @@ def _variables(colours: Mapping[str, str]) -> str:
     return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
 
 
-def report_page(folders: Sequence[RunFolder]) -> str:
-    """The report on some runs, as an HTML page.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a page says about some runs.
+
+    Args:
+        title: the page's title, as HTML.
+        kind: "one" run or "many", which the layout depends on.
+        body: the sections, as HTML.
+        figures: the figures, by the id of the element that each is drawn in.
+    """
+
+    title: str
+    kind: str
+    body: str
+    figures: Mapping[str, Any]
+
+
+def contents(folders: Sequence[RunFolder]) -> Contents:
+    """What the report says about some runs.
 
     Args:
         folders: one or more runs. Where a run lacks readings, spectra or results, the page says so.
@@ -240,11 +260,6 @@ def report_page(folders: Sequence[RunFolder]) -> str:
         bars_panel(runs, "speed", f"training speed, {SPEED.heading}", speed),
     ]
     panels = [panel for _, _, drawn in sections for panel in drawn] + bars
-    figures = {
-        panel.name: panel.figure.to_plotly_json() | {"frames": panel.frames, "file": panel.file}
-        for panel in panels
-        if panel.figure is not None
-    }
     body = [
         _verdicts(runs),
         _alarms(runs),
@@ -253,31 +268,74 @@ def report_page(folders: Sequence[RunFolder]) -> str:
         _section("Accuracy and speed", BARS, bars, wide=True),
         _configurations(runs),
     ]
-    here = resources.files("rankgap.show.report")
-    version = library_versions()["rankgap"]
     title = runs[0].label if len(runs) == 1 else f"{len(runs)} runs side by side"
-    return string.Template((here / "page.html").read_text(encoding="utf-8")).substitute(
-        title=_text(f"rankgap: {title}"),
-        about=f"rankgap {version}. This page was made from the run folders alone. It sends no data.",
-        style=string.Template((here / "page.css").read_text(encoding="utf-8")).substitute(
-            light=_variables(LIGHT), dark=_variables(DARK)
-        ),
+    return Contents(
+        title=escaped(f"rankgap: {title}"),
         kind="one" if len(runs) == 1 else "many",
         body="\n".join(body),
-        figures=json.dumps(figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
-        plotly=get_plotlyjs(),
-        script=(here / "page.js").read_text(encoding="utf-8"),
+        figures={
+            panel.name: panel.figure.to_plotly_json() | {"frames": panel.frames, "file": panel.file}
+            for panel in panels
+            if panel.figure is not None
+        },
+    )
+
+
+def page(contents: Contents, *, about: str, scripts: str) -> str:
+    """A page as HTML.
+
+    Args:
+        contents: what it says.
+        about: a paragraph below its title, as HTML.
+        scripts: the elements of its scripts: Plotly's, and the page's own.
+    """
+    return string.Template(own_file("page.html")).substitute(
+        title=contents.title,
+        about=about,
+        style=string.Template(own_file("page.css")).substitute(light=_variables(LIGHT), dark=_variables(DARK)),
+        kind=contents.kind,
+        body=contents.body,
+        figures=json.dumps(contents.figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        scripts=scripts,
+    )
+
+
+def own_file(name: str) -> str:
+    """The text of one of the page's own files."""
+    return (resources.files("rankgap.show.report") / name).read_text(encoding="utf-8")
+
+
+def report_page(folders: Sequence[RunFolder]) -> str:
+    """The report on some runs, as a page that holds all that it needs.
+
+    Raises:
+        UserError: as in `contents`.
+    """
+    version = library_versions()["rankgap"]
+    return page(
+        contents(folders),
+        about=f"<p>rankgap {version}. This page was made from the run folders alone. It sends no data.</p>",
+        scripts=f"<script>{get_plotlyjs()}</script>\n<script>{own_file('page.js')}</script>",
     )
 
 
 def write_report(folders: Sequence[RunFolder], out: str | Path) -> None:
-    """Write `report_page` to a file; its folder is created if there is none.
+    """Write `report_page` to a file, as `write_page` does.
 
     Raises:
-        UserError: as in `report_page`, or the file cannot be written or is not an .html file.
+        UserError: as in `report_page` and `write_page`.
+    """
+    output_file(out, PAGE)  # before any work
+    write_page(report_page(folders), out)
+
+
+def write_page(text: str, out: str | Path) -> None:
+    """Write a page to a file; its folder is created if there is none.
+
+    Raises:
+        UserError: the file cannot be written or is not an .html file.
     """
     path = output_file(out, PAGE)
-    page = report_page(folders)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, page.encode())
+        replace_file(path, text.encode())

@@ -15,11 +15,12 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from rankgap.notebook import thin
 from rankgap.run.config import file_name
 from rankgap.show.colours import COLLAPSES, GROWS
 from rankgap.show.columns import KNN, Column, written
 from rankgap.show.pair_figures import filter_scores, largest_passed
-from rankgap.show.report.runs import Run, thin
+from rankgap.show.report.runs import Run
 from rankgap.spectra.pair import PairSpectrum
 
 READINGS, POINTS = 400, 60  # at most per figure, so that ten runs and Plotly fit in 6 MB

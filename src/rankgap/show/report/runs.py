@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
+from rankgap.notebook import thin
 from rankgap.run.folder import RunFolder
 from rankgap.run.saved import SavedRun
 from rankgap.spectra.pair import PairSpectrum
@@ -86,13 +85,3 @@ class Run:
             return "done"
         done = int(self.metrics["step"][-1]) + 1 if self.metrics.get("step") else 0
         return f"{done:,} of {self.steps:,} steps"
-
-
-def thin(count: int, most: int) -> list[int]:
-    """At most `most` of `count` indices, evenly spaced, including the first and the last.
-
-    Example:
-        >>> thin(7, 3), thin(2, 5)
-        ([0, 3, 6], [0, 1])
-    """
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most)).tolist()})
