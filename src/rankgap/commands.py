@@ -12,6 +12,7 @@ from rankgap.errors import UserError
 
 if TYPE_CHECKING:  # listing the commands must not load torch
     from rankgap.data.loading import OnBadImage
+    from rankgap.embed.clusters import Placing
     from rankgap.embed.embedding import SplitName
     from rankgap.evaluate.evaluation import Protocol
     from rankgap.run.config import Precision
@@ -223,6 +224,41 @@ def embed(
     show_embedding(work)
 
 
+def map_features(
+    features: str,
+    out: str = "map.html",
+    clusters: int | None = None,
+    method: Placing = "tsne",
+    similarity: float = 0.9,
+    data: str | None = None,
+) -> None:
+    """Draw a page on a data set from its features: a map, clusters, outliers and near-duplicates.
+
+    Args:
+        features: a file that `embed` has written.
+        out: the page (.html); tables of clusters and near-duplicates are written beside it.
+        clusters: their number, for k-means; by default HDBSCAN finds the dense parts of the map.
+        method: tsne keeps neighbours together, and takes about six seconds for each thousand images; pca is instant.
+        similarity: the least similarity of near-duplicates, up to 1.
+        data: the new location of the images; by default the recorded one.
+    """
+    from rankgap.data.names import shown
+    from rankgap.embed.formats import read_features
+    from rankgap.run.files import check_writable
+    from rankgap.show.map.page import write_map
+    from rankgap.show.outputs import PAGE, output_file
+    from rankgap.show.terminal import say
+
+    check_writable(output_file(out, PAGE).parent)
+    made = write_map(
+        read_features(features), out, method=method, clusters=clusters, similarity=similarity, data=data
+    )
+    for line in made.lines:
+        say(line)
+    for name, file in (("clusters", made.clusters), ("near-duplicates", made.pairs), ("map", made.page)):
+        say(f"{name}: {shown(str(file))}", wrap=False)
+
+
 def methods() -> None:
     """Show the zoo of methods as a table."""
     from rankgap.show.terminal import show_methods
@@ -316,6 +352,7 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "score": score,
     "report": report,
     "embed": embed,
+    "map": map_features,
     "watch": watch,
     "methods": methods,
     "design": design,
@@ -329,4 +366,5 @@ POSITIONAL = {
     "report": ("runs",),
     "inspect": ("data",),
     "embed": ("encoder", "data"),
+    "map": ("features",),
 }

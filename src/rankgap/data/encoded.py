@@ -225,16 +225,17 @@ class EncodedImages:
         (images,), sizes = self.cut(indices, [self.size], lambda place: whole(self.size), broken, waiting)
         return images, sizes
 
-    def centres(self, indices: Sequence[int] | Tensor) -> Tensor:
+    def centres(self, indices: Sequence[int] | Tensor, broken: dict[int, Broken] | None = None) -> Tensor:
         """The central squares of some of the images, decoded from the originals; errors are those of `read`.
 
         Args:
             indices: B positions in [0, N).
+            broken: as for `read`.
 
         Returns:
             (B, C, S, S) uint8
         """
-        (images,), _ = self.cut(indices, [self.size], lambda place: centre(self.size, self.centre))
+        (images,), _ = self.cut(indices, [self.size], lambda place: centre(self.size, self.centre), broken)
         return images
 
     def cut(

@@ -15,9 +15,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsRegressor
 
-from rankgap.errors import UserError
-
-Method = Literal["tsne", "pca"]
+Placing = Literal["tsne", "pca"]
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 
@@ -58,7 +56,7 @@ def reduced(features: Floats) -> Floats:
     return found
 
 
-def placed(components: Floats, method: Method) -> Floats:
+def placed(components: Floats, method: Placing) -> Floats:
     """Places of the images on a map, (N, 2).
 
     Args:
@@ -89,9 +87,6 @@ def clustered(components: Floats, places: Floats, number: int | None) -> Cluster
         components: `reduced` features.
         places: on the map, whose dense parts are the clusters if their number is not given (HDBSCAN).
         number: of clusters, to be found by k-means in the components; None lets HDBSCAN find it.
-
-    Raises:
-        UserError: the number is below 2, or above that of the images.
     """
     count = len(components)
     if number is None:
@@ -99,11 +94,13 @@ def clustered(components: Floats, places: Floats, number: int | None) -> Cluster
         if count <= smallest:
             raw = np.zeros(count, np.int64)
         else:
-            raw = HDBSCAN(min_cluster_size=smallest, min_samples=_DENSE, copy=True).fit_predict(places).astype(np.int64)
-    elif 2 <= number <= count:
-        raw = KMeans(number, n_init=4, random_state=0).fit_predict(components).astype(np.int64)
+            raw = (
+                HDBSCAN(min_cluster_size=smallest, min_samples=_DENSE, copy=True)
+                .fit_predict(places)
+                .astype(np.int64)
+            )
     else:
-        raise UserError(f"--clusters must be from 2 to the number of images, {count:,}, got {number}")
+        raw = KMeans(number, n_init=4, random_state=0).fit_predict(components).astype(np.int64)
     names, sizes = np.unique(raw[raw != ALONE], return_counts=True)
     order = names[np.argsort(-sizes, kind="stable")]
     of = np.full(count, ALONE, np.int64)

@@ -88,6 +88,7 @@ class _Types(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         homes = {
             "OnBadImage": "rankgap.data.loading",
+            "Placing": "rankgap.embed.clusters",
             "Precision": "rankgap.run.config",
             "Protocol": "rankgap.evaluate.evaluation",
             "Side": "rankgap.spectra.pair",
