@@ -229,7 +229,7 @@ def map_features(
     out: str = "map.html",
     clusters: int | None = None,
     method: Placing = "tsne",
-    similarity: float = 0.9,
+    similarity: float = 0.95,
     data: str | None = None,
 ) -> None:
     """Draw a page on a data set from its features: a map, clusters, outliers and near-duplicates.
@@ -237,8 +237,9 @@ def map_features(
     Args:
         features: a file that `embed` has written.
         out: the page (.html); tables of clusters and near-duplicates are written beside it.
-        clusters: their number, for k-means; by default HDBSCAN finds the dense parts of the map.
-        method: tsne keeps neighbours together, and takes about six seconds for each thousand images; pca is instant.
+        clusters: their number, for k-means; by default HDBSCAN finds the dense parts of the map, if it has any.
+        method: tsne keeps neighbours together, and takes six seconds of a core for each thousand images; pca is
+            instant.
         similarity: the least similarity of near-duplicates, up to 1.
         data: the new location of the images; by default the recorded one.
     """

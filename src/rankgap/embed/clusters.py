@@ -36,11 +36,13 @@ class Clusters:
         of: (N,) the cluster of each image; `ALONE` for one that belongs to none.
         distance: (N,) distance to the centre of the image's cluster, in `reduced` features; NaN if it has none.
         count: number of clusters.
+        how: what found them, in words.
     """
 
     of: Index
     distance: Floats
     count: int
+    how: str
 
     def members(self, cluster: int) -> Index:
         """The images of a cluster, the most typical first."""
@@ -85,22 +87,18 @@ def clustered(components: Floats, places: Floats, number: int | None) -> Cluster
 
     Args:
         components: `reduced` features.
-        places: on the map, whose dense parts are the clusters if their number is not given (HDBSCAN).
-        number: of clusters, to be found by k-means in the components; None lets HDBSCAN find it.
+        places: on the map, whose dense parts are the clusters (HDBSCAN) if their number is not given.
+        number: of clusters, which k-means then finds in the components. If it is None, and HDBSCAN puts more than
+            half of the images into one cluster or into none, k-means finds sqrt(N) / 3 of them.
     """
     count = len(components)
-    if number is None:
-        smallest = max(_SMALLEST, count // _SHARE)
-        if count <= smallest:
-            raw = np.zeros(count, np.int64)
-        else:
-            raw = (
-                HDBSCAN(min_cluster_size=smallest, min_samples=_DENSE, copy=True)
-                .fit_predict(places)
-                .astype(np.int64)
-            )
-    else:
-        raw = KMeans(number, n_init=4, random_state=0).fit_predict(components).astype(np.int64)
+    raw, how = _dense(places), "dense parts of the map, by HDBSCAN"
+    if number is not None or np.unique(raw, return_counts=True)[1].max() > count / 2:
+        wanted = number or max(round(count**0.5 / 3), 2)
+        raw = KMeans(wanted, n_init=4, random_state=0).fit_predict(components).astype(np.int64)
+        how = f"{wanted} as asked, by k-means"
+        if number is None:
+            how = f"{wanted} by k-means, because no group of images is much denser than the rest"
     names, sizes = np.unique(raw[raw != ALONE], return_counts=True)
     order = names[np.argsort(-sizes, kind="stable")]
     of = np.full(count, ALONE, np.int64)
@@ -109,4 +107,12 @@ def clustered(components: Floats, places: Floats, number: int | None) -> Cluster
         rows = raw == name
         of[rows] = cluster
         distance[rows] = np.linalg.norm(components[rows] - components[rows].mean(0), axis=1)
-    return Clusters(of, distance, len(order))
+    return Clusters(of, distance, len(order), how)
+
+
+def _dense(places: Floats) -> Index:
+    smallest = max(_SMALLEST, len(places) // _SHARE)
+    if len(places) <= smallest:
+        return np.zeros(len(places), np.int64)
+    found: Index = HDBSCAN(min_cluster_size=smallest, min_samples=_DENSE, copy=True).fit_predict(places)
+    return found.astype(np.int64)

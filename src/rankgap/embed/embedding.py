@@ -144,10 +144,10 @@ def embed_images(
 ) -> Embedding:
     """Prepare the embedding of a data set: all that can be refused is refused here. Its `run` does the work.
 
-    Images are seen as in the run's evaluation: resized, cut at the centre and normalised as the encoder's own were,
-    and converted between grey and RGB if need be. They are decoded, embedded and written in batches, so memory does
-    not grow with their number. An embedding that was interrupted is continued by the next one with the same
-    encoder, images and options, and the file is then the same, bit by bit.
+    Images are seen as in the run's evaluation: resized, cut at the centre and normalised as the encoder's own
+    were, and converted between grey and RGB if need be. They are decoded, embedded and written in batches, so
+    memory does not grow with their number. An embedding that was interrupted is continued by the next one with the
+    same encoder, images and options, and the file is then the same, bit by bit.
 
     Args:
         encoder: a run folder; or timm:NAME, a timm model with its pretrained weights.
@@ -166,6 +166,10 @@ def embed_images(
     Raises:
         UserError: there is no such encoder, there are no such images, or none that the encoder takes; or `out`
             exists, or cannot be written.
+
+    Example:
+        >>> work = embed_images("runs/a", "folder:photos", "features.parquet")  # doctest: +SKIP
+        >>> work.run()  # doctest: +SKIP
     """
     place = Path(out)
     check_name(place)

@@ -43,11 +43,11 @@ class Likeness:
 
 
 def compared(features: Floats) -> Floats:
-    """Features as they are compared: their principal components with variance 1, as rows of length 1.
+    """Features as they are compared: principal components of variance 1, as rows (N, D) of length 1.
 
     Of a network that has barely learned, a few directions hold nearly all of the variance, and any two images are
-    alike in them. With all directions of one weight, a copy of an image stands out from its neighbours. There are at
-    most 128 directions, and at least ten images for each, since few images are all alike or all different.
+    alike in them. Once all directions have the same weight, a copy of an image stands out. There are at most 128
+    directions, and ten images or more for each: with as many directions as images, no two would be alike.
     """
     count, width = features.shape
     directions = min(WIDTH, width, max(count // 10, 2))

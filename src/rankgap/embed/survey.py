@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from rankgap.embed.formats import FeatureFile, Listing
 from rankgap.embed.neighbours import Likeness, compared, likeness
 from rankgap.errors import UserError
 
-SIMILARITY = 0.9  # of near-duplicates
+SIMILARITY = 0.95  # of near-duplicates
 PAIRS = 10_000  # of near-duplicates that are kept
 
 
@@ -109,7 +110,7 @@ def survey(
     )
 
 
-def _csv(head: list[str], rows: list[list[object]]) -> str:
+def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(head)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from rankgap.embed.clusters import ALONE, LARGEST, Placing
+from rankgap.embed.clusters import ALONE, LARGEST, WIDTH, Placing
 from rankgap.embed.formats import FeatureFile
 from rankgap.embed.survey import Survey, survey
 from rankgap.run.files import replace_file
@@ -26,7 +26,7 @@ from rankgap.show.map.thumbnails import Pictures, Sheets
 from rankgap.show.outputs import PAGE, output_file
 from rankgap.show.report.page import Contents, escaped, own_file, page, write_page
 
-CARDS, TYPICAL = 60, 8  # clusters that have a card, and images on it
+CARDS, TYPICAL = 60, 10  # clusters that have a card, and images on it
 OUTLIERS, PAIRS = 24, 60  # that are shown
 LISTED = 96  # px, side of a picture in a list
 # Images -> the side of the pictures under the pointer, so that all of them take about 8 MB.
@@ -38,10 +38,13 @@ _MAP = (
     "little. Drag to zoom in, and double-click to zoom out."
 )
 _CLUSTERS = "The largest first, each with its most typical images. Choose one to see it on the map."
-_OUTLIERS = "The images whose five nearest neighbours are least like them: often damaged, mislabelled, or of something else."
+_OUTLIERS = (
+    "The images that are least like their five nearest neighbours, with that similarity: often damaged, "
+    "mislabelled, or of something else."
+)
 _PAIRS = (
-    "Pairs with a similarity of {similarity:g} or more: the cosine of their features, with all principal components "
-    "of one weight. At 1, the encoder sees no difference."
+    "Pairs with a similarity of {similarity:g} or more: the cosine of their features, in which each principal "
+    "component has the same weight. At 1, the encoder sees no difference."
 )
 
 
@@ -106,7 +109,8 @@ class _Page:
         self.cards = [made.clusters.members(k)[:TYPICAL].tolist() for k in range(min(made.clusters.count, CARDS))]
         self.outliers = made.outliers(min(OUTLIERS, count)).tolist()
         self.pairs = made.likeness.pairs[:PAIRS]
-        listed = [*sum(self.cards, []), *self.outliers, *(row for pair in self.pairs for row in pair[:2])]
+        typical = (row for card in self.cards for row in card)
+        listed = [*typical, *self.outliers, *(row for pair in self.pairs for row in pair[:2])]
         self.listed = pictures.sheets(list(dict.fromkeys(listed)), LISTED)
         side = next((side for most, side in _SIDES.items() if count <= most), min(_SIDES.values()))
         chosen = np.sort(np.random.default_rng(0).permutation(count)[:LARGEST])
@@ -169,8 +173,8 @@ class _Page:
         alone = int((clusters.of == ALONE).sum())
         others = f"; {_images(alone)} in none" if alone else ""
         return [
-            f"{_counted(clusters.count, 'cluster')}{others}",
-            f"{_counted(likeness.count, 'pair')} of near-duplicates, with a similarity of {self.similarity:g} or more",
+            f"{_counted(clusters.count, 'cluster')} ({clusters.how}){others}",
+            f"{_counted(likeness.count, 'pair')} of near-duplicates (similarity {self.similarity:g} or more)",
             *([self.note] if self.note else []),
         ]
 
@@ -193,8 +197,10 @@ class _Page:
         cards = "".join(self._card(k, rows) for k, rows in enumerate(self.cards))
         more = clusters.count - len(self.cards)
         said = f"<p>{_counted(more, 'smaller cluster')} more in the table beside this page.</p>" if more else ""
-        empty = "" if cards else "<p>No group of images is denser than the rest. --clusters N makes N of them.</p>"
-        return f'<section id="clusters"><h2>Clusters</h2><p>{_CLUSTERS}</p><div class="cards">{cards}</div>{said}{empty}</section>'
+        return (
+            f'<section id="clusters"><h2>Clusters</h2><p>{_CLUSTERS}</p><div class="cards">{cards}</div>{said}'
+            "</section>"
+        )
 
     def _card(self, cluster: int, rows: Sequence[int]) -> str:
         members = self.made.clusters.members(cluster)
@@ -218,7 +224,10 @@ class _Page:
     def _outliers(self) -> str:
         near = self.made.likeness.nearest
         items = "".join(self._figure(row, f"{near[row]:.2f}") for row in self.outliers)
-        return f'<section id="outliers"><h2>Unlike all others</h2><p>{_OUTLIERS}</p><div class="tiles">{items}</div></section>'
+        return (
+            f'<section id="outliers"><h2>Unlike all others</h2><p>{_OUTLIERS}</p><div class="tiles">{items}</div>'
+            "</section>"
+        )
 
     def _figure(self, row: int, said: str) -> str:
         return (
@@ -240,9 +249,10 @@ class _Page:
     def _method(self) -> str:
         record = self.record
         lines = [
-            f"encoder: {record.encoder}, views of {record.size} px, the central {record.centre:.3g} of the shorter side",
+            f"encoder: {record.encoder}; views of {record.size} px, {record.centre:.3g} of the shorter side",
             f"features: {' x '.join(map(str, record.shape))}, computed by rankgap {record.rankgap}",
-            f"map: {_METHODS[self.method]} of the features' first principal components, seed 0",
+            f"map: {_METHODS[self.method]} of up to {WIDTH} principal components of the features, seed 0",
+            f"clusters: {self.made.clusters.how}",
         ]
         items = "".join(f"<li>{escaped(line)}</li>" for line in lines)
         return f"<section><details><summary>How this was made</summary><ul>{items}</ul></details></section>"
@@ -255,7 +265,8 @@ class _Page:
         sheet, place = divmod(self.place[row], 1024)
         down, across = divmod(place, 32)
         where = f"background-position:-{across * LISTED}px -{down * LISTED}px"
-        return f'<span class="picture listed-{sheet}" role="img" aria-label="{name}" title="{name}" style="{where}"></span>'
+        said = f'role="img" aria-label="{name}" title="{name}"'
+        return f'<span class="picture listed-{sheet}" {said} style="{where}"></span>'
 
 
 def _rules(listed: Sheets) -> str:

@@ -16,7 +16,6 @@ from rankgap.data.sources import open_source
 from rankgap.data.splits import MissingDataError
 from rankgap.data.waiting import Waiting
 from rankgap.embed.formats import FeatureFile
-from rankgap.errors import UserError
 
 _ACROSS = 32  # pictures in a row of a sheet
 _PART = 1024  # pictures in a sheet
