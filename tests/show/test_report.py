@@ -8,14 +8,13 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page
 from torch import Tensor
 
 from rankgap.cli import main
@@ -26,7 +25,6 @@ from rankgap.show.report.runs import Run
 from rankgap.spectra.pair import PairSpectrum, pair_spectrum
 from tests.matrices import gaussian
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SHORT = ["--epochs", "2", "--batch-size", "64", "--limit", "256", "--rank-every", "1", "--protocol", "knn"]
 
 
@@ -37,16 +35,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:
     for folder in folders:
         assert main(["train", "--method", folder.name, *SHORT, "--out", str(folder.path)]) == 0
     return folders
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
