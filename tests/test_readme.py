@@ -9,16 +9,19 @@ import pytest
 import torch
 
 import rankgap
+from rankgap.cli import main
 from rankgap.data import load_data
 from rankgap.filters.gains import GAINS
 from rankgap.model.methods import METHODS
 from rankgap.run.config import TrainConfig
 from rankgap.run.trainer import train
+from tests.data.pictures import pixels, write
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 WATCH = (ROOT / "docs" / "watch.md").read_text()
+EMBED = (ROOT / "docs" / "embed.md").read_text()
 PASTED = re.findall(r"```py\n(.*?)```", WATCH, flags=re.DOTALL)  # into research code, which is not here
 
 
@@ -46,6 +49,19 @@ def test_the_page_on_watching_runs_from_top_to_bottom() -> None:
     for block in blocks:
         exec(compile(block, "watch.md", "exec"), names)
     assert len(blocks) >= 2
+
+
+def test_the_page_on_embedding_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for k in range(24):
+        write(tmp_path / "photos" / f"{k}.png", pixels((40, 40), seed=k))
+    train(TrainConfig(data="folder:photos", epochs=1, batch_size=8, size=32, protocol=(), out="runs/photos"))
+    for line in re.findall("^rankgap (.*)$", EMBED, flags=re.MULTILINE):
+        assert main(line.split()) == 0
+    for block in re.findall(r"```python\n(.*?)```", EMBED, flags=re.DOTALL):
+        names: dict[str, object] = {}
+        exec(compile(block, "embed.md", "exec"), names)
+        assert len(names["table"]) == 24  # type: ignore[arg-type]
 
 
 def test_what_is_pasted_into_research_code_has_the_monitor_s_options() -> None:
