@@ -100,7 +100,7 @@ def test_splits_follow_each_other_and_one_can_be_chosen(digits: Path, tmp_path: 
     both = read_features(embedded(digits, "digits", tmp_path / "all.npy"))
     assert both.record.rows == {"train": 1442, "test": 355}
     assert both.listing.splits == ["train"] * 1442 + ["test"] * 355
-    test = read_features(embedded(digits, "digits", tmp_path / "test.npy", split="test"))
+    test = read_features(embedded(digits, "digits", tmp_path / "new" / "test.npy", split="test"))
     assert_close(torch.tensor(test.features), torch.tensor(both.features[1442:]), rtol=1e-4, atol=1e-5)
     assert test.listing.labels == (both.listing.labels or [])[1442:]
     assert set(test.listing.splits) == {"test"}

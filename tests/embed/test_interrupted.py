@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -163,6 +164,10 @@ def test_features_never_stand_beside_the_names_of_others(run: Path, tmp_path: Pa
     with pytest.raises(UserError, match=r"expected the images' names in f\.json beside it"):
         read_features(out)
     work(run, out, overwrite=True).run()
+    beside = json.loads((tmp_path / "f.json").read_text())
+    (tmp_path / "f.json").write_text(json.dumps(beside | {"name": beside["name"][1:]}))
+    with pytest.raises(UserError, match="it names 47 of 48 images"):
+        read_features(out)
     np.save(out, np.zeros((3, 128), np.float32))
     with pytest.raises(UserError, match=r"it holds float32 \(3, 128\)"):
         read_features(out)

@@ -33,7 +33,7 @@ from rankgap.model.backbones import TokenEncoder
 from rankgap.run.config import Precision
 from rankgap.run.devices import MOST_WORKERS, find_device, find_precision
 from rankgap.run.encoder import TIMM, TrainedEncoder, load_encoder
-from rankgap.run.files import check_writable, replace_file
+from rankgap.run.files import check_writable, replace_file, writing
 from rankgap.run.saved import library_versions
 from rankgap.spectra.pair import Side
 
@@ -77,6 +77,8 @@ class Embedding:
             UserError: an image is broken, a feature is not finite, or a file cannot be written.
             InterruptedRunError: by Ctrl-C. What is done is kept, and the next run continues there.
         """
+        with writing(self.out.parent):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
         path = self.out.with_name(f"{self.out.name}.unfinished")
         with Unfinished(path, self.record, overwrite=self.overwrite) as unfinished:
             try:

@@ -106,7 +106,7 @@ def _read_parquet(path: Path) -> FeatureFile:
         raise _broken(path, error) from error
     if start != record.count:
         raise _broken(path, ValueError(f"it has {start:,} rows of {record.count:,}"))
-    return FeatureFile(features=features, listing=_listing(told, path), record=record)
+    return FeatureFile(features=features, listing=_listing(told, record.count, path), record=record)
 
 
 def _write_npy(path: Path, record: Record, listing: Listing, batches: Batches) -> None:
@@ -132,7 +132,7 @@ def _read_npy(path: Path) -> FeatureFile:
         raise _broken(path, error) from error
     if features.dtype != np.float32 or features.shape != (record.count, *record.shape):
         raise _broken(path, ValueError(f"it holds {features.dtype} {features.shape}"))
-    return FeatureFile(features=features, listing=_listing(told, path), record=record)
+    return FeatureFile(features=features, listing=_listing(told, record.count, path), record=record)
 
 
 def _write_safetensors(path: Path, record: Record, listing: Listing, batches: Batches) -> None:
@@ -163,7 +163,7 @@ def _read_safetensors(path: Path) -> FeatureFile:
         if isinstance(error, UserError):
             raise
         raise _broken(path, error) from error
-    return FeatureFile(features=features, listing=_listing(columns, path), record=record)
+    return FeatureFile(features=features, listing=_listing(columns, record.count, path), record=record)
 
 
 _Writer = Callable[[Path, Record, Listing, Batches], None]
@@ -243,11 +243,15 @@ def _columns(listing: Listing) -> dict[str, Any]:
     return columns if listing.labels is None else columns | {"label": listing.labels}
 
 
-def _listing(columns: Mapping[str, Any], path: Path) -> Listing:
+def _listing(columns: Mapping[str, Any], count: int, path: Path) -> Listing:
     try:
-        return Listing(names=columns["name"], splits=columns["split"], labels=columns.get("label"))
+        found = Listing(names=columns["name"], splits=columns["split"], labels=columns.get("label"))
     except KeyError as error:
         raise _broken(path, ValueError(f"it has no column {error}")) from error
+    for values in (found.names, found.splits, found.labels):
+        if values is not None and len(values) != count:
+            raise _broken(path, ValueError(f"it names {len(values):,} of {count:,} images"))
+    return found
 
 
 def _broken(path: Path, error: Exception) -> UserError:

@@ -30,11 +30,15 @@ class EmbeddingProgress:
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.done = name, total, 0
         self.pace = Pace()
-        self._said = (time.perf_counter(), 0)
+        self._said: tuple[float, int] | None = None
 
     def __call__(self, done: int) -> None:
         """Take the number of images done, and print a line of it where nothing moves and one is due."""
         now = time.perf_counter()
+        if self._said is None:
+            self._said = now, done
+            if done:
+                say("  ", ("continued:", "dim"), f" {done:,} images were done before an interruption")
         self.done = done
         self.pace.mark(now, done)
         then, before = self._said
