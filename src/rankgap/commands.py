@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any
 from rankgap.errors import UserError
 
 if TYPE_CHECKING:  # listing the commands must not load torch
+    from rankgap.data.loading import OnBadImage
+    from rankgap.embed.clusters import Placing
+    from rankgap.embed.embedding import SplitName
     from rankgap.evaluate.evaluation import Protocol
     from rankgap.exporting.formats import FormatName
+    from rankgap.run.config import Precision
     from rankgap.spectra.pair import Side
 
 EXIT_PROBLEMS = 1  # of `inspect`: training would stop
@@ -208,6 +212,101 @@ def watch(run: str, every: float = 1.0, web: bool = False) -> None:
     follow(RunFolder(Path(run)), every)
 
 
+def embed(
+    encoder: str,
+    data: str,
+    out: str = "features.parquet",
+    tokens: bool = False,
+    checkpoint: str = "last",
+    branch: Side = "online",
+    split: SplitName = "all",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    precision: Precision = "32-true",
+    on_bad_image: OnBadImage = "error",
+    overwrite: bool = False,
+) -> None:
+    """Write the features of a data set to a file. After an interruption, the same command continues.
+
+    Args:
+        encoder: a run folder; or timm:NAME, a timm model with its pretrained weights.
+        data: the images, as in `train --data`; labels are kept if there are any.
+        out: the file; its suffix chooses the format: .parquet, .npy (names and labels in a .json beside it) or
+            .safetensors.
+        tokens: write the patch tokens of a transformer, or the places of a feature map, instead of one vector.
+        checkpoint: one of the run's checkpoints: last, best, or one like epoch-0010.
+        branch: the branch whose encoder is used; the target's is the EMA teacher if the method has one.
+        split: train, test, or all images.
+        batch_size: images per forward pass; by default 64 on a CPU, else 256.
+        workers: processes that decode files ahead; one per core by default.
+        threads: threads of a CPU; by default as many as torch takes.
+        precision: as in `train`; bf16-mixed is faster, and changes a feature by about a hundredth at most.
+        on_bad_image: skip leaves out images that cannot be read, and lists them beside the file.
+        overwrite: replace an existing file.
+    """
+    import torch
+
+    from rankgap.embed.embedding import embed_images
+    from rankgap.show.embedding import show_embedding
+
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    work = embed_images(
+        encoder,
+        data,
+        out,
+        checkpoint=checkpoint,
+        branch=branch,
+        tokens=tokens,
+        split=split,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        on_bad_image=on_bad_image,
+        overwrite=overwrite,
+    )
+    show_embedding(work)
+
+
+def map_features(
+    features: str,
+    out: str = "map.html",
+    clusters: int | None = None,
+    method: Placing = "tsne",
+    similarity: float = 0.95,
+    data: str | None = None,
+) -> None:
+    """Draw a page on a data set from its features: a map, clusters, outliers and near-duplicates.
+
+    Args:
+        features: a file that `embed` has written.
+        out: the page (.html); tables of clusters and near-duplicates are written beside it.
+        clusters: their number, for k-means; by default HDBSCAN finds the dense parts of the map, if it has any.
+        method: tsne keeps neighbours together, and takes six seconds of a core for each thousand images; pca is
+            instant.
+        similarity: the least similarity of near-duplicates, up to 1.
+        data: the new location of the images; by default the recorded one.
+    """
+    from rankgap.data.names import shown
+    from rankgap.embed.formats import read_features
+    from rankgap.run.files import check_writable
+    from rankgap.show.map.page import write_map
+    from rankgap.show.outputs import PAGE, output_file
+    from rankgap.show.terminal import say
+
+    check_writable(output_file(out, PAGE).parent)
+    made = write_map(
+        read_features(features), out, method=method, clusters=clusters, similarity=similarity, data=data
+    )
+    for line in made.lines:
+        say(line)
+    for name, file in (("clusters", made.clusters), ("near-duplicates", made.pairs), ("map", made.page)):
+        say(f"{name}: {shown(str(file))}", wrap=False)
+
+
 def methods() -> None:
     """Show the zoo of methods as a table."""
     from rankgap.show.terminal import show_methods
@@ -301,6 +400,8 @@ COMMANDS: dict[str, Callable[..., int | None]] = {
     "score": score,
     "report": report,
     "export": export,
+    "embed": embed,
+    "map": map_features,
     "watch": watch,
     "methods": methods,
     "design": design,
@@ -314,4 +415,6 @@ POSITIONAL = {
     "compare": ("runs",),
     "report": ("runs",),
     "inspect": ("data",),
+    "embed": ("encoder", "data"),
+    "map": ("features",),
 }

@@ -114,8 +114,12 @@ class _Types(dict[str, Any]):
     def __missing__(self, name: str) -> Any:
         homes = {
             "FormatName": "rankgap.exporting.formats",
+            "OnBadImage": "rankgap.data.loading",
+            "Placing": "rankgap.embed.clusters",
+            "Precision": "rankgap.run.config",
             "Protocol": "rankgap.evaluate.evaluation",
             "Side": "rankgap.spectra.pair",
+            "SplitName": "rankgap.embed.embedding",
         }
         if name not in homes:
             raise KeyError(name)
