@@ -208,7 +208,9 @@ def test_a_run_that_has_no_reading_yet_says_so(run: RunFolder, server: LiveServe
     run.metrics_file.unlink()
     run.spectra_file.unlink()
     assert state(server)["said"].startswith("No reading yet. 3 of 8 steps")
-    assert "No reading yet." in json.loads(ask(server, "/contents.json")[2])["body"]
+    body = json.loads(ask(server, "/contents.json")[2])["body"]
+    assert all(said in body for said in ("No reading yet.", "No spectra yet.", "No alarm so far."))
+    assert "kept no spectra" not in body
 
 
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.csv", "spectra.jsonl", "heartbeat.json"])

@@ -43,10 +43,11 @@ function setTheme(theme) {
 
 function follow(position) {
   percent = position;
+  const place = Number(percent) === 100 ? "newest reading" : `after ${percent}% of training`; // a run may be unfinished
   for (const slider of sliders) {
     slider.value = percent;
-    slider.nextElementSibling.textContent = `after ${percent}% of training`;
-    slider.setAttribute("aria-valuetext", `${percent}% of training`);
+    slider.nextElementSibling.textContent = place;
+    slider.setAttribute("aria-valuetext", place);
   }
   redraw();
 }

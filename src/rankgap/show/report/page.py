@@ -172,7 +172,8 @@ def _alarms(runs: Sequence[Run]) -> str:
         f'<li><b class="alarm">{escaped(label)}</b>: {escaped(str(alarm))}</li>' for label, alarm in found
     )
     silent = [run.label for run in runs if run.verdict and run.verdict.kind != "healthy" and not run.alarms]
-    said = f"<ul>{items}</ul>" if items else "<p>No alarm was raised during training.</p>"
+    none = "No alarm was raised during training." if all(run.done for run in runs) else "No alarm so far."
+    said = f"<ul>{items}</ul>" if items else f"<p>{none}</p>"
     if silent:
         names = escaped(", ".join(silent))
         said += (

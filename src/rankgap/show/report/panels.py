@@ -205,7 +205,7 @@ def _frame(
 
 
 def _spectra_kept(run: Run) -> str:
-    return "" if run.spectra else "This run kept no spectra."
+    return "" if run.spectra else "This run kept no spectra." if run.done else "No spectra yet."
 
 
 def spectra_panel(run: Run, index: int) -> Panel:
