@@ -18,7 +18,9 @@ from playwright.sync_api import Browser, Locator, Page
 from torch import Tensor
 
 from rankgap.cli import main
+from rankgap.errors import UserError
 from rankgap.run.folder import RunFolder
+from rankgap.show.report.inline import report
 from rankgap.show.report.page import report_page, write_report
 from rankgap.show.report.panels import filter_panel, loss_panel
 from rankgap.show.report.runs import Run
@@ -551,3 +553,9 @@ def test_ten_runs_fit_in_six_megabytes(runs: list[RunFolder], tmp_path: Path) ->
     figures = json.loads(out.read_text().split('id="figures">')[1].split("</script>")[0])
     assert len(figures["ranks-3"]["data"][-1]["x"]) == 400
     assert all(math.isfinite(y) for frame in figures["filter-0"]["frames"] for y in frame["y"][0])
+
+
+def test_a_report_on_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least one run folder, or folder of runs, and got none"):
+        report([], tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []

@@ -17,8 +17,10 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
         The runs, and the skipped folders, each with the reason.
 
     Raises:
-        UserError: there is no run at or below one of the paths.
+        UserError: there are no paths, or there is no run at or below one of them.
     """
+    if not paths:
+        raise UserError("expected at least one run folder, or folder of runs, and got none")
     runs: list[RunFolder] = []
     skipped: list[str] = []
     for path in paths:
