@@ -172,6 +172,7 @@ class Hub:
     ) -> str:
         self.asked.append((repo_id, filename, revision))
         if not self.home.exists():
+            logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")  # as it does
             raise LocalEntryNotFoundError("cannot find the requested files.\nPlease check your connection.")
         path = self.home / repo_id / filename
         if not path.is_file():
@@ -250,10 +251,16 @@ def test_a_repository_of_the_hub_is_read(
 
 
 @pytest.mark.parametrize("init", ["timm", "hf:me/mine"])
-def test_without_a_connection_one_line_is_said(init: str, hub: Hub) -> None:
+def test_without_a_connection_one_line_is_said(init: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[logging.LogRecord] = []
+    retries = logging.getLogger("huggingface_hub.utils._http")
+    monkeypatch.setattr(retries, "handle", told.append)
+    level = retries.getEffectiveLevel()
     with pytest.raises(UserError, match=r"^--init .* check .* connection") as raised:
         find_weights(init, "test_vit")
     assert "\n" not in str(raised.value)
+    assert told == []
+    assert retries.getEffectiveLevel() == level <= logging.WARNING
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,12 +102,26 @@ def pretrained_network(name: str, asked: str, **options: Any) -> Any:
             "or vit_tiny_patch16_224"
         )
     try:
-        return timm.create_model(name, pretrained=True, **options)
+        with _no_retries_told():
+            return timm.create_model(name, pretrained=True, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{asked}: the weights of {name} cannot be loaded: {said(error).rstrip('.')}; choose one from "
             "timm.list_pretrained(), or check the connection"
         ) from error
+
+
+@contextlib.contextmanager
+def _no_retries_told() -> Iterator[None]:
+    """Without a connection, the Hub's library tells of each attempt; the error that ends them says it once."""
+    from huggingface_hub.utils.logging import get_verbosity, set_verbosity
+
+    before = get_verbosity()
+    set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        set_verbosity(before)
 
 
 def _of_hub(repo: str) -> Weights:
@@ -124,8 +140,9 @@ def _of_hub(repo: str) -> Weights:
             return None
 
     try:
-        path = next((found for file in _HUB_FILES if (found := download(file))), None)
-        described = download("config.json") if path else None
+        with _no_retries_told():
+            path = next((found for file in _HUB_FILES if (found := download(file))), None)
+            described = download("config.json") if path else None
     except (OSError, ValueError) as error:
         raise UserError(
             f"--init hf:{repo} cannot be downloaded: {said(error).rstrip('.')}; check its name and the connection"
