@@ -355,7 +355,7 @@ def test_the_keyboard_moves_all_sliders(page: Page) -> None:
     second.focus()
     page.keyboard.press("ArrowLeft")
     assert first.input_value() == second.input_value() == "96"
-    assert second.get_attribute("aria-valuetext") == "96% of training"
+    assert second.get_attribute("aria-valuetext") == "after 96% of training"
     assert second.get_attribute("aria-label") == "Measured filter of all runs, share of training"
     page.keyboard.press("Home")
     assert first.input_value() == "0"
