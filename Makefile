@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-examples lint types check wheel lowest
+.PHONY: install demo test test-examples lint types check docs docs-links wheel lowest
 
 install: .venv/installed
 
@@ -31,11 +31,26 @@ test-examples: .venv-examples/installed
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/zizmor --offline --no-progress --quiet --strict-collection .github
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[0-9]*.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(BIN)/check-jsonschema --quiet --builtin-schema vendor.citation-file-format CITATION.cff
 
 types: install
 	$(BIN)/mypy
 
 check: lint types test
+
+# The documentation site, in docs/_build/html.
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . docs/_build/html
+
+# Its links to other sites, which need a network.
+docs-links: install
+	$(BIN)/python -m sphinx -W --keep-going -q -D nb_execution_mode=off -b linkcheck -c docs . docs/_build/links
 
 # The wheel and the sdist in dist/, and the wheel in use in a fresh environment.
 wheel: install

@@ -1,7 +1,7 @@
 """Measure the project's claims about speed, side by side in one run, and write the tables beside this file.
 
-python -m benchmarks [--suite views,photos,step,changes,filters,monitor,eval,report,run,scale] [--peers]
-                     [--data hf:DIR]
+python -m benchmarks [--suite views,photos,step,changes,filters,monitor,eval,embed,report,run,onnx,scale]
+                     [--peers] [--data hf:DIR]
 
 --peers also compares with kornia and lightly (pip install '.[bench]'). --data is CIFAR-10, for the suite `run`,
 which measures a whole run. The tables keep the earlier results of suites that do not run now. The same command
@@ -24,7 +24,20 @@ from benchmarks.suites.timing import Row, Settings
 
 HERE = Path(__file__).parent
 _HOW = "Seconds are medians. A ratio is the median over repetitions, in which the two sides took turns."
-SUITES = ("views", "photos", "step", "changes", "filters", "monitor", "eval", "report", "run", "scale")
+SUITES = (
+    "views",
+    "photos",
+    "step",
+    "changes",
+    "filters",
+    "monitor",
+    "eval",
+    "embed",
+    "report",
+    "run",
+    "onnx",
+    "scale",
+)
 
 
 def table(rows: list[Row]) -> str:

@@ -6,6 +6,8 @@ python -m benchmarks.page
 from __future__ import annotations
 
 import re
+import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,12 @@ import matplotlib
 PAGE = Path(__file__).parent.parent / "docs" / "mechanism.md"
 
 
-def run(page: Path = PAGE) -> dict[str, Any]:
-    """Execute the page's blocks in one namespace, in the current folder, and return the namespace."""
+def run(page: Path = PAGE, names: Mapping[str, Any] = types.MappingProxyType({})) -> None:
+    """Execute a page's blocks in one namespace, which begins with these names, in the current folder."""
     matplotlib.use("agg")
-    names: dict[str, Any] = {}
+    names = dict(names)
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
         exec(compile(block, page.name, "exec"), names)
-    return names
 
 
 if __name__ == "__main__":

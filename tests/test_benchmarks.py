@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch.testing import assert_close
 from benchmarks.cifar10_mini.runs import Finished
 from benchmarks.mechanism.__main__ import HERE, cell
 from benchmarks.mechanism.analysis import early_difference, foretold, gain_of, interval, tau_by_place
-from benchmarks.page import PAGE, run
+from benchmarks.page import PAGE
 from benchmarks.suites.scale import Growth, doubled, grow
 from benchmarks.what_ranks_miss.data import class_sizes, mosaics, per_place
 from rankgap.data import ImageSet
@@ -226,14 +225,3 @@ def test_the_script_on_what_ranks_miss_trains_measures_and_writes(tmp_path: Path
     assert "| over 2 pairs |" in text
     train = pq.read_table(runs / "images-tailed/train.parquet")["label"].to_pylist()
     assert sorted(map(train.count, range(10)), reverse=True) == class_sizes(260, 100.0)
-
-
-def test_the_page_s_code_draws_its_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "benchmarks").symlink_to(PAGE.parent.parent / "benchmarks")
-    (tmp_path / "docs").mkdir()
-    monkeypatch.chdir(tmp_path)
-    run()
-    shown = set(re.findall(r"!\[.*?\]\((.*?\.png)\)", PAGE.read_text()))
-    assert shown == {path.name for path in (tmp_path / "docs").glob("*.png")}
-    assert len(shown) >= 5
-    assert all((PAGE.parent / name).is_file() for name in shown)

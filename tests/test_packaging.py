@@ -92,7 +92,7 @@ def test_the_extras_in_the_errors_are_those_of_the_project() -> None:
         for module in EXTRAS[extra].split():
             brought = {name.lower().replace("_", "-") for name in modules.get(module, [])}
             asked = floors(PROJECT["optional-dependencies"][extra]).keys()
-            others = {"docstring-parser", "pydantic-core", "pyarrow", "shtab", "ipython"}  # what those bring
+            others = {"docstring-parser", "pydantic-core", "pyarrow", "ipython"}  # what those bring
             assert not brought or brought & (asked | others), f"{module} is not of the extra {extra}"
 
 

@@ -33,11 +33,11 @@ SIZE, LOCAL = 224, 96
 BLUR = 23  # side of the kernel of the published recipes, in pixels
 
 
-def write_photos(folder: Path) -> list[Path]:
+def write_photos(folder: Path, count: int = PHOTOS) -> list[Path]:
     """Random parts of scikit-learn's two photographs, as JPEG of 500 x 375."""
     pictures = [Image.fromarray(image) for image in load_sample_images().images]
     random = np.random.default_rng(0)
-    paths = [folder / f"{k:04}.jpg" for k in range(PHOTOS)]
+    paths = [folder / f"{k:04}.jpg" for k in range(count)]
     for k, path in enumerate(paths):
         picture = pictures[k % len(pictures)]
         width = random.uniform(0.5, 0.85) * picture.width

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rankgap.spectra.effective_rank import effective_rank, rank_difference, rankme
     from rankgap.spectra.gram import singular_values
     from rankgap.spectra.streaming import EffectiveRank, PairSpectra
-    from rankgap.training import TrainedRun, train
+    from rankgap.training import TrainedRun, export, train
     from rankgap.views import ViewConfig, Views
     from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
     from rankgap.watch.lightning import RankCallback
@@ -43,7 +43,7 @@ _HOMES = {
     "spectra.effective_rank": ("effective_rank", "rank_difference", "rankme"),
     "spectra.gram": ("singular_values",),
     "spectra.streaming": ("EffectiveRank", "PairSpectra"),
-    "training": ("TrainedRun", "train"),
+    "training": ("TrainedRun", "export", "train"),
     "views.random_views": ("ViewConfig", "Views"),
     "watch.doctor": ("Diagnosis", "Doctor", "Thresholds"),
     "watch.lightning": ("RankCallback",),
@@ -75,6 +75,7 @@ __all__ = [
     "build",
     "design",
     "effective_rank",
+    "export",
     "load_encoder",
     "plot",
     "rank_difference",

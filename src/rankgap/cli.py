@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 import traceback
-from argparse import SUPPRESS, ArgumentError
+from argparse import SUPPRESS, Action, ArgumentError
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +63,16 @@ def _filled(command: str) -> Callable[..., Any]:
 
 
 # The commands that need the user's gains and maps, besides `train`, whose configuration has the flag.
-_IMPORTING = ("design", "evaluate", "score", "report")
-_WITHOUT_COMMAND = ("--help", "--version")
+_IMPORTING = ("design", "evaluate", "score", "report", "export")
+_COMPLETION = "--print-completion"
+_WITHOUT_COMMAND = ("--help", "--version", _COMPLETION)
 _IMPORT = "a Python module or file (mine.py) to import first, so that its gains and maps can be named."
 
 
 def _check_names(given: Sequence[str]) -> None:
     """Reject an unknown command or flag and suggest the nearest name, which the parser does not do."""
+    if given and given[0].partition("=")[0] == _COMPLETION:  # its value is no command
+        return
     command = next((word for word in given if not word.startswith("-")), None)
     if command is None:
         for word in given:
@@ -84,6 +87,31 @@ def _check_names(given: Sequence[str]) -> None:
         check_names(given, command, _filled(command), *more)
 
 
+def command_parser(name: str, *, whole: bool = True) -> ArgumentParser:
+    """The parser of one command; without its flags if it is not whole, since they load torch."""
+    from jsonargparse import ArgumentParser
+
+    command = COMMANDS[name]
+    summary = (inspect.getdoc(command) or "").partition("\n")[0]
+    parser = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
+    if not whole:
+        return parser
+    from rankgap.run.flags import add_flags
+
+    if name == "train":
+        parser.add_argument(
+            "--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags"
+        ).complete = "file"
+        add_flags(parser, _filled(name), headings=_HEADINGS)
+    else:
+        add_flags(parser, command, POSITIONAL.get(name, ()))
+    if name in _IMPORTING:
+        parser.add_argument(
+            "--import", dest="imports", action="append", default=SUPPRESS, metavar="TEXT", help=_IMPORT
+        ).complete = "file"
+    return parser
+
+
 def _parser(given: Sequence[str]) -> ArgumentParser:
     """All commands, with flags only for those that are named: listing the commands must not load torch."""
     from jsonargparse import ArgumentParser
@@ -96,29 +124,30 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
         version=importlib.metadata.version("rankgap"),
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        _COMPLETION,
+        action=_PrintCompletion,
+        default=SUPPRESS,
+        metavar="SHELL",
+        help="print a script that completes commands and flags in a shell: bash, zsh, fish",
+    )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        summary = (inspect.getdoc(command) or "").partition("\n")[0]
-        sub = ArgumentParser(description=summary, exit_on_error=False, allow_abbrev=False)
-        if name in given:
-            from rankgap.run.flags import add_flags
-        if name not in given:
-            pass
-        elif name == "train":
-            from rankgap.run.config import TrainConfig
-
-            sub.add_argument(
-                "--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags"
-            )
-            add_flags(sub, TrainConfig, headings=_HEADINGS)
-        else:
-            add_flags(sub, command, POSITIONAL.get(name, ()))
-        if name in _IMPORTING:
-            sub.add_argument(
-                "--import", dest="imports", action="append", default=SUPPRESS, metavar="TEXT", help=_IMPORT
-            )
-        commands.add_subcommand(name, sub, help=summary)
+    for name in COMMANDS:
+        sub = command_parser(name, whole=name in given)
+        commands.add_subcommand(name, sub, help=sub.description)
     return parser
+
+
+class _PrintCompletion(Action):
+    """Prints a shell's script that completes commands, flags and their choices, and exits."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        import shtab
+
+        if values not in shtab.SUPPORTED_SHELLS:
+            raise unknown("shell", values, shtab.SUPPORTED_SHELLS)
+        print(shtab.complete(_parser([*COMMANDS]), values))
+        parser.exit()
 
 
 def _fail(message: str, code: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from torch import nn
 from rankgap.data.given import given_source
 from rankgap.data.sources import GIVEN
 from rankgap.errors import InterruptedRunError, UserError
+from rankgap.exporting.export import Export, export_run
+from rankgap.exporting.formats import FormatName
 from rankgap.run.config import TrainConfig, config_fields
 from rankgap.run.encoder import TrainedEncoder, load_encoder
 from rankgap.run.folder import RunFolder
@@ -131,3 +134,30 @@ def train(
     done = TrainedRun(settings.path, results, module)
     progress.give_way(done)
     return done
+
+
+def export(
+    run: TrainedRun | str | Path, *, to: FormatName, model: nn.Module | None = None, **options: Any
+) -> Export:
+    """Export a run's encoder as a folder that loads without rankgap, as `rankgap export` does.
+
+    Args:
+        run: a run folder, or what `train` returned.
+        to: timm, safetensors, onnx, torch-export or hf.
+        model: another instance of your own model, if the run trained one; it is left as it is.
+        options: the other flags of `rankgap export`: out, checkpoint, branch, preprocessing, license, overwrite,
+            push.
+
+    Raises:
+        UserError: as in `export_run`.
+
+    Example:
+        >>> import rankgap as rg
+        >>> rg.export("runs/mine", to="onnx", preprocessing=True).folder  # doctest: +SKIP
+        PosixPath('exports/mine-onnx')
+    """
+    folder, own = (run.folder, run.model) if isinstance(run, TrainedRun) else (run, None)
+    made = export_run(folder, to=to, model=own if model is None else model, **options)
+    for text in made.warnings:
+        warnings.warn(text, stacklevel=2)
+    return made

@@ -13,6 +13,7 @@ from rankgap.model.assignments import Assignment, CentredAssignmentOptions, Sink
 from rankgap.model.branches import DualBranch, TeacherOptions
 from rankgap.model.closed_forms import CLOSED_FORMS, ClosedFormPredictor
 from rankgap.model.heads import Heads
+from rankgap.model.maps import FILTER
 from rankgap.model.methods import METHODS, Method, design, title
 from rankgap.model.mlp import PerView, ProjectorOptions
 from rankgap.model.predictor import PredictorOptions
@@ -64,9 +65,14 @@ def test_any_filter_goes_on_any_row(method: str, online: str | None, target: str
     out = model(images())
     out.loss.backward()
     assert torch.isfinite(out.loss)
-    for gain, side in ((online, model.online_map), (target, model.target_map)):
+    row = design(method, online=online, target=target)  # a row may have a filter of its own
+    for gain, side, kinds in (
+        (online, model.online_map, row.maps("online")),
+        (target, model.target_map, row.maps("target")),
+    ):
         found = [m for m in side.modules() if isinstance(m, SpectralFilter)]
-        assert len(found) == (gain is not None)
+        assert len(found) == sum(kind.name == FILTER for kind, _ in kinds)
+        assert gain is None or len(found) == 1
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -151,6 +157,15 @@ def test_a_filter_takes_the_predictor_s_place() -> None:
     assert design("isoloss", online="predictor").online == ("predictor",)
     assert design("byol", online="directcopy").online == ("directcopy",)
     assert design("directset", online="directset:1").online == ("directset:1",)
+
+
+def test_a_filter_takes_the_place_of_a_row_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Method(online=("power:1",), target=("power:-0.3",), body="byol", source="a test")
+    monkeypatch.setitem(METHODS, "mine", row)
+    assert design("mine") == row
+    assert design("mine", online="power:0.5", target="power:-0.5").target == ("power:-0.5",)
+    assert design("mine", online="power:0.5") == dataclasses.replace(row, online=("power:0.5",))
+    assert design("mine", target="identity").target == ()
 
 
 def test_a_filter_stands_before_the_prototypes() -> None:

@@ -259,7 +259,7 @@ def test_without_a_connection_one_line_is_said(init: str, hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("init", "backbone", "says"),
     [
-        ("timm", "resnet_tiny", "timm has no weights of resnet_tiny: choose a --backbone"),
+        ("timm", "resnet_tiny", "timm has no weights of resnet_tiny: choose a model"),
         (
             "timm",
             "resnet18.wrong_tag",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from rankgap.data.channels import unconvertible
 from rankgap.data.containers import Encoded
 from rankgap.data.cutting import PHOTO_CENTRE, Cuts, centre, whole
 from rankgap.data.decoding import Header, ImageError, decode, read_header
@@ -116,6 +117,8 @@ class EncodedImages:
         threads: whether to decode in threads. At 32 px they double the time, because they wait for Python's lock;
             they pay from about 128 px on.
         levels: how the values of deep images become 8 bits; None if the images have 8 bits.
+        centre: the side of the central square of a photograph that evaluation sees, as a share of the shorter
+            side.
     """
 
     source: Encoded
@@ -128,6 +131,7 @@ class EncodedImages:
     example: str
     threads: bool
     levels: Levels | None = None
+    centre: float = PHOTO_CENTRE
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -160,8 +164,8 @@ class EncodedImages:
         """Read every header, so that a file that is not an image is found before training starts.
 
         Raises:
-            UserError: an image cannot be read, or has other channels or another depth; the message names the first
-                such image.
+            UserError: an image cannot be read or converted, or has other channels or another depth; the message
+                names the first such image.
         """
 
         def check(part: range) -> None:
@@ -170,6 +174,8 @@ class EncodedImages:
                 header = header_of(self.source, row)
                 self.check(row, header.channels)
                 try:
+                    if header.channels != self.channels and {header.channels, self.channels} != {1, 3}:
+                        raise unconvertible(header.channels, self.channels)
                     check_depth(header.dtype, self.levels)
                 except ValueError as error:
                     raise broken_image(self.source, row, error) from error
@@ -219,17 +225,17 @@ class EncodedImages:
         (images,), sizes = self.cut(indices, [self.size], lambda place: whole(self.size), broken, waiting)
         return images, sizes
 
-    def centres(self, indices: Sequence[int] | Tensor, share: float = PHOTO_CENTRE) -> Tensor:
+    def centres(self, indices: Sequence[int] | Tensor, broken: dict[int, Broken] | None = None) -> Tensor:
         """The central squares of some of the images, decoded from the originals; errors are those of `read`.
 
         Args:
             indices: B positions in [0, N).
-            share: the side of the square, as a share of the shorter side.
+            broken: as for `read`.
 
         Returns:
             (B, C, S, S) uint8
         """
-        (images,), _ = self.cut(indices, [self.size], lambda place: centre(self.size, share))
+        (images,), _ = self.cut(indices, [self.size], lambda place: centre(self.size, self.centre), broken)
         return images
 
     def cut(

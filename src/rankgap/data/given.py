@@ -179,9 +179,7 @@ def decode_item(
     Raises:
         UserError: the image cannot be read or converted; the message names it.
     """
-    layout = layout_of([header_of(items, index)], size)
-    if centre < 1:
-        layout = layout._replace(size=size, photos=True)
+    layout = layout_of([header_of(items, index)], size, centre)
     decoder = EncodedImages(
         source=items,
         rows=np.array([index]),
@@ -191,7 +189,7 @@ def decode_item(
         example="",
         levels=levels,
     )
-    return (decoder.centres([0], centre), None) if layout.photos else decoder.read([0])
+    return (decoder.centres([0]), None) if layout.photos else decoder.read([0])
 
 
 def given_source(images: Any, labels: Any = None, test: Any = None, test_labels: Any = None) -> Source:

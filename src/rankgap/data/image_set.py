@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rankgap.data.crops import Boxes, Crops, Shape, crops_of
-from rankgap.data.cutting import PHOTO_CENTRE
 from rankgap.data.encoded import Broken, EncodedImages
 from rankgap.data.fingerprint import Fingerprint
 from rankgap.data.levels import Levels
@@ -106,7 +105,7 @@ class ImageSet:
     @property
     def centre(self) -> float:
         """The side of the central square that evaluation sees, as a share of an image's shorter side."""
-        return PHOTO_CENTRE if self._photos is not None else 1.0
+        return 1.0 if self._photos is None else self._photos.centre
 
     def __len__(self) -> int:
         return len(self.images)

@@ -49,6 +49,7 @@ def load_data(
     memory: int = IN_MEMORY,
     on_bad_image: OnBadImage = "error",
     statistics: Statistics | None = None,
+    centre: float | None = None,
 ) -> tuple[ImageSet, ImageSet | None]:
     """The training and test images that a spec names.
 
@@ -67,6 +68,7 @@ def load_data(
         statistics: mean, standard deviation and levels of each channel, for both sets. By default, mean and
             deviation are the published ones of cifar10 and cifar100, and otherwise those of up to 10,000 training
             images; the levels of deep images are decided from up to 200 of them (`deep.levels_of`).
+        centre: as in `layout_of`, of an encoder that is there already.
 
     Returns:
         The training set, and the test set or None.
@@ -82,7 +84,7 @@ def load_data(
     notes = list(source.notes)
     plan = None
     if not isinstance(source.train.images, Arrays):
-        plan, remarks = _planned(source.train.images, rows, size, channels, statistics, skips=skips)
+        plan, remarks = _planned(source.train.images, rows, (size, centre), channels, statistics, skips=skips)
         notes += [f"{spec}: {remark}" for remark in remarks]
     elif statistics is not None and statistics.levels is not None:
         raise UserError(f"{spec} has 8-bit images, where {statistics.levels.depth} ones are expected")
@@ -109,7 +111,7 @@ def load_data(
                 f"{split.name}: images are larger than views of {plan.size} px, so each view is cut out of the "
                 "original, and each batch is decoded when it is needed"
             )
-        elif not split.in_memory:
+        elif not split.in_memory and memory:
             notes.append(
                 f"{split.name}: {len(split)} images of {split.channels} x {split.size} x {split.size} exceed "
                 f"{memory / 2**30:.3g} GiB, so each batch is decoded when it is needed"
@@ -135,15 +137,18 @@ class Layout(NamedTuple):
         side: the largest shorter side that was found.
         photos: whether they are photographs, which stay encoded.
         threads: whether they are large enough to decode in threads (see `EncodedImages`).
+        centre: the side of the central square of a photograph that evaluation sees, as a share of the shorter
+            side.
     """
 
     size: int
     side: int
     photos: bool
     threads: bool
+    centre: float = PHOTO_CENTRE
 
 
-def layout_of(headers: Sequence[Header], size: int | None) -> Layout:
+def layout_of(headers: Sequence[Header], size: int | None, centre: float | None = None) -> Layout:
     """How images are kept.
 
     Square images that all have the same side of up to 96 pixels are stored as they are. Others are stored at the
@@ -153,19 +158,22 @@ def layout_of(headers: Sequence[Header], size: int | None) -> Layout:
     Args:
         headers: the headers of some of the images.
         size: side of the views in pixels; 224 if None.
+        centre: the side of the central square that evaluation sees, as a share of the shorter side, if it is
+            known; below 1, all images are photographs.
     """
     sides = {side for h in headers for side in (h.height, h.width)}
     longest, view = max(sides), size or _VIEW
     side, threads = max(min(h.height, h.width) for h in headers), longest > _SMALL
-    if (len(sides) == 1 and longest <= _SMALL) or longest <= round(view / PHOTO_CENTRE):
+    is_stored = (len(sides) == 1 and longest <= _SMALL) or longest <= round(view / PHOTO_CENTRE)
+    if is_stored and (centre or 1.0) == 1:
         return Layout(longest, side, photos=False, threads=threads)
-    return Layout(view, side, photos=True, threads=threads)
+    return Layout(view, side, photos=True, threads=threads, centre=centre or PHOTO_CENTRE)
 
 
 def _planned(
     images: Encoded,
     rows: Index,
-    size: int | None,
+    view: tuple[int | None, float | None],
     channels: int | None,
     statistics: Statistics | None = None,
     *,
@@ -187,7 +195,7 @@ def _planned(
     found = EncodedImages(
         source=images,
         rows=rows,
-        **layout_of(headers, size)._asdict(),
+        **layout_of(headers, *view)._asdict(),
         channels=channels or headers[0].channels,
         convert=channels is not None,
         example=images.name(seen[0]),

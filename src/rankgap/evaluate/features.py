@@ -45,15 +45,20 @@ class FeatureOptions(TypedDict, total=False):
 class _Slices(Dataset[Batch]):
     """Consecutive batches of an image set, for a `BatchLoader`."""
 
-    def __init__(self, images: ImageSet, batch_size: int) -> None:
+    def __init__(self, images: ImageSet, batch_size: int, first: int) -> None:
         self.images = images
-        self.rows = torch.split(torch.arange(len(images)), batch_size)
+        self.rows = torch.split(torch.arange(first, len(images)), batch_size)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Batch:
         return self.images.batch(self.rows[index])
+
+
+def default_batch(device: torch.device) -> int:
+    """Images per forward pass; on a CPU, as many as its cache holds activations of."""
+    return CPU_BATCH if device.type == "cpu" else BATCH
 
 
 @contextmanager
@@ -84,6 +89,8 @@ def feature_batches(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     workers: int = 0,
+    centre: float = 1.0,
+    first: int = 0,
 ) -> Iterator[Features]:
     """Features of a set, batch by batch in the set's order, in evaluation mode and without gradient.
 
@@ -99,6 +106,8 @@ def feature_batches(
             default.
         std: per-channel standard deviation of values in [0, 1] to normalise with, as `mean`.
         workers: processes that decode files ahead.
+        centre: as in `eval_view`; photographs are cut already.
+        first: the image to begin with.
 
     Yields:
         Features (B, F) float32 on the device; labels (B,) int64 on the device, or None.
@@ -106,7 +115,7 @@ def feature_batches(
     device = device_of(encoder) if device is None else torch.device(device)
     encoder.to(device)
     loader = BatchLoader(
-        _Slices(images, batch_size or (CPU_BATCH if device.type == "cpu" else BATCH)),
+        _Slices(images, batch_size or default_batch(device), first),
         workers=workers,
         pin_memory=device.type == "cuda",
     )
@@ -121,6 +130,7 @@ def feature_batches(
                     size,
                     images.mean if mean is None else mean,
                     images.std if std is None else std,
+                    centre,
                 )
                 features = encoder(view.contiguous(memory_format=torch.channels_last)).float()
             yield Features(features, None if batch.labels is None else batch.labels.to(device, non_blocking=True))

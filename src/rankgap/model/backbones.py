@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rankgap.errors import UserError, unknown
 from rankgap.model.encoder_options import Stem
 
-_OWN = "module:"  # prefix of the name of an encoder that is the user's own module
+OWN = "module:"  # prefix of the name of an encoder that is the user's own module
 SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
 # What networks raise at images that they were not made for.
 _MISFITS = (ValueError, AssertionError, TypeError, RuntimeError, AttributeError, NotImplementedError)
@@ -135,14 +135,14 @@ def resnet_tiny(channels: int) -> ResNet:
 
 def own_name(module: nn.Module) -> str:
     """A run's name for an encoder that is the user's own module."""
-    return f"{_OWN}{type(module).__name__}"
+    return f"{OWN}{type(module).__name__}"
 
 
 def check_backbone(name: str) -> None:
     """Raise `UserError`, with the nearest names, unless `build_encoder` knows the name."""
-    if name.startswith(_OWN):
+    if name.startswith(OWN):
         raise UserError(
-            f"this run's encoder is a model of your own, {name.removeprefix(_OWN)}, which only Python can "
+            f"this run's encoder is a model of your own, {name.removeprefix(OWN)}, which only Python can "
             "rebuild: use rankgap.load_encoder(RUN, model=...), or rankgap.train(..., model=..., resume=True)"
         )
     architecture, _, tag = name.partition(".")
@@ -246,19 +246,35 @@ def _width(network: nn.Module, name: str, channels: int, size: int) -> int:
 def _create(name: str, channels: int, size: int, drop_path: float, stem: Stem) -> Any:
     if name == "resnet_tiny":
         return resnet_tiny(channels)
-    options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
     dropped = {"drop_path_rate": drop_path} if drop_path else {}
-    # Transformers must know the size, and some take others too; convolutional networks take neither option.
-    network: Any
-    for sized in ({"img_size": size, "dynamic_img_size": True}, {"img_size": size}, {}):
+    try:
+        network, _ = create_timm(name, channels, size, **dropped)
+    except TypeError:
+        network, _ = create_timm(name, channels, size)  # it has no drop path, as the caller will find
+    small = stem == "small" or (stem == "auto" and size < SMALL_IMAGE)
+    if isinstance(network, ResNet) and isinstance(network.conv1, nn.Conv2d) and small:
+        network = small_image_stem(network, channels)
+    return network
+
+
+def create_timm(name: str, channels: int, size: int, **more: Any) -> tuple[Any, dict[str, Any]]:
+    """A timm model without its classifier, and the arguments with which timm creates it.
+
+    Transformers must know the size, and some take others too; convolutional networks take neither argument.
+
+    Args:
+        name: timm's name of it.
+        channels: channels of an image.
+        size: side of a view in pixels.
+        more: further arguments of the model.
+
+    Raises:
+        TypeError: the model does not take one of the further arguments.
+    """
+    options: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
+    for sized in ({"img_size": size, "dynamic_img_size": True}, {"img_size": size}):
         try:
-            network = timm.create_model(name, **options, **sized, **dropped)
+            return timm.create_model(name, **options, **sized, **more), options | sized
         except TypeError:
             continue
-        small = stem == "small" or (stem == "auto" and size < SMALL_IMAGE)
-        if isinstance(network, ResNet) and isinstance(network.conv1, nn.Conv2d) and small:
-            network = small_image_stem(network, channels)
-        break
-    else:
-        network = timm.create_model(name, **options)  # it has no drop path, as the caller will find
-    return network
+    return timm.create_model(name, **options, **more), options

@@ -114,9 +114,9 @@ METHODS: dict[str, Method] = {
 def design(method: str, *, online: str | None = None, target: str | None = None) -> Method:
     """A row of the zoo, with the given maps on its branches.
 
-    A filter takes the predictor's place; where a method assigns to prototypes, it acts on the embeddings
-    before they are assigned. A target filter alone also removes the predictor, which would be a second
-    asymmetry; `online="predictor"` keeps it.
+    A filter takes the place of the predictor, or of the row's own filter; where a method assigns to prototypes, it
+    acts on the embeddings before they are assigned. A target filter alone also removes the predictor, which would
+    be a second asymmetry; `online="predictor"` keeps it.
 
     Args:
         method: a name of `METHODS`.
@@ -142,10 +142,11 @@ def design(method: str, *, online: str | None = None, target: str | None = None)
 
 
 def _replaced(maps: tuple[str, ...], choice: str | None, side: Side) -> tuple[str, ...]:
-    """The maps of a branch with the user's choice in the predictor's place, before any prototypes."""
+    """The maps of a branch with the user's choice in place of its predictor and filter, before any prototypes."""
     if choice is None:
         return maps
-    rest = tuple(text for text in maps if not find_map(text, side)[0].predicts)
+    kinds = {text: find_map(text, side)[0] for text in maps}
+    rest = tuple(text for text, kind in kinds.items() if not kind.predicts and kind.name != FILTER)
     if choice == "identity":
         return rest
     if find_map(choice, side)[0].assigns:

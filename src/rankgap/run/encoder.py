@@ -11,13 +11,19 @@ from torch import Tensor, nn
 
 from rankgap.data.given import FEW, Items, decode_item, pixels
 from rankgap.data.levels import Levels
+from rankgap.data.splits import Statistics
 from rankgap.errors import UserError
-from rankgap.evaluate.features import BATCH, CPU_BATCH, device_of
+from rankgap.evaluate.features import default_batch, device_of
 from rankgap.model.backbones import Encoder, build_encoder
 from rankgap.run.build import build
+from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.folder import RunFolder
+from rankgap.run.saved import SavedRun
+from rankgap.run.weights import pretrained_network
 from rankgap.spectra.pair import Side
 from rankgap.views import eval_view
+
+TIMM = "timm:"  # prefix of the name of a timm model with its pretrained weights
 
 
 class TrainedEncoder(nn.Module):
@@ -69,7 +75,7 @@ class TrainedEncoder(nn.Module):
         """
         if single := not _is_many(images, len(self.mean)):
             images = [images]
-        batch = CPU_BATCH if device_of(self).type == "cpu" else BATCH
+        batch = default_batch(device_of(self))
         if self.training:  # batch norm must see the whole batch
             batch = len(images)
         read = self.encoder.tokens if self.tokens else self.encoder
@@ -138,7 +144,8 @@ def load_encoder(
     """Load the trained encoder of a run, in evaluation mode and without gradients. No data are needed.
 
     Args:
-        path: the run folder.
+        path: the run folder; or timm:NAME, a timm model with its pretrained weights, whose description says how
+            images are resized, cut and normalised.
         checkpoint: one of the run's checkpoints: last, best, or one like epoch-0010.
         branch: the branch whose encoder is loaded; the target's is the EMA teacher if the method has one.
         model: another instance of your own model, if the run trained one; the weights are loaded into it.
@@ -147,11 +154,37 @@ def load_encoder(
 
     Raises:
         UserError: there is no run or no such checkpoint, it is of another model, `model` is missing, or the
-            network has no tokens.
+            network has no tokens; timm has no such weights, or they cannot be downloaded.
     """
+    if str(path).startswith(TIMM):
+        if checkpoint != "last" or branch != "online" or model is not None:
+            raise UserError(
+                f"{path} has one set of weights: leave out checkpoint, branch and model, which choose a run's"
+            )
+        return _of_timm(str(path).removeprefix(TIMM), tokens=tokens)
     folder = RunFolder(Path(path))
     saved = folder.saved()
     state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
+    return encoder_of(saved, state, branch=branch, model=model, tokens=tokens)
+
+
+def encoder_of(
+    saved: SavedRun,
+    state: Checkpoint,
+    *,
+    branch: Side = "online",
+    model: nn.Module | None = None,
+    tokens: bool = False,
+) -> TrainedEncoder:
+    """The encoder of a run that is already read; the arguments and errors are otherwise those of `load_encoder`.
+
+    Args:
+        saved: the run's configuration.
+        state: one of its checkpoints.
+        branch: as in `load_encoder`.
+        model: as in `load_encoder`.
+        tokens: as in `load_encoder`.
+    """
     method = saved.method()
     kept, recipe = saved.model, saved.recipe
     encoder = build_encoder(
@@ -159,8 +192,26 @@ def load_encoder(
     )
     trained = build(method, backbone=encoder, heads=recipe, views=len(recipe.views), targets=recipe.targets)
     state.load_model(trained)
-    network = trained.encoder(branch).eval().requires_grad_(False)
+    network = trained.encoder(branch)
     assert isinstance(network, Encoder)
-    if tokens:
-        network.tokens(torch.zeros(1, kept.channels, kept.size, kept.size, device=device_of(network)))
-    return TrainedEncoder(network, kept.size, *kept.statistics, centre=kept.centre, tokens=tokens).eval()
+    return _frozen(network, kept.size, kept.statistics, kept.centre, tokens=tokens)
+
+
+def _of_timm(name: str, *, tokens: bool) -> TrainedEncoder:
+    """A timm model with its pretrained weights, and the images that its description asks for.
+
+    Images are always resized bicubically, and the centre is always cut out.
+    """
+    network = pretrained_network(name, f"{TIMM}{name}", num_classes=0)
+    described = network.pretrained_cfg
+    channels, size = described["input_size"][0], described["input_size"][-1]
+    encoder = build_encoder(network, channels=channels, size=size)
+    moments = Statistics(tuple(described["mean"]), tuple(described["std"]))
+    return _frozen(encoder, size, moments, min(described["crop_pct"], 1.0), tokens=tokens)
+
+
+def _frozen(network: Encoder, size: int, statistics: Statistics, centre: float, *, tokens: bool) -> TrainedEncoder:
+    network.eval().requires_grad_(False)
+    if tokens:  # a network without any says so now
+        network.tokens(torch.zeros(1, len(statistics.mean), size, size, device=device_of(network)))
+    return TrainedEncoder(network, size, *statistics, centre=centre, tokens=tokens).eval()

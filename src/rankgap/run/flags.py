@@ -16,6 +16,16 @@ from jsonargparse import ArgumentParser
 from rankgap.errors import UserError, unknown
 from rankgap.run.reader import parse_yaml, present
 
+# What a shell completes a parameter with, in the words of the library that writes its script (shtab).
+_PATHS = {"run": "directory", "runs": "directory", "out": "file", "broken": "file", "imports": "file"}
+
+
+class Offered(tuple[str, ...]):
+    """Values that a shell offers for a flag. The parser lets any other pass: the strict reader checks them."""
+
+    def __contains__(self, value: object) -> bool:
+        return True
+
 
 def add_flags(
     parser: ArgumentParser,
@@ -37,14 +47,18 @@ def add_flags(
             options["action"] = "store_true"
         elif typing.get_origin(kind) is list or _is_mapping(kind):
             options["nargs"] = "+"
+        if offered := _offered(name, kind):
+            options["choices"] = Offered(offered)
         if name in positional:
-            place.add_argument(name, **options)
+            action = place.add_argument(name, **options)
         else:
             if kind is not bool:
                 options["metavar"] = _metavar(kind)
             if typing.get_origin(kind) is tuple:
                 options["action"] = "append"
-            place.add_argument(flag(name), dest=name, default=SUPPRESS, **options)
+            action = place.add_argument(flag(name), dest=name, default=SUPPRESS, **options)
+        if name in _PATHS:
+            action.complete = _PATHS[name]
 
 
 def _said_of(default: Any) -> str:
@@ -64,6 +78,18 @@ def _metavar(kind: Any) -> str:
     if _is_mapping(kind):
         return "NAME=TEXT" if typing.get_args(kind)[1] is str else "KEY=VALUE"
     return {int: "N", float: "X"}.get(kind, "TEXT")
+
+
+def _offered(name: str, kind: Any) -> tuple[str, ...]:
+    """The values to offer for a parameter, if there is a list of them."""
+    if name == "method":
+        from rankgap.model.methods import METHODS
+
+        return tuple(METHODS)
+    inner = present(kind)
+    if typing.get_origin(inner) is tuple:
+        inner = typing.get_args(inner)[0]
+    return tuple(map(str, typing.get_args(inner))) if typing.get_origin(inner) is Literal else ()
 
 
 def _is_of_choices(kind: Any) -> bool:
@@ -86,7 +112,15 @@ class _Types(dict[str, Any]):
     """Types that are imported only for the type checker, loaded when a command needs them."""
 
     def __missing__(self, name: str) -> Any:
-        homes = {"Protocol": "rankgap.evaluate.evaluation", "Side": "rankgap.spectra.pair"}
+        homes = {
+            "FormatName": "rankgap.exporting.formats",
+            "OnBadImage": "rankgap.data.loading",
+            "Placing": "rankgap.embed.clusters",
+            "Precision": "rankgap.run.config",
+            "Protocol": "rankgap.evaluate.evaluation",
+            "Side": "rankgap.spectra.pair",
+            "SplitName": "rankgap.embed.embedding",
+        }
         if name not in homes:
             raise KeyError(name)
         return getattr(importlib.import_module(homes[name]), name)

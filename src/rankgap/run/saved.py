@@ -22,7 +22,7 @@ from rankgap.run.recipes import Recipe, with_map_options
 from rankgap.run.work import Work
 from rankgap.views.view_config import LARGEST_VIEW
 
-FORMAT = 2  # of config.yaml; rankgap 0.1 wrote none
+FORMAT = 2  # of config.yaml; rankgap 0.1 wrote none. Later versions must read 2, whatever they write.
 _LIBRARIES = ("rankgap", "torch", "torchvision", "timm", "lightning", "torchmetrics", "datasets", "numpy")
 
 

@@ -70,20 +70,7 @@ def find_weights(init: str, backbone: str) -> Weights:
 
 def _of_timm(backbone: str) -> Weights:
     """The pretrained weights that timm has of a backbone, as timm loads them into its own network."""
-    import timm
-
-    if not timm.is_model(backbone.partition(".")[0]):
-        raise UserError(
-            f"--init timm: timm has no weights of {backbone}: choose a --backbone that it has, such as resnet18 "
-            "or vit_tiny_patch16_224, or give a file"
-        )
-    try:
-        network = timm.create_model(backbone, pretrained=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"--init timm: the weights of {backbone} cannot be loaded: {said(error).rstrip('.')}; choose one "
-            "from timm.list_pretrained(), check the connection, or give a file"
-        ) from error
+    network = pretrained_network(backbone, "--init timm")
     config = network.pretrained_cfg
     name = ".".join(part for part in (config["architecture"], config["tag"]) if part)
     return Weights(
@@ -92,6 +79,33 @@ def _of_timm(backbone: str) -> Weights:
         backbone=config["architecture"],
         **_moments(config),
     )
+
+
+def pretrained_network(name: str, asked: str, **options: Any) -> Any:
+    """A timm network with its pretrained weights, and a description of them in `pretrained_cfg`.
+
+    Args:
+        name: the architecture; a tag may follow it.
+        asked: what asked for it, for errors.
+        options: of `timm.create_model`.
+
+    Raises:
+        UserError: timm has no such weights, or they cannot be downloaded.
+    """
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise UserError(
+            f"{asked}: timm has no weights of {name}: choose a model that it has, such as resnet18 "
+            "or vit_tiny_patch16_224"
+        )
+    try:
+        return timm.create_model(name, pretrained=True, **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{asked}: the weights of {name} cannot be loaded: {said(error).rstrip('.')}; choose one from "
+            "timm.list_pretrained(), or check the connection"
+        ) from error
 
 
 def _of_hub(repo: str) -> Weights:

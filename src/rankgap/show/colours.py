@@ -8,6 +8,9 @@ KNN, LINEAR = "#009E73", "#000000"
 GREY = "#595959"
 AXIS, GRID = "#BFBFBF", "#E6E6E6"  # of figures, on white paper
 
+# Groups of points, by day and by night; groups of one colour have other marks.
+GROUPS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#A6761D")
+
 # The report's page, by day and by night: the names are those of its CSS variables.
 LIGHT = {
     "paper": "#FFFFFF",

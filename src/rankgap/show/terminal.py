@@ -24,6 +24,7 @@ from rankgap.watch.verdict import Verdict
 if TYPE_CHECKING:  # a table must not wait for Lightning, timm and scipy
     from rankgap.data import ImageSet, Inspection
     from rankgap.evaluate.scores import RunScores
+    from rankgap.exporting.export import Export
     from rankgap.run.plan import Plan
     from rankgap.theory.design import Assessment
 
@@ -312,6 +313,18 @@ def show_assessment(found: Assessment, picture: Path) -> None:
         say("no warnings: dimensions grow, and the numbers are safe in every dtype above")
     say((FLOW, "dim"))
     say(f"picture: {picture}", wrap=False)
+
+
+def show_export(made: Export) -> None:
+    """Print which files were written, what was found on the way, and why the encoder may be of little use."""
+    for note in made.notes:
+        say(("note:", "dim"), f" {note}")
+    for warning in made.warnings:
+        say(("warning:", "yellow"), f" {warning}")
+    say(f"files: {', '.join(made.files)}")
+    say(f"folder: {shown(str(made.folder))} (README.md says how to load it)", wrap=False)
+    if made.address is not None:
+        say(f"address: {made.address}", wrap=False)
 
 
 def show_methods() -> None:

@@ -156,7 +156,7 @@ class Doctor:
         self.newest = reading
         if reading.finite:
             self._remember(reading)
-            for fault in _FAULTS:
+            for fault in FAULTS:
                 if fault.shows(self, reading):
                     count, since = self.shown.get(fault.kind, (0, reading.step))
                     self.shown[fault.kind] = count + 1, since
@@ -220,7 +220,7 @@ class Doctor:
                 "a learning rate that is too high, or half precision that overflows",
                 "lower the learning rate, or train in float32",
             )
-        for fault in _FAULTS:
+        for fault in FAULTS:
             if fault.kind in self.shown and named(fault.kind):
                 return Diagnosis(fault.kind, now.step, fault.saw(self, now), fault.cause, fault.knob)
         return Diagnosis("healthy", now.step)
@@ -240,10 +240,11 @@ def alarms(
 
 
 @dataclass(frozen=True, slots=True)
-class _Fault:
-    """A kind of fault: whether it shows in a reading, and the words for it."""
+class Fault:
+    """A kind of fault: what it means, whether it shows in a reading, and the words for it."""
 
     kind: Kind
+    means: str
     shows: Callable[[Doctor, Reading], bool]
     saw: Callable[[Doctor, Reading], str]
     cause: str
@@ -291,30 +292,34 @@ def _falls_late(doctor: Doctor, r: Reading) -> bool:
 
 _CONSTANT: frozenset[Kind] = frozenset({"complete", "one branch constant", "positional collapse"})
 
-_FAULTS = (  # of several, the first is named
-    _Fault(
+FAULTS = (  # of several, the first is named
+    Fault(
         "one prototype",
+        "all targets choose the same prototype",
         lambda doctor, r: r.usage is not None and r.usage < doctor.thresholds.single,
         lambda _, r: f"the entropy of the mean target is {r.usage:.1%} of ln K: one prototype takes everything",
         "centring that is too slow, or targets that are too sharp",
         "lower the centre's momentum, or raise the teacher's temperature",
     ),
-    _Fault(
+    Fault(
         "uniform assignment",
+        "every target is spread evenly over all prototypes",
         lambda doctor, r: r.assignment is not None and r.assignment > doctor.thresholds.uniform,
         lambda _, r: f"the mean entropy of the targets is {r.assignment:.1%} of ln K, so the loss stays at ln K",
         "targets that are too soft, or views too strong for so short a run",
         "lower the teacher's temperature (or Sinkhorn's eps), or soften the colour jitter",
     ),
-    _Fault(
+    Fault(
         "complete",
+        "all outputs of both branches point the same way",
         _both_constant,
         lambda _, r: f"all outputs point the same way (spread {r.spread:.2g})",
         "a missing stop-gradient, predictor or filter, so that both branches are the same",
         "detach the target, and give one branch a filter (target power:-0.5)",
     ),
-    _Fault(
+    Fault(
         "one branch constant",
+        "one branch gives all images the same output, the other does not",
         _one_constant,
         lambda _, r: (
             f"the {'online' if r.spread < r.spread_target else 'target'} outputs all point one way, those of the "
@@ -323,8 +328,9 @@ _FAULTS = (  # of several, the first is named
         "a head of that branch that has died, or that the loss does not reach",
         "check that branch's last layers: their initial values, their normalisation and their gradients",
     ),
-    _Fault(
+    Fault(
         "positional collapse",
+        "target tokens differ by position, not by image",
         _positional,
         lambda _, r: (
             f"the target tokens differ by position, not by image (positions explain {r.position_share_target:.1%} "
@@ -333,8 +339,9 @@ _FAULTS = (  # of several, the first is named
         "a missing stop-gradient or too fast a teacher, so that targets depend on the position alone",
         "detach the target, and raise the teacher's momentum",
     ),
-    _Fault(
+    Fault(
         "dimensional",
+        "the target's effective rank has fallen to a small part of its early peak",
         lambda doctor, r: not r.erank_target > doctor.line(r),
         lambda doctor, r: (
             f"the target's effective rank is {r.erank_target:.2f} after an early peak of {doctor.peak:.1f}"
@@ -342,8 +349,9 @@ _FAULTS = (  # of several, the first is named
         "no rank difference between the branches, so dimensions die out",
         "put a high-pass filter on the target (power:-0.5) or a low-pass one online (power:0.5)",
     ),
-    _Fault(
+    Fault(
         "negative rank difference",
+        "the target's rank is clearly below the online branch's",
         _negative_difference,
         lambda doctor, r: (
             f"the target's effective rank has been below the online branch's since step "
@@ -353,8 +361,9 @@ _FAULTS = (  # of several, the first is named
         "the target is no fault)",
         "swap the filter's sign or its branch",
     ),
-    _Fault(
+    Fault(
         "target too close",
+        "both ranks fall, and their difference stays near 0",
         _too_close,
         lambda doctor, r: (
             f"both effective ranks fall (the target's from {doctor.since(r.step / 2)[0].target:.1f} to "
@@ -363,8 +372,9 @@ _FAULTS = (  # of several, the first is named
         "a target that is too close to the online branch to hold its dimensions, as early in a JEPA's training",
         "raise the teacher's momentum, or put a high-pass filter on the target (power:-0.5)",
     ),
-    _Fault(
+    Fault(
         "falling late",
+        "after a plateau, the target's rank has fallen in the second half of a run of known length",
         _falls_late,
         lambda doctor, _: (
             f"the target's effective rank fell from {doctor.since((doctor.steps or 0) / 2)[0].target:.1f} to "

@@ -281,18 +281,20 @@ def contents(folders: Sequence[RunFolder]) -> Contents:
     )
 
 
-def page(contents: Contents, *, about: str, scripts: str) -> str:
+def page(contents: Contents, *, about: str, scripts: str, style: str = "") -> str:
     """A page as HTML.
 
     Args:
         contents: what it says.
         about: a paragraph below its title, as HTML.
         scripts: the elements of its scripts: Plotly's, and the page's own.
+        style: its own style, after that of every page.
     """
     return string.Template(own_file("page.html")).substitute(
         title=contents.title,
         about=about,
-        style=string.Template(own_file("page.css")).substitute(light=_variables(LIGHT), dark=_variables(DARK)),
+        style=string.Template(own_file("page.css")).substitute(light=_variables(LIGHT), dark=_variables(DARK))
+        + style,
         kind=contents.kind,
         body=contents.body,
         figures=json.dumps(contents.figures, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),

@@ -1,10 +1,9 @@
-"""The commands, one function each. Their flags come from the types and docstrings of their parameters."""
+"""The commands that train, score and show runs."""
 
 from __future__ import annotations
 
-import os
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,6 @@ from rankgap.errors import UserError
 if TYPE_CHECKING:  # listing the commands must not load torch
     from rankgap.evaluate.evaluation import Protocol
     from rankgap.spectra.pair import Side
-
-EXIT_PROBLEMS = 1  # of `inspect`: training would stop
 
 
 def demo(out: str = "runs/demo", seed: int = 0, epochs: int = 40) -> None:
@@ -159,110 +156,3 @@ def watch(run: str, every: float = 1.0, web: bool = False) -> None:
     else:
         from rankgap.show.live import follow
     follow(RunFolder(Path(run)), every)
-
-
-def methods() -> None:
-    """Show the zoo of methods as a table."""
-    from rankgap.show.terminal import show_methods
-
-    show_methods()
-
-
-def design(
-    online: str | None = None, target: str | None = None, spectrum: str | None = None, out: str = "design.png"
-) -> None:
-    """Assess a pair of filters without training: kind, rank difference, growth, numerics, and a picture.
-
-    Args:
-        online: the gain of the online filter: power:0.5, log1p, or a formula in s, such as "s/(s+0.1)".
-        target: the gain of the target filter (power:-0.5).
-        spectrum: the spectrum to assess it on: a run folder, or singular values over sqrt(batch size) in a file or
-            as numbers (4,3,2,1); by default 256 directions whose eigenvalues fall as 1/j.
-        out: the picture's file; its suffix chooses the format: .png, .pdf or .svg.
-    """
-    from rankgap.model.maps import MAPS
-    from rankgap.run.files import writing
-    from rankgap.show.design_figure import design_figure
-    from rankgap.show.outputs import PICTURE, output_file
-    from rankgap.show.terminal import show_assessment
-    from rankgap.theory.design import assess
-    from rankgap.theory.reference import reference_spectrum
-
-    picture = output_file(out, PICTURE)
-    for gain in (online, target):
-        if gain is not None and gain.partition(":")[0] in MAPS:
-            raise UserError(f"expected a gain such as power:0.5, got {gain}, which a run sets or learns")
-    if spectrum is not None and os.path.isdir(spectrum):
-        from rankgap.run.folder import RunFolder
-        from rankgap.run.reference import spectrum_of_run
-
-        reference = spectrum_of_run(RunFolder(Path(spectrum)))
-    else:
-        reference = reference_spectrum(spectrum)
-    found = assess(online, target, reference)
-    with writing(picture):
-        design_figure(found, picture)
-    show_assessment(found, picture)
-
-
-def inspect_data(
-    data: str,
-    method: str = "simsiam",
-    size: int | None = None,
-    channels: int | None = None,
-    out: str = "contact_sheet.png",
-    broken: str | None = None,
-    seed: int = 0,
-) -> int:
-    """Inspect images: sizes, channels, broken files, statistics, views (exit code 1 if training would stop).
-
-    Args:
-        data: the images, as in `train --data`.
-        method: the method whose views are drawn.
-        size: side of a view in pixels; by default the images' own up to 96 px, otherwise at most 224.
-        channels: convert all images to this many channels (1 or 3).
-        out: the contact sheet's file: .png, .pdf or .svg.
-        broken: a text file for the list of unreadable images, one per line with the reason.
-        seed: seed of the sample and its views.
-    """
-    from rankgap.run.config import TrainConfig
-    from rankgap.run.files import check_writable, replace_file, writing
-    from rankgap.run.preview import preview
-    from rankgap.show.outputs import PICTURE, output_file
-    from rankgap.show.sheet import contact_sheet
-    from rankgap.show.terminal import show_inspection
-
-    config = TrainConfig(data=data, method=method, size=size, channels=channels, seed=seed)
-    picture = output_file(out, PICTURE)
-    for file in (out, broken):
-        if file is not None:
-            check_writable(Path(file).parent)
-    found, names, pictures, views, notes = preview(config)
-    if broken is not None:
-        replace_file(Path(broken), "".join(f"{image}\n" for image in found.broken).encode())
-    with writing(picture):
-        contact_sheet(pictures, views, names, picture)
-    show_inspection(found, [view.shape[-1] for view in views], notes, picture)
-    return EXIT_PROBLEMS if found.problems else 0
-
-
-COMMANDS: dict[str, Callable[..., int | None]] = {
-    "demo": demo,
-    "train": train,
-    "evaluate": evaluate,
-    "compare": compare,
-    "score": score,
-    "report": report,
-    "watch": watch,
-    "methods": methods,
-    "design": design,
-    "inspect": inspect_data,
-}
-POSITIONAL = {
-    "evaluate": ("run",),
-    "score": ("run",),
-    "watch": ("run",),
-    "compare": ("runs",),
-    "report": ("runs",),
-    "inspect": ("data",),
-}

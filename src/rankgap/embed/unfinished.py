@@ -1,0 +1,133 @@
+"""Features on their way to a file: what survives an interruption, and where to go on.
+
+The first line is the record as JSON. Then come the batches: the number of rows and a checksum (two 32-bit numbers,
+little-endian), and the rows in float32. A batch that an interruption has cut short is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from rankgap.embed.record import Record
+from rankgap.errors import UserError
+from rankgap.run.files import writing
+from rankgap.run.reader import plain, read
+
+_HEAD = struct.Struct("<II")
+_LONGEST_RECORD = 2**24  # bytes
+
+Rows = npt.NDArray[np.float32]
+
+
+class Unfinished:
+    """Features of a record's images, of which the first `done` are there. It is a context manager.
+
+    Args:
+        path: the file; a new one is begun if there is none.
+        record: what the features are of.
+        overwrite: begin anew, where the file holds something else.
+
+    Raises:
+        UserError: the file holds something else, or cannot be written.
+    """
+
+    def __init__(self, path: Path, record: Record, *, overwrite: bool) -> None:
+        self.path, self.record, self.done = path, record, 0
+        with writing(path):
+            path.touch()
+            # Unbuffered, so that a batch that was added survives the process.
+            self._file = path.open("r+b", buffering=0)
+        try:
+            if (refusal := self._refusal()) is None:
+                self._end = self._start = self._file.tell()
+                for rows in self.batches():
+                    self.done += len(rows)
+                    self._end += _HEAD.size + rows.nbytes
+            elif overwrite or not path.stat().st_size:
+                with writing(path):
+                    self._file.truncate(0)
+                    self._file.seek(0)
+                    self._file.write(json.dumps(plain(record)).encode() + b"\n")
+                self._end = self._start = self._file.tell()
+            else:
+                raise UserError(
+                    f"{path} {refusal}: repeat that command to finish it, or begin anew with --overwrite"
+                )
+            self._file.truncate(self._end)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _refusal(self) -> str | None:
+        """Why the file cannot be continued; None if it can."""
+        line = _line(self._file.read(_LONGEST_RECORD))
+        self._file.seek(len(line))
+        try:
+            then = read(Record, json.loads(line), str(self.path))
+        except (UserError, ValueError):
+            return "does not hold features that this version of rankgap has begun"
+        told = then.difference(self.record)
+        return None if told is None else f"was begun {told}"
+
+    def add(self, rows: Rows) -> None:
+        """Append a batch of features (B, ...)."""
+        assert rows.shape[1:] == self.record.shape
+        content = rows.tobytes()
+        with writing(self.path):
+            self._file.seek(self._end)
+            self._file.write(_HEAD.pack(len(rows), zlib.crc32(content)) + content)
+        self._end += _HEAD.size + len(content)
+        self.done += len(rows)
+
+    def batches(self) -> Iterator[Rows]:
+        """The features that are there, batch by batch, up to the first batch that is not whole."""
+        place, left = self._start, self.record.count
+        with self.path.open("rb") as file:
+            file.seek(place)
+            while left and len(head := file.read(_HEAD.size)) == _HEAD.size:
+                count, checksum = _HEAD.unpack(head)
+                if not 0 < count <= min(left, self.record.batch_size):
+                    return
+                content = file.read(count * self.record.row_bytes)
+                if len(content) < count * self.record.row_bytes or zlib.crc32(content) != checksum:
+                    return
+                left -= count
+                yield np.frombuffer(content, "<f4").reshape(count, *self.record.shape)
+
+    def finished(self) -> Iterator[Rows]:
+        """All features, batch by batch.
+
+        Raises:
+            UserError: some are missing or damaged.
+        """
+        count = 0
+        for rows in self.batches():
+            count += len(rows)
+            yield rows
+        if count < self.record.count:
+            raise UserError(f"{self.path} has been changed by something else: repeat the command to finish it")
+
+    def remove(self) -> None:
+        """Delete the file, once its features are elsewhere."""
+        self.path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _line(start: bytes) -> bytes:
+    return start[: start.find(b"\n") + 1]

@@ -1,0 +1,1 @@
+"""Handing a trained encoder to other tools: a folder that loads without rankgap."""
