@@ -15,9 +15,10 @@ from sklearn.datasets import load_sample_images
 
 from rankgap.cli import main
 from rankgap.data.fingerprint import Fingerprint
-from rankgap.embed.formats import Listing, read_features, write_features
+from rankgap.embed.formats import FeatureFile, Listing, read_features, write_features
 from rankgap.embed.record import Record
 from rankgap.embed.survey import survey
+from rankgap.errors import UserError
 from rankgap.show.map.page import write_map
 from tests.data.pictures import photograph
 
@@ -204,12 +205,31 @@ def test_it_can_be_drawn_again(tmp_path: Path) -> None:
 
 def test_groups_of_no_density_are_made_by_k_means(tmp_path: Path) -> None:
     found = read_features(features(tmp_path))
-    even = np.random.default_rng(0).normal(size=(400, 32)).astype(np.float32)
-    listing = Listing(names=[str(k) for k in range(400)], splits=["train"] * 400, labels=None)
-    made = survey(type(found)(features=even, listing=listing, record=found.record), method="pca")
+    even = np.random.default_rng(0).normal(size=(400, 32))
+    made = survey(rows_of(found, even), method="pca")
     assert made.clusters.count == 7
     assert "by k-means, because" in made.clusters.how
     assert (made.clusters.of >= 0).all()
+
+
+def rows_of(found: FeatureFile, rows: np.ndarray) -> FeatureFile:
+    listing = Listing(names=[str(k) for k in range(len(rows))], splits=["train"] * len(rows), labels=None)
+    return FeatureFile(features=rows.astype(np.float32), listing=listing, record=found.record)
+
+
+def test_features_of_a_collapsed_encoder_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    found = read_features(features(tmp_path))
+    with pytest.raises(UserError, match="all images have the same features, so there is nothing to map"):
+        survey(rows_of(found, np.ones((40, 8))))
+    with pytest.raises(UserError, match="some features are not finite"):
+        survey(rows_of(found, np.full((40, 8), np.nan)))
+
+
+def test_features_of_one_number_are_placed_on_a_line(tmp_path: Path) -> None:
+    found = read_features(features(tmp_path))
+    made = survey(rows_of(found, np.random.default_rng(0).normal(size=(40, 1))))
+    assert np.ptp(made.places[:, 0]) > 0
+    assert not made.places[:, 1].any()
 
 
 @pytest.mark.parametrize(
