@@ -15,6 +15,7 @@ from sklearn.datasets import load_sample_images
 
 from rankgap.cli import main
 from rankgap.data.fingerprint import Fingerprint
+from rankgap.data.sources import open_source
 from rankgap.embed.formats import FeatureFile, Listing, read_features, write_features
 from rankgap.embed.record import Record
 from rankgap.embed.survey import survey
@@ -37,12 +38,12 @@ def features(home: Path, *, labels: bool = True) -> Path:
     names[5] = HOSTILE
     for k, name in enumerate(names):
         photograph((40, 48), k % 2).rotate(90 * (k // EACH)).save(home / "photos" / name, "JPEG")
-    nothing = Fingerprint(images=len(rows), nbytes=0, names="", sizes="")
+    files = open_source(f"folder:{home / 'photos'}").train.images
     record = Record(
         encoder="timm:none",
         weights="",
         data=f"folder:{home / 'photos'}",
-        images={"train": nothing},
+        images={"train": Fingerprint.of(files.entries())},
         rows={"train": len(rows)},
         size=32,
         centre=1.0,
@@ -124,13 +125,13 @@ def test_the_image_is_shown_under_the_pointer_with_its_own_name(page: Page) -> N
         }"""
     )
     page.evaluate("say({points: [{customdata: 5}], event: {clientX: 300, clientY: 300}})")
-    card = page.locator("#card")
-    assert card.locator("b").inner_text() == HOSTILE
-    assert "kind 0" in card.locator("span").inner_text()
-    assert "data:image/jpeg" in card.locator("i").evaluate("(e) => e.style.backgroundImage")
+    tip = page.locator("#tip")
+    assert tip.locator("b").inner_text() == HOSTILE
+    assert "kind 0" in tip.locator("span").inner_text()
+    assert "data:image/jpeg" in tip.locator("i").evaluate("(e) => e.style.backgroundImage")
     page.mouse.move(1, 1)
     page.mouse.move(*where)
-    page.wait_for_function("!document.getElementById('card').hidden")
+    page.wait_for_function("!document.getElementById('tip').hidden")
 
 
 def test_a_cluster_that_is_chosen_stands_out(page: Page) -> None:
@@ -143,7 +144,7 @@ def test_a_cluster_that_is_chosen_stands_out(page: Page) -> None:
 
 
 def test_names_are_never_markup(page: Page, home: Path) -> None:
-    assert page.locator("#card b b, main b b").count() == 0
+    assert page.locator("#tip b b, main b b").count() == 0
     text = (home / "map.html").read_text()
     assert "<b>bold" not in text
     assert "\\u003cb>bold" in text  # among the points
@@ -187,11 +188,15 @@ def test_without_the_images_the_page_says_so_and_takes_their_new_place(
     assert "--data says where the images are now" in text
     assert 'class="picture gone" title="000.jpg">000.jpg</span>' in text
     assert main([*map_of, "--data", f"folder:{tmp_path / 'moved'}"]) == 0
-    assert "gone" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "gone" not in said
+    assert "changed" not in said
     (tmp_path / "moved" / "003.jpg").unlink()
     (tmp_path / "moved" / "004.jpg").write_bytes(b"no image")
     assert main([*map_of, "--data", f"folder:{tmp_path / 'moved'}"]) == 0
-    assert "2 images are gone or broken" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 images are gone or broken" in said
+    assert "the images have changed, so pictures may be of other ones: 120 images then, 119 now" in said
 
 
 def test_it_can_be_drawn_again(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ class Unfinished:
                 self._end = self._start = self._file.tell()
                 for rows in self.batches():
                     self.done += len(rows)
-                    self._sum = zlib.crc32(rows, self._sum)
+                    self._sum = zlib.crc32(rows.data, self._sum)
                     self._end += _HEAD.size + rows.nbytes
             elif overwrite or not path.stat().st_size:
                 with writing(path):
@@ -119,7 +119,7 @@ class Unfinished:
         """
         found = 0
         for rows in self.batches():
-            found = zlib.crc32(rows, found)
+            found = zlib.crc32(rows.data, found)
             yield rows
         if self.done < self.record.count or found != self._sum:  # another process may write to it too
             raise UserError(f"{self.path} has been changed by something else: repeat the command to finish it")
