@@ -160,7 +160,7 @@ def test_the_pictures_are_those_of_the_images(page: Page) -> None:
             await image.decode();
             const canvas = new OffscreenCanvas(image.width, image.height).getContext("2d");
             canvas.drawImage(image, 0, 0);
-            return [0, 1].map((k) => [...canvas.getImageData(k * POINTS.side + 32, 32, 1, 1).data].slice(0, 3));
+            return [0, 1].map((k) => [...canvas.getImageData(k * 64 + 32, 32, 1, 1).data].slice(0, 3));
         }"""
     )
     for k, found in enumerate(colours):  # the two photographs, in turn, and their middle
