@@ -12,7 +12,7 @@ import torch
 
 import rankgap as rg
 from rankgap.cli import main
-from rankgap.notebook import POINTS, card, curves, thin
+from rankgap.notebook import POINTS, curves, summary, thin
 from rankgap.run.folder import RunFolder
 from rankgap.spectra.pair import pair_spectrum
 from rankgap.theory.design import assess
@@ -55,7 +55,7 @@ def readings(ranks: Sequence[float]) -> list[Reading]:
 
 def test_text_is_escaped_and_may_hold_any_character() -> None:
     odd = "<img src=x> & 'q\"\x00\x1b\udce9\ufffe"
-    html = card(odd, {odd: odd, "left out": ""}, curves([0, 1], {odd: [1.0, 2.0]}, over=odd, of=odd))
+    html = summary(odd, {odd: odd, "left out": ""}, curves([0, 1], {odd: [1.0, 2.0]}, over=odd, of=odd))
     assert "<img" not in html
     shown = r"""<img src=x> & 'q"\x00\x1b\udce9\ufffe"""
     tree = parsed(html)

@@ -63,7 +63,7 @@ def _filled(command: str) -> Callable[..., Any]:
 
 
 # The commands that need the user's gains and maps, besides `train`, whose configuration has the flag.
-_IMPORTING = ("design", "evaluate", "score", "report", "export")
+_IMPORTING = ("design", "evaluate", "score", "report", "export", "embed")
 _COMPLETION = "--print-completion"
 _WITHOUT_COMMAND = ("--help", "--version", _COMPLETION)
 _IMPORT = "a Python module or file (mine.py) to import first, so that its gains and maps can be named."

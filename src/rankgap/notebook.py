@@ -11,10 +11,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Protocol
 
-ONLINE, TARGET = (
-    "#D55E00",
-    "#0072B2",
-)  # Okabe and Ito's vermilion and blue, which colour-blind readers can tell apart
+# Okabe and Ito's vermilion and blue, which colour-blind readers can tell apart.
+ONLINE, TARGET = "#D55E00", "#0072B2"
 POINTS = 200  # of a curve, at most
 
 _COLOURS = {"online": ONLINE, "target": TARGET}
@@ -34,7 +32,7 @@ def thin(count: int, most: int) -> list[int]:
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
-def card(title: str, facts: Mapping[str, str], *below: str, done: float | None = None) -> str:
+def summary(title: str, facts: Mapping[str, str], *below: str, done: float | None = None) -> str:
     """A title and a table of two columns.
 
     Args:
@@ -44,7 +42,7 @@ def card(title: str, facts: Mapping[str, str], *below: str, done: float | None =
         done: the share of a piece of work that is done, in [0, 1], for a bar under the title.
 
     Example:
-        >>> "a &lt; b" in card("a < b", {})
+        >>> "a &lt; b" in summary("a < b", {})
         True
     """
     bar = ""

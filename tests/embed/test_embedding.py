@@ -136,6 +136,9 @@ def test_broken_images_stop_it_or_are_skipped_and_listed(run: Path, tmp_path: Pa
     out = embedded(run, f"folder:{greys}", tmp_path / "g.parquet", on_bad_image="skip")
     assert read_features(out).listing.names == ["0.png", "2.png"]
     assert str(greys / "1.png") in (tmp_path / "g.parquet.skipped.txt").read_text()
+    (greys / "1.png").write_bytes(content)
+    embedded(run, f"folder:{greys}", out, overwrite=True)
+    assert not (tmp_path / "g.parquet.skipped.txt").exists()
 
 
 def test_nothing_is_held_longer_than_its_batch(run: Path, tmp_path: Path) -> None:

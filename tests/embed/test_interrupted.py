@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from rankgap.embed import embed_images, read_features
 from rankgap.embed.embedding import Embedding
+from rankgap.embed.unfinished import Unfinished
 from rankgap.errors import InterruptedRunError, UserError
 from rankgap.run.config import TrainConfig
 from rankgap.run.trainer import train
@@ -173,6 +175,66 @@ def test_a_truncated_file_of_features_is_refused(suffix: str, run: Path, tmp_pat
         read_features(out)
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_damaged_byte_is_refused_or_leaves_a_file_that_reads(suffix: str, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / f"f{suffix}"
+    work(run, out).run()
+    content = out.read_bytes()
+    random = np.random.default_rng(0)
+    places = [*range(0, 200, 3), *random.integers(len(content) - 3000, len(content), 150)]
+    refused = 0
+    for place in places:
+        out.write_bytes(content[:place] + bytes([random.integers(256)]) + content[place + 1 :])
+        try:
+            found = read_features(out)
+        except UserError:
+            refused += 1
+        else:
+            assert found.features.shape == (48, 128)
+            assert {type(name) for name in found.listing.names + found.listing.splits} == {str}
+    assert refused > 10
+
+
+def test_an_archive_under_the_name_of_an_array_is_refused(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.npy"
+    work(run, out).run()
+    with out.open("wb") as file:
+        np.savez(file, features=np.zeros((48, 128), np.float32))
+    with pytest.raises(UserError, match="is damaged or not a file of features"):
+        read_features(out)
+
+
+def test_another_embedding_into_the_same_file_does_not_end_up_in_it(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.parquet"
+    ours = work(run, out)
+    theirs = Unfinished(unfinished(out), ours.record, overwrite=False)
+    theirs.add(np.zeros((BATCH, 128), np.float32))
+
+    def write_again(done: int) -> None:
+        if done == 48:
+            theirs._end = theirs._start
+            theirs.add(np.ones((BATCH, 128), np.float32))
+
+    with theirs, pytest.raises(UserError, match="has been changed by something else"):
+        ours.run(write_again)
+    assert not out.exists()
+
+
+def test_a_disk_that_fills_up_is_named_and_the_whole_batches_stay(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.parquet"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    batch = 8 + BATCH * 128 * 4
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6 * batch, before[1]))  # within the last one
+    try:
+        with pytest.raises(UserError, match=r"unfinished: File too large; free some space there"):
+            work(run, out).run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    seen: list[int] = []
+    work(run, out).run(seen.append)
+    assert seen[0] == 40
+
+
 def test_features_never_stand_beside_the_names_of_others(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "f.npy"
     work(run, out).run()
@@ -183,6 +245,9 @@ def test_features_never_stand_beside_the_names_of_others(run: Path, tmp_path: Pa
     beside = json.loads((tmp_path / "f.json").read_text())
     (tmp_path / "f.json").write_text(json.dumps(beside | {"name": beside["name"][1:]}))
     with pytest.raises(UserError, match="it names 47 of 48 images"):
+        read_features(out)
+    (tmp_path / "f.json").write_text(json.dumps(beside | {"name": [None, *beside["name"][1:]]}))
+    with pytest.raises(UserError, match=r"f\.npy, name"):
         read_features(out)
     np.save(out, np.zeros((3, 128), np.float32))
     with pytest.raises(UserError, match=r"it holds float32 \(3, 128\)"):
@@ -198,3 +263,10 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     photo(8, 8, 0).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"unknown suffix of a features file '\.png'"):
         read_features(tmp_path / "a.png")
+
+
+def test_a_file_beside_it_is_not_replaced_unasked(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text("mine")
+    with pytest.raises(UserError, match=r"f\.json exists: choose another --out, or replace it with --overwrite"):
+        work(run, tmp_path / "f.npy")
+    assert (tmp_path / "f.json").read_text() == "mine"

@@ -109,11 +109,13 @@ def test_an_imported_gain_reaches_every_command(
     hint = f"the run was trained with --import {file}: pass it again"
     # The folder may come from someone else, so reading it runs no code that it names.
     assert hint in fails(capsys, "evaluate", run)
+    assert hint in fails(capsys, "embed", run, "digits")
     assert hint in fails(capsys, *resume)
     with pytest.raises(UserError, match="pass it again"):
         rankgap.load_encoder(run)
     assert "bent" not in GAINS
     assert main(["evaluate", run, "--protocol", "none", "--import", file]) == 0
+    assert main(["embed", run, "digits", "--import", file]) == 0
     assert main([*resume, "--import", file]) == 0
     assert rankgap.load_encoder(run) is not None
     del GAINS["bent"]

@@ -15,9 +15,11 @@ from sklearn.datasets import load_sample_images
 
 from rankgap.cli import main
 from rankgap.data.fingerprint import Fingerprint
-from rankgap.embed.formats import Listing, read_features, write_features
+from rankgap.data.sources import open_source
+from rankgap.embed.formats import FeatureFile, Listing, read_features, write_features
 from rankgap.embed.record import Record
 from rankgap.embed.survey import survey
+from rankgap.errors import UserError
 from rankgap.show.map.page import write_map
 from tests.data.pictures import photograph
 
@@ -36,12 +38,12 @@ def features(home: Path, *, labels: bool = True) -> Path:
     names[5] = HOSTILE
     for k, name in enumerate(names):
         photograph((40, 48), k % 2).rotate(90 * (k // EACH)).save(home / "photos" / name, "JPEG")
-    nothing = Fingerprint(images=len(rows), nbytes=0, names="", sizes="")
+    files = open_source(f"folder:{home / 'photos'}").train.images
     record = Record(
         encoder="timm:none",
         weights="",
         data=f"folder:{home / 'photos'}",
-        images={"train": nothing},
+        images={"train": Fingerprint.of(files.entries())},
         rows={"train": len(rows)},
         size=32,
         centre=1.0,
@@ -123,13 +125,13 @@ def test_the_image_is_shown_under_the_pointer_with_its_own_name(page: Page) -> N
         }"""
     )
     page.evaluate("say({points: [{customdata: 5}], event: {clientX: 300, clientY: 300}})")
-    card = page.locator("#card")
-    assert card.locator("b").inner_text() == HOSTILE
-    assert "kind 0" in card.locator("span").inner_text()
-    assert "data:image/jpeg" in card.locator("i").evaluate("(e) => e.style.backgroundImage")
+    tip = page.locator("#tip")
+    assert tip.locator("b").inner_text() == HOSTILE
+    assert "kind 0" in tip.locator("span").inner_text()
+    assert "data:image/jpeg" in tip.locator("i").evaluate("(e) => e.style.backgroundImage")
     page.mouse.move(1, 1)
     page.mouse.move(*where)
-    page.wait_for_function("!document.getElementById('card').hidden")
+    page.wait_for_function("!document.getElementById('tip').hidden")
 
 
 def test_a_cluster_that_is_chosen_stands_out(page: Page) -> None:
@@ -142,7 +144,7 @@ def test_a_cluster_that_is_chosen_stands_out(page: Page) -> None:
 
 
 def test_names_are_never_markup(page: Page, home: Path) -> None:
-    assert page.locator("#card b b, main b b").count() == 0
+    assert page.locator("#tip b b, main b b").count() == 0
     text = (home / "map.html").read_text()
     assert "<b>bold" not in text
     assert "\\u003cb>bold" in text  # among the points
@@ -158,7 +160,7 @@ def test_the_pictures_are_those_of_the_images(page: Page) -> None:
             await image.decode();
             const canvas = new OffscreenCanvas(image.width, image.height).getContext("2d");
             canvas.drawImage(image, 0, 0);
-            return [0, 1].map((k) => [...canvas.getImageData(k * POINTS.side + 32, 32, 1, 1).data].slice(0, 3));
+            return [0, 1].map((k) => [...canvas.getImageData(k * 64 + 32, 32, 1, 1).data].slice(0, 3));
         }"""
     )
     for k, found in enumerate(colours):  # the two photographs, in turn, and their middle
@@ -186,11 +188,15 @@ def test_without_the_images_the_page_says_so_and_takes_their_new_place(
     assert "--data says where the images are now" in text
     assert 'class="picture gone" title="000.jpg">000.jpg</span>' in text
     assert main([*map_of, "--data", f"folder:{tmp_path / 'moved'}"]) == 0
-    assert "gone" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "gone" not in said
+    assert "changed" not in said
     (tmp_path / "moved" / "003.jpg").unlink()
     (tmp_path / "moved" / "004.jpg").write_bytes(b"no image")
     assert main([*map_of, "--data", f"folder:{tmp_path / 'moved'}"]) == 0
-    assert "2 images are gone or broken" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 images are gone or broken" in said
+    assert "the images have changed, so pictures may be of other ones: 120 images then, 119 now" in said
 
 
 def test_it_can_be_drawn_again(tmp_path: Path) -> None:
@@ -204,12 +210,31 @@ def test_it_can_be_drawn_again(tmp_path: Path) -> None:
 
 def test_groups_of_no_density_are_made_by_k_means(tmp_path: Path) -> None:
     found = read_features(features(tmp_path))
-    even = np.random.default_rng(0).normal(size=(400, 32)).astype(np.float32)
-    listing = Listing(names=[str(k) for k in range(400)], splits=["train"] * 400, labels=None)
-    made = survey(type(found)(features=even, listing=listing, record=found.record), method="pca")
+    even = np.random.default_rng(0).normal(size=(400, 32))
+    made = survey(rows_of(found, even), method="pca")
     assert made.clusters.count == 7
     assert "by k-means, because" in made.clusters.how
     assert (made.clusters.of >= 0).all()
+
+
+def rows_of(found: FeatureFile, rows: np.ndarray) -> FeatureFile:
+    listing = Listing(names=[str(k) for k in range(len(rows))], splits=["train"] * len(rows), labels=None)
+    return FeatureFile(features=rows.astype(np.float32), listing=listing, record=found.record)
+
+
+def test_features_of_a_collapsed_encoder_and_damaged_ones_are_refused(tmp_path: Path) -> None:
+    found = read_features(features(tmp_path))
+    with pytest.raises(UserError, match="all images have the same features, so there is nothing to map"):
+        survey(rows_of(found, np.ones((40, 8))))
+    with pytest.raises(UserError, match="some features are not finite"):
+        survey(rows_of(found, np.full((40, 8), np.nan)))
+
+
+def test_features_of_one_number_are_placed_on_a_line(tmp_path: Path) -> None:
+    found = read_features(features(tmp_path))
+    made = survey(rows_of(found, np.random.default_rng(0).normal(size=(40, 1))))
+    assert np.ptp(made.places[:, 0]) > 0
+    assert not made.places[:, 1].any()
 
 
 @pytest.mark.parametrize(

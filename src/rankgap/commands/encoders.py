@@ -39,7 +39,8 @@ def export(
             takes images of any size.
         license: the licence of the weights, for the card: an identifier of the Hugging Face Hub, such as mit.
         overwrite: replace an earlier export.
-        push: upload the folder to the Hugging Face Hub under this name, such as you/encoder.
+        push: upload the folder to the Hugging Face Hub under this name, such as you/encoder; a new repository is
+            public.
     """
     from rankgap.exporting.export import export_run
     from rankgap.exporting.formats import FORMATS

@@ -69,7 +69,7 @@ def placed(components: Floats, method: Placing) -> Floats:
     count = len(components)
     flat = np.zeros((count, 2), np.float32)
     flat[:, : min(2, components.shape[1])] = components[:, :2]
-    if method == "pca" or count < 4 or not flat.any():
+    if method == "pca" or count < 4 or components.shape[1] < 2 or not flat.any():
         return flat
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:LARGEST])
     tsne = TSNE(

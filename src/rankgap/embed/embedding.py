@@ -24,7 +24,7 @@ from rankgap.data.names import shown
 from rankgap.data.sources import open_source
 from rankgap.data.splits import Source, Split, Statistics
 from rankgap.embed.folding import fold_batch_norms
-from rankgap.embed.formats import Listing, check_name, check_room, write_features
+from rankgap.embed.formats import Listing, check_name, check_room, files_of, write_features
 from rankgap.embed.record import Record, digest
 from rankgap.embed.unfinished import Rows, Unfinished
 from rankgap.errors import InterruptedRunError, UserError
@@ -93,10 +93,10 @@ class Embedding:
                     f"interrupted after {done}: the same command continues there", signal.SIGINT
                 ) from stop
         unfinished.remove()
+        left_out = self.out.with_name(f"{self.out.name}.skipped.txt")
+        left_out.unlink(missing_ok=True)  # of the file that was here before
         if self.skipped:
-            replace_file(
-                self.out.with_name(f"{self.out.name}.skipped.txt"), "\n".join([*self.skipped, ""]).encode()
-            )
+            replace_file(left_out, "\n".join([*self.skipped, ""]).encode())
 
     def _missing(self, done: int) -> Iterator[Rows]:
         """The features of all images after the first ones, batch by batch."""
@@ -175,8 +175,9 @@ def embed_images(
     """
     place = Path(out)
     check_name(place)
-    if place.exists() and not overwrite:
-        raise UserError(f"{place} exists: choose another --out, or replace it with --overwrite")
+    for file in files_of(place):
+        if file.exists() and not overwrite:
+            raise UserError(f"{file} exists: choose another --out, or replace it with --overwrite")
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size must be at least 1, got {batch_size}")
     if workers is not None and not 0 <= workers <= MOST_WORKERS:

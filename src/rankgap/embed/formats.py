@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from rankgap.data.names import said
 from rankgap.embed.record import Record
-from rankgap.errors import UserError, unknown, unusable
+from rankgap.errors import UserError, attempt, unknown, unusable
 from rankgap.run.files import replace_file, replacing
 from rankgap.run.reader import plain, read, read_json
 
@@ -88,35 +88,31 @@ def _write_parquet(path: Path, record: Record, listing: Listing, batches: Batche
 
 
 def _read_parquet(path: Path) -> FeatureFile:
-    try:
-        with pq.ParquetFile(path) as file:
-            record = _record((file.schema_arrow.metadata or {}).get(KEY.encode()), path)
-            features = np.empty((record.count, *record.shape), np.float32)
-            told: dict[str, list[Any]] = {name: [] for name in file.schema_arrow.names if name != "features"}
-            start = 0
-            for batch in file.iter_batches(1024):
-                values = batch.column("features")
-                for _ in record.shape:
-                    values = values.flatten()
-                features[start : start + len(batch)] = values.to_numpy().reshape(len(batch), *record.shape)
-                start += len(batch)
-                for name, column in told.items():
-                    column.extend(batch.column(name).to_pylist())
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise _broken(path, error) from error
-    if start != record.count:
-        raise _broken(path, ValueError(f"it has {start:,} rows of {record.count:,}"))
+    with pq.ParquetFile(path) as file:
+        record = _record((file.schema_arrow.metadata or {}).get(KEY.encode()), path)
+        if (rows := file.metadata.num_rows) != record.count:
+            raise ValueError(f"it has {rows:,} rows of {record.count:,}")
+        features = np.empty((record.count, *record.shape), np.float32)
+        told: dict[str, list[Any]] = {name: [] for name in file.schema_arrow.names if name != "features"}
+        start = 0
+        for batch in file.iter_batches(1024):
+            values = batch.column("features")
+            for _ in record.shape:
+                values = values.flatten()
+            features[start : start + len(batch)] = values.to_numpy().reshape(len(batch), *record.shape)
+            start += len(batch)
+            for name, column in told.items():
+                column.extend(batch.column(name).to_pylist())
     return FeatureFile(features=features, listing=_listing(told, record.count, path), record=record)
 
 
 def _write_npy(path: Path, record: Record, listing: Listing, batches: Batches) -> None:
-    beside = _beside(path)
-    beside.unlink(missing_ok=True)  # never one file's features beside another's names
     with replacing(path) as file:
         shape = (record.count, *record.shape)
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
         _write_rows(file, batches)
-    replace_file(beside, json.dumps({KEY: plain(record), **_columns(listing)}).encode())
+        _beside(path).unlink(missing_ok=True)  # never one file's features beside another's names
+    replace_file(_beside(path), json.dumps({KEY: plain(record), **_columns(listing)}).encode())
 
 
 def _read_npy(path: Path) -> FeatureFile:
@@ -124,14 +120,11 @@ def _read_npy(path: Path) -> FeatureFile:
         raise UserError(f"{path}: expected the images' names in {_beside(path).name} beside it: embed again")
     told = read_json(_beside(path))
     if not isinstance(told, dict):
-        raise _broken(_beside(path), ValueError("it holds no keys"))
+        raise ValueError(f"{_beside(path).name} holds no keys")
     record = _record(told.get(KEY), _beside(path))
-    try:
-        features = np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise _broken(path, error) from error
+    features = np.load(path, mmap_mode="r")
     if features.dtype != np.float32 or features.shape != (record.count, *record.shape):
-        raise _broken(path, ValueError(f"it holds {features.dtype} {features.shape}"))
+        raise ValueError(f"it holds {features.dtype} {features.shape}")
     return FeatureFile(features=features, listing=_listing(told, record.count, path), record=record)
 
 
@@ -153,16 +146,13 @@ def _safetensors_header(record: Record, listing: Listing) -> bytes:
 
 
 def _read_safetensors(path: Path) -> FeatureFile:
-    try:
-        with safe_open(path, "numpy") as file:
-            told = dict(file.metadata() or {})
-            record = _record(told.get(KEY), path)
-            columns = {name: json.loads(values) for name, values in told.items() if name != KEY}
-            features = file.get_tensor("features")
-    except (SafetensorError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise _broken(path, error) from error
+    with safe_open(path, "numpy") as file:
+        told = dict(file.metadata() or {})
+        record = _record(told.get(KEY), path)
+        columns = {name: json.loads(values) for name, values in told.items() if name != KEY}
+        features = file.get_tensor("features")
+    if features.dtype != np.float32 or features.shape != (record.count, *record.shape):
+        raise ValueError(f"it holds {features.dtype} {features.shape}")
     return FeatureFile(features=features, listing=_listing(columns, record.count, path), record=record)
 
 
@@ -184,6 +174,11 @@ def check_name(path: Path) -> None:
         raise UserError(f"{path} is a directory: name a file in it")
     if path.suffix not in FORMATS:
         raise unknown("suffix of a features file", path.suffix or path.name, FORMATS)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of which a file of features consists."""
+    return [path, _beside(path)] if path.suffix == ".npy" else [path]
 
 
 def check_room(path: Path, record: Record, listing: Listing) -> None:
@@ -221,7 +216,8 @@ def read_features(path: str | Path) -> FeatureFile:
             pass
     except OSError as error:
         raise unusable(error, place) from error
-    return FORMATS[place.suffix][1](place)
+    _, reader = FORMATS[place.suffix]
+    return attempt(lambda: reader(place), lambda error: _broken(place, error), own=UserError)
 
 
 def _beside(path: Path) -> Path:
@@ -244,17 +240,19 @@ def _columns(listing: Listing) -> dict[str, Any]:
 
 
 def _listing(columns: Mapping[str, Any], count: int, path: Path) -> Listing:
-    try:
-        found = Listing(names=columns["name"], splits=columns["split"], labels=columns.get("label"))
-    except KeyError as error:
-        raise _broken(path, ValueError(f"it has no column {error}")) from error
-    for values in (found.names, found.splits, found.labels):
+    names, splits = (read(list[str], columns.get(name), f"{path}, {name}") for name in ("name", "split"))
+    labels = columns.get("label")
+    if labels is not None:
+        labels = read(list[str | None], labels, f"{path}, label")
+    for values in (names, splits, labels):
         if values is not None and len(values) != count:
-            raise _broken(path, ValueError(f"it names {len(values):,} of {count:,} images"))
-    return found
+            raise ValueError(f"it names {len(values):,} of {count:,} images")
+    return Listing(names=names, splits=splits, labels=labels)
 
 
 def _broken(path: Path, error: Exception) -> UserError:
+    if isinstance(error, MemoryError):
+        return UserError(f"{path} does not fit into memory: write the features to a .npy file, which is mapped")
     return UserError(f"{path} is damaged or not a file of features ({said(error)}): delete it, and embed again")
 
 

@@ -89,7 +89,8 @@ def survey(
         similarity: the least similarity of near-duplicates (`neighbours.compared`).
 
     Raises:
-        UserError: the features are tokens, or of fewer than two images; or a number is outside its range.
+        UserError: the features are tokens, of fewer than two images, not finite or all the same; or a number is
+            outside its range.
     """
     if found.features.ndim != 2:
         raise UserError("the file holds tokens: write one vector for each image, without --tokens")
@@ -98,9 +99,13 @@ def survey(
     if not 0 < similarity <= 1:
         raise UserError(f"--similarity must be above 0, and at most 1, got {similarity:g}")
     features = np.asarray(found.features)
-    components = reduced(features)
     if clusters is not None and not 2 <= clusters <= len(features):
         raise UserError(f"--clusters must be from 2 to the number of images, {len(features):,}, got {clusters}")
+    if not np.isfinite(features).all():
+        raise UserError("some features are not finite, so the file has been changed or is damaged: embed again")
+    if (features == features[0]).all():
+        raise UserError("all images have the same features, so there is nothing to map: choose another encoder")
+    components = reduced(features)
     places = placed(components, method)
     return Survey(
         places,

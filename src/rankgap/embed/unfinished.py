@@ -42,6 +42,7 @@ class Unfinished:
 
     def __init__(self, path: Path, record: Record, *, overwrite: bool) -> None:
         self.path, self.record, self.done = path, record, 0
+        self._sum = 0  # checksum of all features that are there
         with writing(path):
             path.touch()
             # Unbuffered, so that a batch that was added survives the process.
@@ -51,12 +52,13 @@ class Unfinished:
                 self._end = self._start = self._file.tell()
                 for rows in self.batches():
                     self.done += len(rows)
+                    self._sum = zlib.crc32(rows.data, self._sum)
                     self._end += _HEAD.size + rows.nbytes
             elif overwrite or not path.stat().st_size:
                 with writing(path):
                     self._file.truncate(0)
                     self._file.seek(0)
-                    self._file.write(json.dumps(plain(record)).encode() + b"\n")
+                    self._write(json.dumps(plain(record)).encode() + b"\n")
                 self._end = self._start = self._file.tell()
             else:
                 raise UserError(
@@ -84,9 +86,15 @@ class Unfinished:
         content = rows.tobytes()
         with writing(self.path):
             self._file.seek(self._end)
-            self._file.write(_HEAD.pack(len(rows), zlib.crc32(content)) + content)
+            self._write(_HEAD.pack(len(rows), zlib.crc32(content)) + content)
         self._end += _HEAD.size + len(content)
         self.done += len(rows)
+        self._sum = zlib.crc32(content, self._sum)
+
+    def _write(self, content: bytes) -> None:
+        left = memoryview(content)
+        while left:  # a disk that fills up takes a part first, and refuses the rest
+            left = left[self._file.write(left) :]
 
     def batches(self) -> Iterator[Rows]:
         """The features that are there, batch by batch, up to the first batch that is not whole."""
@@ -109,11 +117,11 @@ class Unfinished:
         Raises:
             UserError: some are missing or damaged.
         """
-        count = 0
+        found = 0
         for rows in self.batches():
-            count += len(rows)
+            found = zlib.crc32(rows.data, found)
             yield rows
-        if count < self.record.count:
+        if self.done < self.record.count or found != self._sum:  # another process may write to it too
             raise UserError(f"{self.path} has been changed by something else: repeat the command to finish it")
 
     def remove(self) -> None:

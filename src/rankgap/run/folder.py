@@ -22,7 +22,7 @@ import torch
 from rankgap.data import Broken
 from rankgap.data.names import shown
 from rankgap.errors import UserError, unknown
-from rankgap.notebook import card, rank_curves
+from rankgap.notebook import rank_curves, summary
 from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.files import check_writable, replace_copy, replace_file, replacing, writing
 from rankgap.run.reader import parse_yaml, plain, read, read_json, read_text, write_yaml
@@ -263,7 +263,7 @@ class RunFolder:
         try:
             saved, metrics, results, verdict = self.saved(), self.metrics(), self.results(), self.verdict()
         except UserError as error:
-            return card(self.name, {"cannot be shown": str(error)})
+            return summary(self.name, {"cannot be shown": str(error)})
         steps, scores = metrics.get("step", []), {"kNN": results.get("knn"), "linear": results.get("linear")}
         done = f"{int(steps[-1]) + 1:,}" if steps else "no reading yet, none"
         facts = {
@@ -272,7 +272,7 @@ class RunFolder:
             "verdict": "" if verdict is None else str(verdict),
             "accuracy": ", ".join(f"{name} {100 * x:.1f}%" for name, x in scores.items() if x is not None),
         }
-        return card(shown(saved.title), facts, rank_curves(readings(metrics)))
+        return summary(shown(saved.title), facts, rank_curves(readings(metrics)))
 
     def save_checkpoint(self, state: Checkpoint, *copies: str) -> None:
         """Write `checkpoints/last.ckpt`; a crash meanwhile leaves the old one intact.

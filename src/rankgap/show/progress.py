@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rankgap.notebook import card, rank_curves
+from rankgap.notebook import rank_curves, summary
 from rankgap.run.cost import cheaper
 from rankgap.run.folder import RunFolder
 from rankgap.run.module import SelfSupervised
@@ -163,7 +163,7 @@ class Progress(L.Callback):
             "steps": ", ".join(filter(None, [f"{step:,} of {steps:,}", self._ending])),
             "reading": ", ".join(measured(self.module.last_reading, self.speed)),
         }
-        return card(self.name, facts, rank_curves(history), done=step / steps)
+        return summary(self.name, facts, rank_curves(history), done=step / steps)
 
     @property
     def _ending(self) -> str:

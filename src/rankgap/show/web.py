@@ -217,6 +217,6 @@ def serve(folder: RunFolder, every: float) -> None:
         folder: the run's folder, which need not exist yet.
         every: seconds between two updates.
     """
-    with LiveServer(LivePage(folder, every)) as server, contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), LiveServer(LivePage(folder, every)) as server:
         say(f"{shown(str(folder.path))}: {server.url} (Ctrl-C ends the page, not the run)", wrap=False)
         server.serve_forever()

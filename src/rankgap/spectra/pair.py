@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rankgap.errors import NonFiniteError, UserError, unknown
-from rankgap.notebook import card, curves
+from rankgap.notebook import curves, summary
 from rankgap.spectra.effective_rank import effective_rank_of
 from rankgap.spectra.float64 import double
 from rankgap.spectra.gram import (
@@ -122,7 +122,7 @@ class PairSpectrum:
         shares = {name: torch.where(s > _DRAWN * s[0], s / s[0], 0.0).tolist() for name, s in spectra.items()}
         count = max(map(len, shares.values()))
         drawn = curves(range(1, count + 1), shares, over="singular value", of="share of the largest")
-        return card("Both branches", self._facts(), drawn)
+        return summary("Both branches", self._facts(), drawn)
 
     def plain(self) -> dict[str, Any]:
         """The fields by name, ready for JSON: columns become lists of numbers with five significant digits."""

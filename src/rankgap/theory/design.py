@@ -18,7 +18,7 @@ from torch import Tensor
 from rankgap.errors import UserError
 from rankgap.filters.formulas import LARGEST
 from rankgap.filters.gains import AutoPower, Gain, parse_gain
-from rankgap.notebook import card, curves
+from rankgap.notebook import curves, summary
 from rankgap.spectra.effective_rank import effective_rank_of
 from rankgap.spectra.gram import rank_tolerance
 from rankgap.spectra.pair import Side, low_pass_score
@@ -204,7 +204,7 @@ class Assessment:
         flows = {"online": self.flow, "without filters": self.baseline}
         ranks = {name: flow.erank_online.tolist() for name, flow in flows.items()}
         facts = self.facts() | {"warning": "\n".join(self.warnings())}
-        return card(self.title, facts, curves(times, ranks, over="time, in units", of="online erank"))
+        return summary(self.title, facts, curves(times, ranks, over="time, in units", of="online erank"))
 
     def warnings(self) -> list[str]:
         """The reasons against the pair, each with what to change."""

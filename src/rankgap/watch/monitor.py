@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from rankgap.errors import UserError, unknown
-from rankgap.notebook import card, rank_curves
+from rankgap.notebook import rank_curves, summary
 from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import SIDES, PairSpectrum, Side, pair_spectrum
 from rankgap.spectra.processes import world_size
@@ -346,7 +346,7 @@ class RankMonitor:
         """The state, the newest reading and the curve of both ranks, as a notebook shows them."""
         facts = {"watching": f"ended: {self.disabled}" if self.disabled else f"one step in {self.every:,}"}
         if not self.history:
-            return card("RankMonitor", facts | {"readings": f"none yet: {self._branches.why_nothing()}"})
+            return summary("RankMonitor", facts | {"readings": f"none yet: {self._branches.why_nothing()}"})
         newest = self.history[-1]
         facts |= {
             "newest reading": f"step {newest.step:,}, of {newest.rows:,} rows",
@@ -355,7 +355,7 @@ class RankMonitor:
             "diagnosis": str(self.diagnosis),
             "left out": "\n".join(f"{what}: {why}" for what, why in self.skipped.items()),
         }
-        return card("RankMonitor", facts, rank_curves(self.history))
+        return summary("RankMonitor", facts, rank_curves(self.history))
 
     def reset(self) -> None:
         """Begin a new window of rows; readings and diagnosis continue."""

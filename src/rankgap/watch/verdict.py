@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
-from rankgap.notebook import card
+from rankgap.notebook import summary
 from rankgap.watch.doctor import ONE, Diagnosis, Doctor, Kind, Thresholds
 from rankgap.watch.reading import Reading
 
@@ -82,7 +82,7 @@ class Verdict:
     def _repr_html_(self) -> str:
         """The verdict as a notebook shows it."""
         facts = {"dimensions": self.uses, "saw": self.saw, "likely cause": self.cause, "first": self.knob}
-        return card(f"Verdict: {self.kind}", facts)
+        return summary(f"Verdict: {self.kind}", facts)
 
 
 def _sentence(text: str) -> str:

@@ -3,11 +3,10 @@
 
 const POINTS = JSON.parse(document.getElementById("points").textContent);
 const map = document.getElementById("map");
-const card = document.getElementById("card");
+const tip = document.getElementById("tip");
 const by = document.getElementById("by");
 const MARKS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "star"];
 const LEGEND = 16; // groups with room for a legend
-const [ACROSS, SHEET] = [32, 1024]; // pictures in a row, and in a sheet
 const pictureOf = POINTS.pictures && new Map(POINTS.pictures.map((row, k) => [row, k]));
 let chosen = null; // the cluster that stands out
 
@@ -38,33 +37,33 @@ function colour() {
 }
 
 function say({ points: [{ customdata: row }], event }) {
-  const [picture, name, group] = card.children;
+  const [picture, name, group] = tip.children;
   const k = pictureOf ? pictureOf.get(row) : row;
-  const sheet = k === undefined ? undefined : POINTS.sheets[Math.floor(k / SHEET)];
+  const sheet = k === undefined ? undefined : POINTS.sheets[Math.floor(k / POINTS.sheet)];
   picture.hidden = sheet === undefined;
-  card.hidden = false;
+  tip.hidden = false;
   if (sheet !== undefined) {
     const { width } = picture.getBoundingClientRect();
-    const place = k % SHEET;
+    const place = k % POINTS.sheet;
     picture.style.backgroundImage = `url(${sheet})`;
-    picture.style.backgroundSize = `${ACROSS * width}px auto`;
-    picture.style.backgroundPosition = `${-(place % ACROSS) * width}px ${-Math.floor(place / ACROSS) * width}px`;
+    picture.style.backgroundSize = `${POINTS.across * width}px auto`;
+    picture.style.backgroundPosition = `${-(place % POINTS.across) * width}px ${-Math.floor(place / POINTS.across) * width}px`;
   }
   name.textContent = POINTS.names[row];
   const kinds = POINTS.labels ? ["labels", "clusters"] : ["clusters"];
   group.textContent = kinds.map((kind) => groupName(kind, POINTS[kind][row])).join(", ");
-  const { width, height } = card.getBoundingClientRect();
+  const { width, height } = tip.getBoundingClientRect();
   const at = (pointer, length, room) => Math.max(4, pointer + 14 + length > room ? pointer - 14 - length : pointer + 14);
-  card.style.left = `${at(event.clientX, width, innerWidth)}px`;
-  card.style.top = `${at(event.clientY, height, innerHeight)}px`;
+  tip.style.left = `${at(event.clientX, width, innerWidth)}px`;
+  tip.style.top = `${at(event.clientY, height, innerHeight)}px`;
 }
 
 colour();
 stale.delete(map);
 map.on("plotly_hover", say);
 map.on("plotly_click", say);
-map.on("plotly_unhover", () => (card.hidden = true));
-addEventListener("scroll", () => (card.hidden = true), { passive: true });
+map.on("plotly_unhover", () => (tip.hidden = true));
+addEventListener("scroll", () => (tip.hidden = true), { passive: true });
 by.addEventListener("input", () => ((chosen = null), press(), colour()));
 
 function press() {

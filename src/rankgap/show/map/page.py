@@ -22,7 +22,7 @@ from rankgap.embed.survey import Survey, survey
 from rankgap.run.files import replace_file
 from rankgap.run.saved import library_versions
 from rankgap.show.colours import GROUPS
-from rankgap.show.map.thumbnails import Pictures, Sheets
+from rankgap.show.map.thumbnails import ACROSS, SHEET, Pictures, Sheets
 from rankgap.show.outputs import PAGE, output_file
 from rankgap.show.report.page import Contents, escaped, own_file, page, write_page
 
@@ -116,9 +116,12 @@ class _Page:
         chosen = np.sort(np.random.default_rng(0).permutation(count)[:LARGEST])
         self.small = pictures.sheets(chosen.tolist(), side)
         self.place = {row: k for k, row in enumerate(self.listed.rows)}
-        self.note = pictures.note
-        if not self.note and self.small.missing:
-            self.note = f"{self.small.missing:,} images are gone or broken: their pictures are grey"
+        self.notes = pictures.notes
+        if pictures.sources and self.small.missing:
+            self.notes = [
+                *self.notes,
+                f"{self.small.missing:,} images are gone or broken: their pictures are grey",
+            ]
 
     def text(self) -> str:
         """The page as HTML."""
@@ -162,7 +165,8 @@ class _Page:
             "labels": None if self.labels is None else [number.get(label or "", ALONE) for label in self.labels],
             "classes": groups,
             "colours": GROUPS,
-            "side": self.small.side,
+            "across": ACROSS,
+            "sheet": SHEET,
             "sheets": self.small.sheets,
             "pictures": None if len(self.small.rows) == len(self.names) else self.small.rows,
         }
@@ -175,7 +179,7 @@ class _Page:
         return [
             f"{_counted(clusters.count, 'cluster')} ({clusters.how}){others}",
             f"{_counted(likeness.count, 'pair')} of near-duplicates (similarity {self.similarity:g} or more)",
-            *([self.note] if self.note else []),
+            *self.notes,
         ]
 
     def _glance(self) -> str:
@@ -189,7 +193,7 @@ class _Page:
             f"<select id='by'><option value='clusters'>cluster</option>{choice}</select></label>"
             "<small></small></figcaption>"
             '<div class="plot" id="map" role="img" aria-label="Map of all images"></div></figure>'
-            '<div id="card" hidden><i></i><b></b><span></span></div></section>'
+            '<div id="tip" hidden><i></i><b></b><span></span></div></section>'
         )
 
     def _clusters(self) -> str:
@@ -262,8 +266,8 @@ class _Page:
         name = escaped(self.names[row])
         if not self.listed.sheets:
             return f'<span class="picture gone" title="{name}">{name}</span>'
-        sheet, place = divmod(self.place[row], 1024)
-        down, across = divmod(place, 32)
+        sheet, place = divmod(self.place[row], SHEET)
+        down, across = divmod(place, ACROSS)
         where = f"background-position:-{across * LISTED}px -{down * LISTED}px"
         said = f'role="img" aria-label="{name}" title="{name}"'
         return f'<span class="picture listed-{sheet}" {said} style="{where}"></span>'

@@ -12,13 +12,14 @@ from PIL import Image
 
 from rankgap.data.containers import Encoded
 from rankgap.data.encoded import Broken, EncodedImages
+from rankgap.data.fingerprint import Fingerprint
 from rankgap.data.sources import open_source
 from rankgap.data.splits import MissingDataError
 from rankgap.data.waiting import Waiting
 from rankgap.embed.formats import FeatureFile
 
-_ACROSS = 32  # pictures in a row of a sheet
-_PART = 1024  # pictures in a sheet
+ACROSS = 32  # pictures in a row of a sheet
+SHEET = 1024  # pictures in a sheet
 _QUALITY = 70
 
 
@@ -28,7 +29,7 @@ class Sheets:
 
     Attributes:
         side: of a picture, in pixels.
-        sheets: JPEG files as data URLs. A sheet has rows of 32 pictures, 1,024 in all, or fewer in the last one.
+        sheets: JPEG files as data URLs. A sheet has `SHEET` pictures in rows of `ACROSS`, the last one fewer.
         rows: the images' rows in the file of features, in the order of their pictures.
         missing: number of images whose picture is empty, because they are gone or broken.
     """
@@ -50,17 +51,20 @@ class Pictures:
     def __init__(self, found: FeatureFile, data: str | None = None) -> None:
         self.record, self.listing = found.record, found.listing
         self.sources: dict[str, Encoded] = {}
-        self.note = ""
+        self.notes: list[str] = []
         try:
             source = open_source(data or self.record.data)
         except MissingDataError as error:
             if data is not None:
                 raise
-            self.note = f"{error}; --data says where the images are now"
+            self.notes.append(f"{error}; --data says where the images are now")
             return
         self.sources["train"] = source.train.images
         if source.test is not None:
             self.sources["test"] = source.test.images
+        for split, then in found.record.images.items():
+            if split in self.sources and (told := then.difference(Fingerprint.of(self.sources[split].entries()))):
+                self.notes.append(f"the images have changed, so pictures may be of other ones: {told}")
         self._places = {
             (split, images.short(k)): k for split, images in self.sources.items() for k in range(len(images))
         }
@@ -77,8 +81,8 @@ class Pictures:
         made: list[str] = []
         missing = 0
         with Waiting("drawing small pictures", len(rows)) as waiting:
-            for start in range(0, len(rows), _PART):
-                pictures, empty = self._drawn(rows[start : start + _PART], side)
+            for start in range(0, len(rows), SHEET):
+                pictures, empty = self._drawn(rows[start : start + SHEET], side)
                 missing += empty
                 made.append(_sheet(pictures))
                 waiting.add(len(pictures))
@@ -87,12 +91,11 @@ class Pictures:
     def _drawn(self, rows: Sequence[int], side: int) -> tuple[np.ndarray, int]:
         """Pictures (B, S, S, 3), grey where there is none, and how many these are."""
         pictures = np.full((len(rows), side, side, 3), 128, np.uint8)
-        empty = 0
+        empty = len(rows)
         for split, source in self.sources.items():
             own = [k for k, row in enumerate(rows) if self.listing.splits[row] == split]
             places = [(k, self._places.get((split, self.listing.names[rows[k]]))) for k in own]
             there = [(k, place) for k, place in places if place is not None]
-            empty += len(own) - len(there)
             if not there:
                 continue
             channels = len(self.record.mean)
@@ -111,7 +114,7 @@ class Pictures:
             )
             broken: dict[int, Broken] = {}
             found = images.centres(range(len(there)), broken).permute(0, 2, 3, 1).numpy()
-            empty += len(broken)
+            empty -= len(there) - len(broken)
             for place, (k, _) in enumerate(there):
                 if place not in broken:
                     pictures[k] = found[place, :, :, :3] if channels >= 3 else found[place, :, :, :1]
@@ -121,10 +124,10 @@ class Pictures:
 def _sheet(pictures: np.ndarray) -> str:
     """Pictures (B, S, S, 3) side by side, in rows of 32, as a data URL."""
     count, side = pictures.shape[:2]
-    down = -(-count // _ACROSS)
-    full = np.full((down * _ACROSS, side, side, 3), 128, np.uint8)
+    down = -(-count // ACROSS)
+    full = np.full((down * ACROSS, side, side, 3), 128, np.uint8)
     full[:count] = pictures
-    joined = full.reshape(down, _ACROSS, side, side, 3).swapaxes(1, 2).reshape(down * side, _ACROSS * side, 3)
+    joined = full.reshape(down, ACROSS, side, side, 3).swapaxes(1, 2).reshape(down * side, ACROSS * side, 3)
     file = io.BytesIO()
     Image.fromarray(joined).save(file, "JPEG", quality=_QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
