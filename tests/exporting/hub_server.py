@@ -43,7 +43,7 @@ class Hub:
             repository = path.removeprefix("/api/models/").partition("/commit/")[0]
             commit = f"{self.address}/{repository}/commit/{'0' * 40}"
             return {"success": True, "commitOid": "0" * 40, "commitUrl": commit}
-        return {}
+        return {"id": path.removeprefix("/api/models/").partition("/revision/")[0]}
 
 
 @contextmanager
