@@ -203,7 +203,7 @@ def test_a_recipe_that_is_named_is_taken_as_it_is(first: Path, tmp_path: Path) -
         (["--init-partial"], "--init-partial says what to do where --init has no weights"),
         (["--init", "teacher:simsiam"], "simsiam has no EMA teacher; write run:"),
         (["--init", "simsiam"], "--init simsiam is a run folder: write run:simsiam"),
-        (["--init", "timm"], "timm has no weights of resnet_tiny: choose a --backbone"),
+        (["--init", "timm"], "timm has no weights of resnet_tiny: choose a model"),
         (["--backbone", "vit_tiny_patch16_224.augreg_in21k"], "add --init timm to start from them"),
         (["--init", "run:nowhere"], "nowhere is not a run folder"),
     ],
