@@ -58,6 +58,12 @@ def reduced(features: Floats) -> Floats:
     return found
 
 
+def sampled(count: int) -> Index:
+    """The rows, in order, of a random choice of at most 20,000 of `count` images; always the same one."""
+    found: Index = np.sort(np.random.default_rng(0).permutation(count)[:LARGEST])
+    return found
+
+
 def placed(components: Floats, method: Placing) -> Floats:
     """Places of the images on a map, (N, 2).
 
@@ -71,7 +77,7 @@ def placed(components: Floats, method: Placing) -> Floats:
     flat[:, : min(2, components.shape[1])] = components[:, :2]
     if method == "pca" or count < 4 or components.shape[1] < 2 or not flat.any():
         return flat
-    chosen = np.sort(np.random.default_rng(0).permutation(count)[:LARGEST])
+    chosen = sampled(count)
     tsne = TSNE(
         init="pca", learning_rate="auto", perplexity=min(_PERPLEXITY, (len(chosen) - 1) / 3), random_state=0
     )

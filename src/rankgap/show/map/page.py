@@ -13,10 +13,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from plotly.offline import get_plotlyjs
 
-from rankgap.embed.clusters import ALONE, LARGEST, WIDTH, Placing
+from rankgap.embed.clusters import ALONE, LARGEST, WIDTH, Placing, sampled
 from rankgap.embed.formats import FeatureFile
 from rankgap.embed.survey import Survey, survey
 from rankgap.run.files import replace_file
@@ -113,8 +112,7 @@ class _Page:
         listed = [*typical, *self.outliers, *(row for pair in self.pairs for row in pair[:2])]
         self.listed = pictures.sheets(list(dict.fromkeys(listed)), LISTED)
         side = next((side for most, side in _SIDES.items() if count <= most), min(_SIDES.values()))
-        chosen = np.sort(np.random.default_rng(0).permutation(count)[:LARGEST])
-        self.small = pictures.sheets(chosen.tolist(), side)
+        self.small = pictures.sheets(sampled(count).tolist(), side)
         self.place = {row: k for k, row in enumerate(self.listed.rows)}
         self.notes = pictures.notes
         if pictures.sources and self.small.missing:
