@@ -33,16 +33,16 @@ def warnings_of(exported: Exported, verdict: Verdict | None, ranks: Mapping[str,
     elif verdict.kind != "healthy":
         said.append(f"the run is {verdict}")
     if said:
-        said[-1] = f"{said[-1].rstrip('.')}. {_ranks(ranks)}"
+        said[-1] = f"{said[-1].rstrip('.')}. {_ranks(exported, ranks)}"
     return said
 
 
-def _ranks(ranks: Mapping[str, float]) -> str:
+def _ranks(exported: Exported, ranks: Mapping[str, float]) -> str:
     if not ranks:
         return "No rank was read before this checkpoint."
     return (
-        f"Effective rank at step {ranks['step']:.0f}: {ranks['erank_online']:.1f} online, "
-        f"{ranks['erank_target']:.1f} target."
+        f"Effective rank at the last reading, after {ranks['step']:,.0f} of {exported.saved.work.steps:,} steps: "
+        f"{ranks['erank_online']:.1f} online, {ranks['erank_target']:.1f} target."
     )
 
 
@@ -174,9 +174,9 @@ def _rank_text(exported: Exported, ranks: Mapping[str, float], verdict: Verdict 
     ]
     if ranks:
         difference = ranks["rank_difference"]
-        lines.append(f"{_ranks(ranks)} Rank difference: {difference:+.1f}.")
+        lines.append(f"{_ranks(exported, ranks)} Rank difference: {difference:+.1f}.")
     else:
-        lines.append(_ranks(ranks))
+        lines.append(_ranks(exported, ranks))
     at_end = "" if exported.at_end else " It is of the whole run, not of this checkpoint."
     lines.append(f"Verdict: {'none' if verdict is None else verdict}".rstrip(".") + f".{at_end}")
     return "\n\n".join(shown(line) for line in lines)

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import shutil
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -26,6 +27,7 @@ from rankgap.run.folder import RunFolder
 from rankgap.spectra.pair import Side
 
 CARD = "README.md"
+# What the files of an export are, by name or pattern.
 _FILES = {
     "model.safetensors": "the weights",
     CONFIG: "the architecture, the preprocessing, and where the encoder comes from",
@@ -35,6 +37,7 @@ _FILES = {
     "model.onnx.data": "the graph's weights",
     "model.pt2": "the graph",
     "encoder.py": "the class, for PyTorchModelHubMixin",
+    "rankgap_*.py": "registers the architecture with timm",
 }
 
 
@@ -122,7 +125,7 @@ def export_run(
         return made
     from rankgap.exporting.hub import push as upload
 
-    return replace(made, address=upload(made.folder, push))
+    return replace(made, address=upload(made.folder, push, _FILES))
 
 
 def _check_own(backbone: str, to: FormatName, form: Format, model: nn.Module | None) -> None:
@@ -165,7 +168,7 @@ def _write(exported: Exported, to: FormatName, form: Format, place: Path) -> Exp
         }
         shutil.copymode(folder / "preprocessing.py", folder / "model.safetensors")  # only we could read it
         (folder / CONFIG).write_text(json.dumps(exported.config() | {OURS: origin}, indent=2) + "\n")
-        about = {name: _FILES.get(name, "registers the architecture with timm") for name in files}
+        about = {name: next(what for known, what in _FILES.items() if fnmatch(name, known)) for name in files}
         text = card(exported, form, about, warnings=warnings, notes=notes, ranks=ranks, verdict=verdict)
         (folder / CARD).write_text(text, encoding="utf-8")
     return Export(folder=place, files=tuple(files), notes=tuple(notes), warnings=tuple(warnings))
