@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rankgap.data.names import shown
+from rankgap.data.names import shown, without_folders
 from rankgap.exporting.format import Format
 from rankgap.exporting.source import Exported
 from rankgap.run.saved import library_versions
@@ -74,7 +72,7 @@ def card(
         "pipeline_tag": "image-feature-extraction",
         "tags": ["rankgap", "self-supervised-learning", run.method, *form.tags],
     }
-    if run.data.startswith("hf:") and _place(run.data) == run.data:
+    if run.data.startswith("hf:") and without_folders(run.data) == run.data:
         front["datasets"] = [run.data.removeprefix("hf:")]
     deep = kept.levels is not None or kept.channels not in (1, 3)
     parts = [
@@ -151,20 +149,13 @@ def _training(exported: Exported) -> dict[str, str]:
         "source": row.source,
         "architecture": exported.architecture.about,
         "branch": exported.branch + (", an EMA teacher" if exported.branch == "target" and row.ema else ""),
-        "data": f"{_place(run.data)}, {work.images:,} images",
+        "data": f"{without_folders(run.data)}, {work.images:,} images",
         "checkpoint": f"{exported.checkpoint}, step {exported.step:,} of {work.steps:,}",
         "schedule": f"{work.epochs:,} epochs of {work.steps_per_epoch:,} steps, batches of {work.batch_size:,}",
-        "start": "random weights" if run.init is None else f"pretrained weights, {_place(run.init)}",
+        "start": "random weights" if run.init is None else f"pretrained weights, {without_folders(run.init)}",
         "seed": str(run.seed),
     }
     return rows | ({"known to fail": "; ".join(saved.warnings)} if saved.warnings else {})
-
-
-def _place(spec: str) -> str:
-    """Where data or weights come from, without this machine's folders."""
-    kind, colon, rest = spec.rpartition(":")
-    local = kind not in ("", "hf") or os.path.isabs(rest) or Path(rest).exists()
-    return f"{kind}{colon}.../{Path(rest).name}" if local else spec
 
 
 def _rank_text(exported: Exported, ranks: Mapping[str, float], verdict: Verdict | None) -> str:
