@@ -10,17 +10,16 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from rankgap.choices import OnBadImage, Precision, Side, SplitName
 from rankgap.data import ImageSet, load_data
 from rankgap.data.containers import Encoded
 from rankgap.data.encoded import BrokenImageError
 from rankgap.data.fingerprint import Fingerprint
-from rankgap.data.loading import OnBadImage
 from rankgap.data.names import shown
 from rankgap.data.sources import open_source
 from rankgap.data.splits import Source, Split, Statistics
@@ -31,14 +30,11 @@ from rankgap.embed.unfinished import Rows, Unfinished
 from rankgap.errors import InterruptedRunError, UserError
 from rankgap.evaluate.features import default_batch, feature_batches
 from rankgap.model.backbones import TokenEncoder
-from rankgap.run.config import Precision
 from rankgap.run.devices import MOST_WORKERS, find_device, find_precision
 from rankgap.run.encoder import TIMM, TrainedEncoder, load_encoder
 from rankgap.run.files import check_writable, replace_file, writing
 from rankgap.run.saved import library_versions
-from rankgap.spectra.pair import Side
 
-SplitName = Literal["all", "train", "test"]
 _DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 

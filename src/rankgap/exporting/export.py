@@ -13,18 +13,18 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
+from rankgap.choices import FormatName, Side
 from rankgap.errors import UserError
 from rankgap.exporting import preprocessing as shipped
 from rankgap.exporting.architecture import architecture_of
 from rankgap.exporting.card import card, warnings_of
 from rankgap.exporting.folder import CONFIG, OURS, check_replaceable, replacing_folder
 from rankgap.exporting.format import Format
-from rankgap.exporting.formats import FormatName, format_called
+from rankgap.exporting.formats import format_called
 from rankgap.exporting.source import Exported
 from rankgap.model.backbones import OWN
 from rankgap.run.encoder import encoder_of
 from rankgap.run.folder import RunFolder
-from rankgap.spectra.pair import Side
 
 CARD = "README.md"
 # What the files of an export are, by name or pattern.

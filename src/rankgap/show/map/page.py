@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from plotly.offline import get_plotlyjs
 
+from rankgap.choices import Placing
 from rankgap.data.names import without_folders
-from rankgap.embed.clusters import ALONE, LARGEST, WIDTH, Placing, sampled
+from rankgap.embed.clusters import ALONE, LARGEST, WIDTH, sampled
 from rankgap.embed.formats import FeatureFile
 from rankgap.embed.survey import Survey, survey
 from rankgap.run.files import replace_file
