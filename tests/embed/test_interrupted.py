@@ -88,6 +88,34 @@ def test_a_killed_process_leaves_whole_batches(run: Path, tmp_path: Path) -> Non
     assert out.read_bytes() == whole.read_bytes()
 
 
+FORKING = """
+import os, signal, sys
+from rankgap.cli import main
+
+pressed = []
+
+
+def press():
+    if not pressed:
+        pressed.append(True)
+        signal.raise_signal(signal.SIGINT)
+
+
+os.register_at_fork(**{sys.argv[1]: press})
+sys.exit(main(["embed", *sys.argv[2:], "--workers", "2", "--batch-size", "8"]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after_in_parent"])
+def test_ctrl_c_while_workers_start_ends_the_run(moment: str, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.parquet"
+    words = [moment, str(run), f"folder:{run.parent / 'photos'}", "--out", str(out)]
+    found = subprocess.run([sys.executable, "-c", FORKING, *words], check=False, capture_output=True, text=True)
+    assert found.stderr == "rankgap: interrupted after 0 of 48 images: the same command continues there\n"
+    assert found.returncode == 130
+    assert not out.exists()
+
+
 def test_what_is_cut_short_or_damaged_is_computed_again_from_the_last_whole_batch(
     run: Path, tmp_path: Path
 ) -> None:
