@@ -230,7 +230,7 @@ def test_no_place_of_this_machine_is_on_the_page(home: Path, tmp_path: Path) -> 
     made = write_map(listed, tmp_path / "map.html", method="pca", clusters=4, similarity=0.9)
     text = made.page.read_text()
     assert str(home) not in text
-    assert "hf:.../table, seen by a, b, last, online branch. Made" in text
+    assert "hf:.../table, seen by a, b (last, online branch). Made" in text
     assert '"row 3 (a/3.jpg)"' in text
     assert table(made.clusters)[3]["name"] == names[3]  # as in the file of features
 

@@ -109,7 +109,7 @@ class _Page:
         self.record, self.made, self.method, self.similarity = found.record, made, method, similarity
         self.names, self.labels = _below_common_folder(found.listing.names), found.listing.labels
         run, *which = found.record.encoder.rsplit(", ", 2)  # timm:NAME has no folder
-        self.encoder = ", ".join([Path(run).name, *which])
+        self.encoder = f"{Path(run).name} ({', '.join(which)})" if which else run
         count = len(self.names)
         self.cards = [made.clusters.members(k)[:TYPICAL].tolist() for k in range(min(made.clusters.count, CARDS))]
         self.outliers = made.outliers(min(OUTLIERS, count)).tolist()
