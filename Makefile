@@ -15,8 +15,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/rankgap demo
 
+# A process for each core, so each takes one thread; a module's tests share what they have trained.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadfile
 
 # The examples with the real peer libraries, in their own environment: one of them changes every Lightning trainer.
 test-examples: .venv-examples/installed

@@ -22,7 +22,6 @@ from rankgap.exporting.folder import CONFIG, OURS, check_replaceable, replacing_
 from rankgap.exporting.format import Format
 from rankgap.exporting.formats import format_called
 from rankgap.exporting.source import Exported
-from rankgap.model.backbones import OWN
 from rankgap.run.encoder import encoder_of
 from rankgap.run.folder import RunFolder
 
@@ -97,6 +96,11 @@ def export_run(
             f"--to {to} holds no graph, so no preprocessing goes inside: use onnx or torch-export, or leave out "
             "--preprocessing (preprocessing.py is written beside the weights)"
         )
+    if model is not None and not form.own:
+        raise UserError(
+            f"{to} cannot build {type(model).__name__}, a model of your own: use onnx or torch-export, which hold "
+            "the network itself, or safetensors, which you load into your own class"
+        )
     folder = RunFolder(Path(run))
     place = Path("exports") / f"{folder.name}-{to}" if out is None else Path(out)
     check_replaceable(place, overwrite=overwrite)
@@ -105,7 +109,6 @@ def export_run(
 
         check_name(push)
     saved = folder.saved()
-    _check_own(saved.model.backbone, to, form, model)
     state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
     encoder = encoder_of(saved, state, branch=branch, model=copy.deepcopy(model)).cpu()
     exported = Exported(
@@ -126,21 +129,6 @@ def export_run(
     from rankgap.exporting.hub import push as upload
 
     return replace(made, address=upload(made.folder, push, _FILES))
-
-
-def _check_own(backbone: str, to: FormatName, form: Format, model: nn.Module | None) -> None:
-    """Refuse a network that is the user's own module, where it is missing or the format cannot hold it."""
-    if model is None and backbone.startswith(OWN):
-        name = backbone.removeprefix(OWN)
-        raise UserError(
-            f"this run's encoder is a model of your own, {name}, which only Python can rebuild: use "
-            f"rankgap.export(RUN, to=..., model={name}(...)) with onnx, torch-export or safetensors"
-        )
-    if model is not None and not form.own:
-        raise UserError(
-            f"{to} cannot build {type(model).__name__}, a model of your own: use onnx or torch-export, which hold "
-            "the network itself, or safetensors, which you load into your own class"
-        )
 
 
 def _write(exported: Exported, to: FormatName, form: Format, place: Path) -> Export:
