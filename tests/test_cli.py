@@ -782,6 +782,26 @@ def test_the_demo_trains_its_seven_designs_and_draws_them(
     assert f"its outputs use {Use(**verdict)}, and its kNN accuracy is {100 * found['siamese']['knn']:.1f}%" in out
     again, _ = run_demo(tmp_path / "demo", seed=0, epochs=1)
     assert {k: r["knn"] for k, r in again.items()} == {k: r["knn"] for k, r in found.items()}
+    inside = next((tmp_path / "demo").glob("*/config.yaml")).parent
+    assert main(["demo", "--out", str(inside)]) == 2
+    assert f"rankgap: {inside} is the folder of a run: choose another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["compare"], "the following arguments are required: runs; see rankgap compare --help"),
+        (["embed", "runs/a"], "the following arguments are required: data; see rankgap embed --help"),
+        (["train", "--method"], "argument --method: expected one argument; see rankgap train --help"),
+        (["compare", "nowhere"], "nowhere is not a run folder: there is no such folder"),
+        (["watch", "nowhere"], "nowhere is not a run folder: there is no such folder"),
+    ],
+)
+def test_what_is_missing_from_a_command_is_named_as_in_its_help(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"rankgap: {says}\n"
 
 
 @pytest.mark.parametrize("control", [1.0, 20.0])

@@ -81,7 +81,7 @@ def test_a_new_score_is_shown(mine: str, tmp_path: Path, capsys: pytest.CaptureF
     out = str(tmp_path / "run")
     assert main(["train", *FLAGS, "--out", out]) == 0
     assert main(["score", out, "--images", "128", "--repeats", "2", "--all", "--import", mine]) == 0
-    assert "top share: It is read beside the ranks (You 2026)." in " ".join(capsys.readouterr().out.split())
+    assert "top share is read beside the ranks (You 2026)." in " ".join(capsys.readouterr().out.split())
     assert SCORES["top share"].function(torch.eye(4)) == pytest.approx(0.25)
 
 

@@ -70,12 +70,16 @@ _WITHOUT_COMMAND = ("--help", "--version", _COMPLETION)
 _IMPORT = "a Python module or file (mine.py) to import first, so that its gains and maps can be named."
 
 
+def _command(given: Sequence[str]) -> str:
+    """The command that is given; empty if there is none."""
+    return next((word for word in given if not word.startswith("-")), "")
+
+
 def _check_names(given: Sequence[str]) -> None:
     """Reject an unknown command or flag and suggest the nearest name, which the parser does not do."""
     if given and given[0].partition("=")[0] == _COMPLETION:  # its value is no command
         return
-    command = next((word for word in given if not word.startswith("-")), None)
-    if command is None:
+    if not (command := _command(given)):
         for word in given:
             if word.startswith("--") and word not in _WITHOUT_COMMAND:
                 raise unknown("flag", word, _WITHOUT_COMMAND)
@@ -193,10 +197,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except ArgumentError as error:
-        return _fail(str(error), EXIT_USER)
+        command = _command(given)
+        said = str(error).replace(f" {command}.", " ")  # the parser names an argument compare.runs
+        return _fail(f"{said}; see {f'rankgap {command}'.rstrip()} --help", EXIT_USER)
     except ModuleNotFoundError as error:
-        command = next((word for word in given if not word.startswith("-")), "")
-        if (said := missing(error.name, f"rankgap {command}".rstrip())) is None:
+        if (said := missing(error.name, f"rankgap {_command(given)}".rstrip())) is None:
             raise
         return _fail(said, EXIT_USER)
     except KeyboardInterrupt:

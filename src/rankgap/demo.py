@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rankgap.errors import UserError
 from rankgap.run.config import TrainConfig, file_name
 from rankgap.run.folder import RunFolder
 from rankgap.run.reader import read
@@ -63,7 +64,12 @@ def run_demo(out: Path, seed: int, *, epochs: int) -> tuple[dict[str, dict[str, 
 
     Returns:
         The results of each run by title, and the picture's path.
+
+    Raises:
+        UserError: `out` is a run's own folder.
     """
+    if RunFolder(out).config_file.is_file():
+        raise UserError(f"{out} is the folder of a run: choose another --out for the demo's seven")
     results: dict[str, dict[str, Any]] = {}
     traces: list[RankTrace] = []
     for method, online, target in DESIGNS:

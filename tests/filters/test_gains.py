@@ -90,6 +90,7 @@ def test_an_invalid_formula_is_refused_with_the_reason(text: str, says: str) -> 
         ("-s", "negative at s = 1e-05: it gives -1e-05"),
         ("exp(s)", r"overflows float32 at s = .*: it gives .*; put min"),
         ("s**9", "overflows float32"),
+        ("s**-9", r"overflows .*; put max\(s"),
         ("sqrt(s-1)", "not a number at s = 1e-05"),
         ("0*s", "0 at every s from 1e-05 to 1e[+]04, so nothing passes"),
         ("s*exp(-s)", r"not monotone: it turns at s = 1; .* put min\(s, 1\) or max\(s, 1\)"),

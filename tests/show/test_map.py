@@ -144,6 +144,20 @@ def test_a_cluster_that_is_chosen_stands_out(page: Page) -> None:
     assert page.evaluate(faint) == [False] * 4
 
 
+def test_an_open_mark_has_a_line_and_a_full_one_none(page: Page) -> None:
+    marks = page.evaluate(
+        """() => {
+            const kept = POINTS.clusters;
+            POINTS.clusters = kept.map((cluster, row) => (row < 3 ? -1 : cluster));
+            const found = traces("clusters").map((trace) => [trace.marker.symbol, trace.marker.line.width]);
+            POINTS.clusters = kept;
+            return found;
+        }"""
+    )
+    assert [line > 0 for symbol, line in marks if symbol == "circle-open"] == [True]
+    assert {line for symbol, line in marks if symbol != "circle-open"} == {0}
+
+
 def test_names_are_never_markup(page: Page, home: Path) -> None:
     assert page.locator("#tip b b, main b b").count() == 0
     text = (home / "map.html").read_text()

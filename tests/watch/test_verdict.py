@@ -78,6 +78,19 @@ def test_a_run_is_judged_by_how_it_ends(history: Callable[[], list[Reading]], ki
     assert str(verdict).startswith(f"{kind}: the outputs use ")
 
 
+@pytest.mark.parametrize(
+    ("steps", "caveat"), [(1, "too early to tell, after 1 step"), (39, "after 39 steps"), (40, "")]
+)
+def test_a_run_of_few_steps_is_not_called_healthy_without_a_caveat(steps: int, caveat: str) -> None:
+    verdict = judge(run_of([30.0] * steps, [10.0] * steps))
+    assert verdict.kind == "healthy"
+    assert bool(verdict.caveat) == bool(caveat)
+    assert str(verdict).lower().endswith(f"{caveat}." if caveat else " of 64 dimensions.")
+    fallen = judge(run_of([1.0] * steps, [1.0] * steps))
+    assert fallen.kind == "collapsed"
+    assert not fallen.caveat
+
+
 def test_outputs_that_are_not_finite_are_a_collapse_with_its_own_cause() -> None:
     verdict = judge([*run_of([30.0] * 10, [9.0] * 10), Reading(10, finite=False)])
     assert verdict.kind == "collapsed"

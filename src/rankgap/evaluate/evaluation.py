@@ -158,9 +158,11 @@ def evaluate(
             sets[name] |= _accuracies(fitted, batches, _label_map(name, train, test), classes)
     scored = [scores for scores in sets.values() if len(scores) > 1]
     if fitted and not scored:
-        notes.append("no evaluation set has labels, so there are label-free scores only")
+        notes.append(
+            "no evaluation set has labels, so there are label-free scores only; --eval NAME=DATA adds a set"
+        )
     flat = {key: value for scores in scored[:1] for key, value in scores.items() if key != "images"}
-    protocols = ranks.protocol | {name: each.protocol for name, each in fitted.items()}
+    protocols = ranks.protocol | ({name: each.protocol for name, each in fitted.items()} if scored else {})
     return {"branch": branch, **ranks.scores, **flat, "sets": sets, "protocol": protocols, "notes": notes}
 
 

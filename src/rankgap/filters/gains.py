@@ -240,9 +240,13 @@ def checked_gain(name: str, function: Callable[[Tensor], Tensor], x: Tensor) -> 
             f"gain {name!r} is not a number {first(bad)}; keep s where the gain is defined, for example max(s, 1)"
         )
     if (bad := (values.abs() > LARGEST) | (values.abs() * x > LARGEST)).any():
-        raise UserError(
-            f"gain {name!r} overflows float32 {first(bad)}; put min(s, ...) in place of s, or lower its power"
-        )
+        if bad[x.argmax()]:
+            cure = "put min(s, ...) in place of s, or lower its power"
+        elif bad[x.argmin()]:
+            cure = "put max(s, ...) in place of s, or raise its power"
+        else:
+            cure = "it has a pole there, so keep the denominator above 0"
+        raise UserError(f"gain {name!r} overflows float32 {first(bad)}; {cure}")
     if (bad := values < 0).any():
         raise UserError(f"gain {name!r} is negative {first(bad)}; a gain is at least 0: clip it, max({name}, 0)")
     if not values.any():

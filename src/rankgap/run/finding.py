@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rankgap.errors import UserError
-from rankgap.run.folder import RunFolder
+from rankgap.run.folder import RunFolder, no_run
 
 
 def find_runs(paths: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
@@ -35,6 +35,8 @@ def find_runs(paths: Sequence[Path]) -> tuple[list[RunFolder], list[str]]:
                 reasons.append(str(error))
             else:
                 found.append(folder)
+        if not path.exists():
+            raise UserError(no_run(path))
         if not found:
             reason = reasons[0] if reasons else "it has no config.yaml, nor does any folder below it"
             raise UserError(f"{path} is not a run folder: {reason}")

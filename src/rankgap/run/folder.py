@@ -122,7 +122,7 @@ class RunFolder:
             UserError: the file is missing or cannot be read; the message names the key and what it should hold.
         """
         if not self.config_file.is_file():
-            raise UserError(f"{self.path} is not a run folder: it has no config.yaml")
+            raise UserError(no_run(self.path))
         where = str(self.config_file)
         return SavedRun.read(parse_yaml(read_text(self.config_file), where), where)
 
@@ -234,6 +234,11 @@ class RunFolder:
         if not path.is_file():
             raise UserError(f"{self.path} has no checkpoint yet ({path})")
         return Checkpoint.read(path)
+
+
+def no_run(path: Path) -> str:
+    """Why a path without a `config.yaml` is not a run folder."""
+    return f"{path} is not a run folder: {'it has no config.yaml' if path.exists() else 'there is no such folder'}"
 
 
 def labels(folders: Sequence[RunFolder]) -> list[str]:

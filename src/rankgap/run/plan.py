@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from rankgap.data import ImageSet, load_data
+from rankgap.data.encoded import BrokenImageError
 from rankgap.data.splits import MissingDataError, Source
 from rankgap.errors import UserError, missing
 from rankgap.evaluate import check_sets
@@ -255,13 +256,19 @@ def _image_sets(
 
 @contextmanager
 def _remedy(flags: str, saved: SavedRun | None) -> Iterator[None]:
-    """Add to an error about missing data of an existing run which flag takes their new location."""
+    """Add to an error about data what helps: where they are now, of an existing run; to skip a broken image."""
     try:
         yield
     except MissingDataError as error:
         if saved is None:
             raise
         raise UserError(f"{error}; if the run's data have moved, pass their new location with {flags}") from error
+    except BrokenImageError as error:
+        if saved is not None:
+            raise
+        raise UserError(
+            f"{error}; repair or remove it, or leave such images out with --on-bad-image skip"
+        ) from error
 
 
 def _saved_data(train: ImageSet, tests: Mapping[str, ImageSet]) -> SavedData | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rankgap.data.names import said
 from rankgap.errors import UserError, unusable
-from rankgap.run.folder import RunFolder
+from rankgap.run.folder import RunFolder, no_run
 from rankgap.run.reader import read_json
 from rankgap.run.torch_file import is_plain, read_torch_file
 from rankgap.spectra.pair import Side
@@ -174,7 +174,7 @@ def _of_run(path: Path, branch: Side) -> Weights:
     folder = RunFolder(path)
     if not folder.config_file.is_file():
         kind = "run" if branch == "online" else "teacher"
-        raise UserError(f"--init {kind}:{path}: {path} is not a run folder: it has no config.yaml")
+        raise UserError(f"--init {kind}:{path}: {no_run(path)}")
     saved = folder.saved()
     if branch == "target" and not saved.method().ema:
         raise UserError(f"--init teacher:{path}: {saved.title} has no EMA teacher; write run:{path}")

@@ -191,8 +191,8 @@ def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything:
     if not compares:
         say("A single checkpoint cannot be compared: train with --keep-every N to keep more.")
     for name in names:
-        said = f"{_preferred(found, name, everything)}. " if compares and SCORES[name].best else ""
-        say((name, "bold"), f": {said}", (f"It {SCORES[name].valid}.", "dim"))
+        chosen = f": {_preferred(found, name, everything)}. It" if compares and SCORES[name].best else ""
+        say((name, "bold"), chosen, (f" {SCORES[name].valid}.", "dim"))
     say((INTERVALS, "dim"))
     if not everything:
         left = len(found.rated) - len(rows)

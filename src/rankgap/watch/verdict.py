@@ -54,6 +54,7 @@ class Verdict:
         cause: the most frequent cause.
         knob: the first thing to change.
         images: the dimensions that the images' means use, if the outputs are tokens; otherwise None.
+        caveat: why a healthy run may not stay so; empty if nothing speaks against it.
     """
 
     kind: Outcome
@@ -63,6 +64,7 @@ class Verdict:
     cause: str = ""
     knob: str = ""
     images: Use | None = None
+    caveat: str = ""
 
     @property
     def uses(self) -> str:
@@ -73,8 +75,10 @@ class Verdict:
 
     @property
     def why(self) -> str:
-        """The evidence, the likely cause, and the first thing to change; empty if healthy."""
-        return f"{_sentence(self.saw)} Likely cause: {self.cause}. First, {self.knob}." if self.saw else ""
+        """The evidence, the likely cause, and the first thing to change; of a healthy run, the caveat if any."""
+        if not self.saw:
+            return _sentence(self.caveat) if self.caveat else ""
+        return f"{_sentence(self.saw)} Likely cause: {self.cause}. First, {self.knob}."
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.uses}. {self.why}".rstrip()
@@ -82,6 +86,7 @@ class Verdict:
     def _repr_html_(self) -> str:
         """The verdict as a notebook shows it."""
         facts = {"dimensions": self.uses, "saw": self.saw, "likely cause": self.cause, "first": self.knob}
+        facts |= {"but": self.caveat}
         return summary(f"Verdict: {self.kind}", facts)
 
 
@@ -125,6 +130,8 @@ def judge(
     kind: Outcome = "healthy"
     if diagnosis:
         kind = "shrinking" if diagnosis.kind in _DYING and rank > limits.gone else "collapsed"
+    steps = now.step + 1
+    few = not diagnosis and steps < limits.apart * (limits.patience - 1)  # no fault is named in fewer
     of_images = [r.image_rank_target for r in newest if r.image_rank_target is not None]
     return Verdict(
         kind=kind,
@@ -134,6 +141,7 @@ def judge(
         cause=diagnosis.cause,
         knob=diagnosis.knob,
         images=_use(median(of_images), min(newest[-1].images or math.nan, full_rank)) if of_images else None,
+        caveat=f"too early to tell, after {steps} step{'' if steps == 1 else 's'}" if few else "",
     )
 
 

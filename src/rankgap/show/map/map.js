@@ -23,7 +23,7 @@ function traces(kind) {
     x: rows.map((row) => POINTS.x[row]), y: rows.map((row) => POINTS.y[row]),
     showlegend: groups.size <= LEGEND,
     marker: {
-      size, line: { width: 0 },
+      size, line: { width: group < 0 ? 1 : 0 }, // an open mark is its line
       color: group < 0 ? "#8A9099" : POINTS.colours[group % POINTS.colours.length],
       symbol: group < 0 ? "circle-open" : MARKS[Math.floor(group / POINTS.colours.length) % MARKS.length],
       opacity: chosen === null || (kind === "clusters" && group === chosen) ? 0.75 : 0.08,
