@@ -167,8 +167,9 @@ def _split_source(name: str, place: _Place, train: str, tests: Sequence[str], no
         test_split = _split(inside[test], classes if test_classes else None)
     notes.append(text)
     used = sum(len(inside[head].paths) for head in (train, test) if head is not None)
-    if used < len(place.paths):
-        notes.append(f"{name}: {len(place.paths) - used} images in other places are ignored")
+    if left := len(place.paths) - used:
+        which = "1 image in another place is" if left == 1 else f"{left:,} images in other places are"
+        notes.append(f"{name}: {which} ignored")
     return Source(name, _split(inside[train], classes), test_split, notes)
 
 

@@ -64,10 +64,8 @@ def _optimizer(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list
     if optimizer.name != "sgd" or optimizer.lr > 0.1:
         lr = SQUARED_LR if method.alignment == "squared" else LR
         optimizer = replace(optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False)
-        notes.append(
-            f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's "
-            "optimiser"
-        )
+        few = f"{work.steps} steps are" if work.steps > 1 else "1 step is"
+        notes.append(f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {few} too few for the recipe's optimiser")
     warmup = min(optimizer.warmup_epochs, 0.1 * work.epochs if work.epochs >= 50 else 0)
     if warmup != optimizer.warmup_epochs:
         optimizer = replace(optimizer, warmup_epochs=warmup)
