@@ -288,6 +288,19 @@ def test_the_note_on_a_short_run_counts_its_steps(epochs: int, says: str) -> Non
     assert any(says in note for note in notes)
 
 
+def test_prototypes_that_never_learn_are_warned_of() -> None:
+    recipe, row = load_recipe("cifar", "dino"), METHODS["dino"]
+    said = {
+        epochs: warnings(recipe, row, Work(images=256, batch_size=256, epochs=epochs, features=128))
+        for epochs in (1, 2)
+    }
+    assert recipe.prototypes.freeze_epochs == 1
+    assert {epochs: any("frozen for the whole run" in each for each in said[epochs]) for epochs in said} == {
+        1: True,
+        2: False,
+    }
+
+
 def test_long_work_keeps_the_published_recipe() -> None:
     assert not Work(images=50_000, batch_size=256, epochs=400, features=512).small
 

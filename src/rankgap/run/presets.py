@@ -204,11 +204,11 @@ def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
             f"{work.batch_size} images per step bound the effective rank and make batch norm noisy: use 32 or more"
         )
     if method.assigns and prototypes.freeze_epochs >= work.epochs:
-        found.append(f"the prototypes are frozen for all {work.epochs} epochs: lower prototypes.freeze_epochs")
+        found.append("the prototypes are frozen for the whole run: lower prototypes.freeze_epochs")
     if recipe.optimizer.freeze_encoder_epochs >= work.epochs or not recipe.optimizer.encoder_lr:
         name = "encoder_lr" if not recipe.optimizer.encoder_lr else "freeze_encoder_epochs"
         change = "raise" if name == "encoder_lr" else "lower"
-        found.append(f"the encoder's weights are frozen for all {work.epochs} epochs: {change} optimizer.{name}")
+        found.append(f"the encoder's weights are frozen for the whole run: {change} optimizer.{name}")
     if work.images % work.images_per_step == 1:
         found.append("the last batch of an epoch would hold 1 image, too few for batch norm: it is left out")
     return found
