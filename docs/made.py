@@ -190,6 +190,8 @@ def api(module: str, *chosen: str) -> str:
 def _reference(module: str, name: str, value: Any) -> str:
     if inspect.isclass(value):
         lines = [f".. autoclass:: {module}.{name}", "   :members:"]
+        if all(base.__module__.partition(".")[0] == "rankgap" for base in value.__mro__[:-1]):
+            lines.append("   :inherited-members:")  # what a class of ours has from another is its own
     elif inspect.isfunction(value):
         lines = [f".. autofunction:: {module}.{name}"]
     else:

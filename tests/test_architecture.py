@@ -1,4 +1,4 @@
-"""Which modules may import which (DESIGN.md, section 3), checked on src/rankgap's imports; and file sizes."""
+"""Which modules may import which (DESIGN.md, section 3), by their imports; and how long files and classes are."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "rankgap"
 
 BELOW_RUN = "spectra filters views data watch model theory evaluate"
-# Each folder or module, and what it may import besides itself and `errors`. `rankgap` is the public list.
+# Each folder or module, and what it may import besides itself, `errors` and `choices`. `rankgap` is the public
+# list.
 ARROWS = {
     "errors": "",
+    "choices": "",
     "notebook": "",
     "spectra": "notebook",
     "views": "",
@@ -48,6 +50,7 @@ EXCEPTIONS = {
 }
 
 MOST_LINES = 400
+MOST_LINES_OF_A_CLASS = 200  # without its docstring
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 
 
@@ -115,7 +118,7 @@ def forbidden_arrows(package: Path) -> Iterator[str]:
             continue
         if source not in ARROWS:
             yield f"{found.where}: {source} has no row in ARROWS"
-        elif target not in ("errors", *ARROWS[source].split()):
+        elif target not in ("errors", "choices", *ARROWS[source].split()):
             yield f"{found.where}: {source} must not import {target} ({found.source} -> {found.target})"
 
 
@@ -164,6 +167,25 @@ def long_files(package: Path) -> Iterator[str]:
                 yield f"{file.relative_to(package.parent)}:{lines}: {lines} lines; {MOST_LINES - 1} at most"
 
 
+def long_classes(package: Path) -> Iterator[str]:
+    """Classes that are too long to keep in mind."""
+    for file in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef):
+                first = node.body[0]
+                said = _lines(first) if ast.get_docstring(node, clean=False) is not None else 0
+                if (lines := _lines(node) - said) >= MOST_LINES_OF_A_CLASS:
+                    yield (
+                        f"{file.relative_to(package.parent)}:{node.lineno}: {node.name} has {lines} lines without "
+                        f"its docstring; {MOST_LINES_OF_A_CLASS - 1} at most"
+                    )
+
+
+def _lines(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
 def empty_names(package: Path) -> Iterator[str]:
     """Modules and folders whose name does not say what is inside."""
     for module, file in modules(package).items():
@@ -178,7 +200,7 @@ def unmirrored(tests: Path, package: Path) -> Iterator[str]:
             yield f"{folder.relative_to(tests.parent)}: the package has no folder {folder.name}"
 
 
-CHECKS = (forbidden_arrows, circles, heavy_libraries, private_imports, long_files, empty_names)
+CHECKS = (forbidden_arrows, circles, heavy_libraries, private_imports, long_files, long_classes, empty_names)
 Check = Callable[[Path], Iterable[str]]
 
 
@@ -278,6 +300,14 @@ def write(home: Path, files: dict[str, str]) -> Path:
             long_files,
             {"run/a.py": "x = 1\n" * 400, "run/b.py": "x = 1\n" * 399},
             "rankgap/run/a.py:400: 400 lines",
+        ),
+        (
+            long_classes,
+            {
+                "run/a.py": "\nclass Long:\n" + "    x = 1\n" * 199,
+                "run/b.py": 'class Told:\n    """Told.\n\n    At length.\n    """\n' + "    x = 1\n" * 198,
+            },
+            "rankgap/run/a.py:2: Long has 200 lines without its docstring; 199 at most",
         ),
         (empty_names, {"run/utils.py": ""}, "rankgap/run/utils.py:1: utils says nothing about what is inside"),
         (empty_names, {"common/a.py": ""}, "rankgap/common/a.py:1: common says nothing about what is inside"),

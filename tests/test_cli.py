@@ -25,6 +25,7 @@ from torch.testing import assert_close
 
 import rankgap
 from rankgap.cli import main
+from rankgap.commands import COMMANDS
 from rankgap.demo import DESIGNS, run_demo, story
 from rankgap.errors import UserError
 from rankgap.evaluate import extract_features
@@ -804,7 +805,7 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     ("command", "spared"),
     [
         (["--help"], {"torch", "lightning", "timm"}),
-        (["watch", "--help"], {"torch", "lightning", "timm"}),
+        *(([name, "--help"], {"torch", "lightning", "timm"}) for name in COMMANDS if name != "train"),
         (["compare", "no/such/run"], {"lightning", "timm", "scipy", "sklearn"}),
         (["watch", "no/such/run"], {"lightning", "timm", "scipy", "sklearn"}),
         (["methods"], {"lightning", "timm", "scipy"}),

@@ -56,6 +56,8 @@ def in_bash(script: Path, *words: str) -> set[str]:
         (["rankgap", "train", "--meth"], {"--method"}),
         (["rankgap", "train", "--method", ""], set(METHODS)),
         (["rankgap", "train", "--method", "sim"], {"simsiam"}),
+        (["rankgap", "inspect", "--method", "sim"], {"simsiam"}),
+        (["rankgap", "map", "features.npy", "--method", ""], {"tsne", "pca"}),
         (
             ["rankgap", "train", "--method", "byol", "--precision", ""],
             {"auto", "bf16-mixed", "16-mixed", "32-true"},

@@ -107,7 +107,9 @@ def test_what_the_code_registers_is_on_its_page(site: Path) -> None:
     assert all(
         f"--recipe {file.parent.name}" in read("recipes") for file in ROOT.glob("src/rankgap/run/recipes/*/*.yaml")
     )
-    assert 'id="rankgap.RankMonitor"' in read("api/rankgap")
+    assert all(
+        f'id="rankgap.RankMonitor{member}"' in read("api/rankgap") for member in ("", ".update", ".compute")
+    )
 
 
 def test_the_front_of_the_site_leads_to_its_first_page(site: Path, browser: Browser) -> None:

@@ -20,8 +20,8 @@ from torchvision.datasets import ImageFolder
 import rankgap as rg
 from benchmarks.suites.photos import BATCH, WORKERS, write_photos
 from benchmarks.suites.timing import Row, Settings, compared
+from rankgap.choices import Precision
 from rankgap.embed import embed_images, read_features
-from rankgap.run.config import Precision
 
 PHOTOS = 2_000
 CASES = (("resnet18", 224), ("resnet_tiny", 224), ("resnet_tiny", 96))

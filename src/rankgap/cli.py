@@ -9,8 +9,9 @@ import inspect
 import os
 import sys
 import traceback
+import types
 from argparse import SUPPRESS, Action, ArgumentError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import rankgap
@@ -87,8 +88,10 @@ def _check_names(given: Sequence[str]) -> None:
         check_names(given, command, _filled(command), *more)
 
 
-def command_parser(name: str, *, whole: bool = True) -> ArgumentParser:
-    """The parser of one command; without its flags if it is not whole, since they load torch."""
+def command_parser(
+    name: str, *, whole: bool = True, offered: Mapping[str, Sequence[str]] = types.MappingProxyType({})
+) -> ArgumentParser:
+    """The parser of one command; without its flags if it is not whole, since those of `train` load torch."""
     from jsonargparse import ArgumentParser
 
     command = COMMANDS[name]
@@ -102,9 +105,9 @@ def command_parser(name: str, *, whole: bool = True) -> ArgumentParser:
         parser.add_argument(
             "--config", type=str, default=SUPPRESS, help="a YAML file that sets any of these flags"
         ).complete = "file"
-        add_flags(parser, _filled(name), headings=_HEADINGS)
+        add_flags(parser, _filled(name), headings=_HEADINGS, offered=offered)
     else:
-        add_flags(parser, command, POSITIONAL.get(name, ()))
+        add_flags(parser, command, POSITIONAL.get(name, ()), offered=offered)
     if name in _IMPORTING:
         parser.add_argument(
             "--import", dest="imports", action="append", default=SUPPRESS, metavar="TEXT", help=_IMPORT
@@ -112,7 +115,9 @@ def command_parser(name: str, *, whole: bool = True) -> ArgumentParser:
     return parser
 
 
-def _parser(given: Sequence[str]) -> ArgumentParser:
+def _parser(
+    given: Sequence[str], offered: Mapping[str, Sequence[str]] = types.MappingProxyType({})
+) -> ArgumentParser:
     """All commands, with flags only for those that are named: listing the commands must not load torch."""
     from jsonargparse import ArgumentParser
 
@@ -133,7 +138,7 @@ def _parser(given: Sequence[str]) -> ArgumentParser:
     )
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name in COMMANDS:
-        sub = command_parser(name, whole=name in given)
+        sub = command_parser(name, whole=name in given, offered=offered)
         commands.add_subcommand(name, sub, help=sub.description)
     return parser
 
@@ -146,7 +151,7 @@ class _PrintCompletion(Action):
 
         if values not in shtab.SUPPORTED_SHELLS:
             raise unknown("shell", values, shtab.SUPPORTED_SHELLS)
-        print(shtab.complete(_parser([*COMMANDS]), values))
+        print(shtab.complete(_parser([*COMMANDS], {"method": [*rankgap.METHODS]}), values))
         parser.exit()
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from rankgap.choices import FormatName
 from rankgap.data.given import given_source
 from rankgap.data.sources import GIVEN
 from rankgap.errors import InterruptedRunError, UserError
 from rankgap.exporting.export import Export, export_run
-from rankgap.exporting.formats import FormatName
 from rankgap.run.config import TrainConfig, config_fields
 from rankgap.run.encoder import TrainedEncoder, load_encoder
 from rankgap.run.folder import RunFolder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +88,34 @@ def test_a_killed_process_leaves_whole_batches(run: Path, tmp_path: Path) -> Non
     assert out.read_bytes() == whole.read_bytes()
 
 
+FORKING = """
+import os, signal, sys
+from rankgap.cli import main
+
+pressed = []
+
+
+def press():
+    if not pressed:
+        pressed.append(True)
+        signal.raise_signal(signal.SIGINT)
+
+
+os.register_at_fork(**{sys.argv[1]: press})
+sys.exit(main(["embed", *sys.argv[2:], "--workers", "2", "--batch-size", "8"]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after_in_parent"])
+def test_ctrl_c_while_workers_start_ends_the_run(moment: str, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.parquet"
+    words = [moment, str(run), f"folder:{run.parent / 'photos'}", "--out", str(out)]
+    found = subprocess.run([sys.executable, "-c", FORKING, *words], check=False, capture_output=True, text=True)
+    assert found.stderr == "rankgap: interrupted after 0 of 48 images: the same command continues there\n"
+    assert found.returncode == 130
+    assert not out.exists()
+
+
 def test_what_is_cut_short_or_damaged_is_computed_again_from_the_last_whole_batch(
     run: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +156,47 @@ def test_a_file_is_not_finished_from_damaged_features(suffix: str, run: Path, tm
     assert not out.exists()
     work(run, out).run()
     assert read_features(out).features.shape == (48, 128)
+
+
+@pytest.mark.parametrize(("broken", "kept"), [([0], 0), ([20], 16), ([23, 30], 16), ([24], 24), ([27, 47], 24)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_after_a_broken_image_skipping_continues_and_gives_the_same_file(
+    broken: list[int], kept: int, workers: int, run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run.parent / "photos", tmp_path / "photos")
+    data, out, whole = f"folder:{tmp_path / 'photos'}", tmp_path / "f.parquet", tmp_path / "whole.parquet"
+    for row in broken:
+        path = tmp_path / "photos" / NAMES[row]
+        path.write_bytes(path.read_bytes()[:-40])
+    options: dict[str, Any] = {"batch_size": BATCH, "workers": workers}
+    with pytest.raises(UserError, match=r"cannot be read: .*; with --on-bad-image skip, the") as told:
+        embed_images(run, data, out, **options).run()
+    assert NAMES[broken[0]] in str(told.value)
+    seen: list[int] = []
+    embed_images(run, data, out, on_bad_image="skip", **options).run(seen.append)
+    assert seen[0] == kept
+    embed_images(run, data, whole, on_bad_image="skip", **options).run()
+    assert out.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*.unfinished*"))
+
+
+def test_skipping_an_image_that_was_read_before_drops_its_batch(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run.parent / "photos", tmp_path / "photos")
+    data, out, whole = f"folder:{tmp_path / 'photos'}", tmp_path / "f.npy", tmp_path / "whole.npy"
+    work = embed_images(run, data, out, batch_size=BATCH, workers=0)
+    with pytest.raises(InterruptedRunError):
+        work.run(lambda done: signal.raise_signal(signal.SIGINT) if done == 32 else None)
+    path = tmp_path / "photos" / NAMES[18]
+    path.write_bytes(bytes(path.stat().st_size))  # of the same size, so that the images seem unchanged
+    seen: list[int] = []
+    embed_images(run, data, out, batch_size=BATCH, on_bad_image="skip").run(seen.append)
+    assert seen[0] == 16
+    embed_images(run, data, whole, batch_size=BATCH, on_bad_image="skip").run()
+    assert out.read_bytes() == whole.read_bytes()
+    begun = stopped(run, tmp_path / "g.npy", 16)
+    with pytest.raises(UserError, match="was begun on 48 images that could be read, which are 47 now"):
+        embed_images(run, data, tmp_path / "g.npy", batch_size=16, on_bad_image="skip").run()
+    assert unfinished(tmp_path / "g.npy").read_bytes() == begun
 
 
 def test_another_encoder_other_images_or_options_are_refused(run: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face Hub on the loopback address: it takes a repository and one commit of files."""
+"""A stand-in for the Hugging Face Hub on the loopback address: it takes a repository and commits of files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Hub:
         asked: the paths of the requests, in order.
         tokens: the Authorization headers.
         files: the content of the files, by name.
+        commits: the number of commits.
     """
 
     address: str = ""
@@ -29,17 +30,23 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     tokens: set[str | None] = field(default_factory=set)
     files: dict[str, bytes] = field(default_factory=dict)
+    commits: int = 0
 
-    def answer(self, path: str, content: bytes) -> dict[str, Any]:
+    def answer(self, path: str, content: bytes) -> Any:
         if path == "/api/repos/create":
             return {"url": f"{self.address}/{json.loads(content)['organization']}/{json.loads(content)['name']}"}
         if "/preupload/" in path:
             names = [file["path"] for file in json.loads(content)["files"]]
             return {"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]}
+        if "/tree/" in path:
+            return [{"type": "file", "path": n, "size": len(c), "oid": "0"} for n, c in self.files.items()]
         if "/commit/" in path:
             for line in map(json.loads, content.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del self.files[line["value"]["path"]]
+            self.commits += 1
             repository = path.removeprefix("/api/models/").partition("/commit/")[0]
             commit = f"{self.address}/{repository}/commit/{'0' * 40}"
             return {"success": True, "commitOid": "0" * 40, "commitUrl": commit}

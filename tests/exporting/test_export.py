@@ -282,9 +282,8 @@ def test_a_collapsed_run_warns_with_its_ranks(
     assert main(["export", str(copied), "--to", "timm", "--out", str(tmp_path / "out")]) == 0
     told = " ".join(capsys.readouterr().out.split())
     ranks = folder.metrics()
-    said = (
-        f"Effective rank at step 3: {ranks['erank_online'][-1]:.1f} online, {ranks['erank_target'][-1]:.1f} target"
-    )
+    online, target = (ranks[name][-1] for name in ("erank_online", "erank_target"))
+    said = f"at the last reading, after 3 of 4 steps: {online:.1f} online, {target:.1f} target"
     assert "warning: the run is collapsed: the outputs use" in told
     assert said in told
     card = (tmp_path / "out" / "README.md").read_text()
@@ -323,10 +322,8 @@ def test_a_network_of_one_s_own_goes_where_it_can(tmp_path: Path, capsys: pytest
     model = Pooled()
     run = rg.train(photographs(24), model=model, out=tmp_path / "run", **SHORT)
     told = tells(capsys, str(run.folder), "--to", "onnx", "--out", str(tmp_path / "out"))
-    assert (
-        "a model of your own, Pooled, which only Python can rebuild: use rankgap.export(RUN, to=..., model="
-        in told
-    )
+    assert "a model of your own, Pooled, which only Python can rebuild" in told
+    assert "rankgap.export(RUN, to=..., model=...)" in told
     with pytest.raises(UserError, match="timm cannot build Pooled, a model of your own: use onnx or torch-export"):
         rg.export(run, to="timm", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -372,6 +369,13 @@ def test_a_push_uploads_every_file(
         assert b'huggingface_hub.snapshot_download("someone/tiny")' in sent["README.md"]
         assert "Bearer hf_secret" in there.tokens
         assert b"hf_secret" not in b"".join(sent.values())
+        again = ["export", str(run), "--to", "timm", "--out", str(tmp_path / "other"), "--push", "someone/tiny"]
+        own = {".gitattributes": b"", "LICENSE": b"mine", "figures/model.onnx": b""}
+        there.files |= own
+        assert main(again) == 0  # what only the earlier export wrote is gone
+        assert "encoder.py" in sent
+        assert there.files == own | {path.name: path.read_bytes() for path in (tmp_path / "other").iterdir()}
+        assert there.commits == 2
         there.refuses = True
         said = tells(capsys, *flags, "--overwrite")
         assert f"{out} is written, but not pushed to someone/tiny: 403 Forbidden" in said
@@ -386,5 +390,5 @@ def test_a_checkpoint_before_the_end_has_no_scores_of_its_own(tmp_path: Path) ->
     last = export_run(tmp_path / "run", to="safetensors", checkpoint="epoch-0002", out=tmp_path / "last").folder
     said = ("It is of the whole run, not of this checkpoint.", "They are of the run's last checkpoint")
     assert all(text in (first / "README.md").read_text() for text in said)
-    assert "Effective rank at step 1: " in (first / "README.md").read_text()
+    assert "Effective rank at the last reading, after 1 of 4 steps: " in (first / "README.md").read_text()
     assert not any(text in (last / "README.md").read_text() for text in said)

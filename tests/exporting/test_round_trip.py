@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import rankgap as rg
+from rankgap.choices import FormatName
 from rankgap.exporting.export import export_run
-from rankgap.exporting.formats import FormatName
 from tests.data.pictures import photograph
 from tests.exporting.loading import load_all, snippet
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rankgap.run.folder import READ_COLUMNS, RunFolder
+from rankgap.run.folder import RunFolder
+from rankgap.run.history import READ_COLUMNS
 from rankgap.run.loggers import MetricsFile
 
 

@@ -263,6 +263,26 @@ def test_without_a_connection_one_line_is_said(init: str, hub: Hub, monkeypatch:
     assert retries.getEffectiveLevel() == level <= logging.WARNING
 
 
+@pytest.mark.parametrize(("init", "name"), [("timm", "test_vit"), ("hf:me/mine", "me/mine")])
+def test_what_is_waited_for_is_said_once(
+    init: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def slow(*_: Any, **__: Any) -> str:
+        while not said:
+            said.extend(filter(None, [capsys.readouterr().err]))
+        raise LocalEntryNotFoundError("cannot find the requested files")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", slow)
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", slow)
+    monkeypatch.setattr("rankgap.run.weights._PATIENCE", 0.01)
+    with pytest.raises(UserError, match=r"check .* connection"):
+        find_weights(init, "test_vit")
+    line = f"waiting for the weights of {name}: without a connection, the Hugging Face Hub is tried for a minute\n"
+    assert ["".join([*said, capsys.readouterr().err])] == [line]
+
+
 @pytest.mark.parametrize(
     ("init", "backbone", "says"),
     [

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,9 +184,10 @@ def test_without_the_images_the_page_says_so_and_takes_their_new_place(
     shutil.move(tmp_path / "photos", tmp_path / "moved")
     map_of = ["map", str(file), "--method", "pca", "--out", str(tmp_path / "map.html")]
     assert main(map_of) == 0
-    assert "there is no folder" in capsys.readouterr().out
+    assert f"there is no folder {tmp_path}" in "".join(capsys.readouterr().out.split("\n"))
     text = (tmp_path / "map.html").read_text()
-    assert "--data says where the images are now" in text
+    assert "there is no folder photos; --data says where the images are now" in text
+    assert str(tmp_path) not in text
     assert 'class="picture gone" title="000.jpg">000.jpg</span>' in text
     assert main([*map_of, "--data", f"folder:{tmp_path / 'moved'}"]) == 0
     said = capsys.readouterr().out
@@ -215,6 +217,22 @@ def test_groups_of_no_density_are_made_by_k_means(tmp_path: Path) -> None:
     assert made.clusters.count == 7
     assert "by k-means, because" in made.clusters.how
     assert (made.clusters.of >= 0).all()
+
+
+def test_no_place_of_this_machine_is_on_the_page(home: Path, tmp_path: Path) -> None:
+    text = (home / "map.html").read_text()
+    assert str(home) not in text
+    assert "folder:.../photos, seen by timm:none. Made" in text
+    found = read_features(home / "f.npy")
+    names = [f"row {k} ({home}/{'abc'[k % 3]}/{k}.jpg)" for k in range(len(found.features))]
+    record = replace(found.record, encoder=f"{home}/a, b, last, online branch", data=f"hf:{home}/table")
+    listed = replace(found, record=record, listing=replace(found.listing, names=names))
+    made = write_map(listed, tmp_path / "map.html", method="pca", clusters=4, similarity=0.9)
+    text = made.page.read_text()
+    assert str(home) not in text
+    assert "hf:.../table, seen by a, b (last, online branch). Made" in text
+    assert '"row 3 (a/3.jpg)"' in text
+    assert table(made.clusters)[3]["name"] == names[3]  # as in the file of features
 
 
 def rows_of(found: FeatureFile, rows: np.ndarray) -> FeatureFile:

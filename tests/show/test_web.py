@@ -162,7 +162,9 @@ def test_nothing_can_be_written(method: str, server: LiveServer) -> None:
     ],
 )
 def test_only_this_machine_s_names_are_served(host: str, status: int, server: LiveServer) -> None:
-    assert ask(server, "/", Host=host)[0] == status
+    answered, _, said = ask(server, "/", Host=host)
+    assert answered == status
+    assert (b"ssh -L %d:127.0.0.1:%d with" % (server.server_port, server.server_port) in said) == (status == 403)
     assert server.server_address[0] == "127.0.0.1"
 
 

@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rankgap.choices import FormatName, OnBadImage, Placing, Precision, Side, SplitName
 from rankgap.errors import UserError
-
-if TYPE_CHECKING:  # listing the commands must not load torch
-    from rankgap.data.loading import OnBadImage
-    from rankgap.embed.clusters import Placing
-    from rankgap.embed.embedding import SplitName
-    from rankgap.exporting.formats import FormatName
-    from rankgap.run.config import Precision
-    from rankgap.spectra.pair import Side
 
 
 def export(

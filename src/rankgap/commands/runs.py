@@ -5,13 +5,10 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rankgap.choices import Protocol, Side
 from rankgap.errors import UserError
-
-if TYPE_CHECKING:  # listing the commands must not load torch
-    from rankgap.evaluate.evaluation import Protocol
-    from rankgap.spectra.pair import Side
 
 
 def demo(out: str = "runs/demo", seed: int = 0, epochs: int = 40) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -35,6 +38,26 @@ class _Reported(Dataset[Any]):
             return _Failure(type(error), str(error))
 
 
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Ctrl-C waits until the workers have started: Python drops what a signal handler raises while it forks.
+
+    The workers inherit this, and leave Ctrl-C to the main process, which ends them.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        signal.raise_signal(signal.SIGINT)
+
+
 class BatchLoader(DataLoader[Any]):
     """Yields the batches of a set in order.
 
@@ -57,7 +80,9 @@ class BatchLoader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        for batch in super().__iter__():
+        with _interrupted_later():
+            batches = super().__iter__()
+        for batch in batches:
             if isinstance(batch, _Failure):
                 raise batch.kind(batch.message)
             yield batch

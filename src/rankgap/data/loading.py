@@ -6,13 +6,14 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rankgap.choices import OnBadImage
 from rankgap.data.channels import convert
 from rankgap.data.containers import Arrays, Encoded
 from rankgap.data.cutting import PHOTO_CENTRE
@@ -28,7 +29,6 @@ from rankgap.data.splits import Moments, Source, Split, Statistics
 from rankgap.data.waiting import Waiting
 from rankgap.errors import UserError
 
-OnBadImage = Literal["error", "skip"]
 Index = npt.NDArray[np.int64]
 
 IN_MEMORY = 2 * 2**30  # bytes that a split may take decoded

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 
 def shown(name: str) -> str:
     r"""A name as one line of text that any terminal and any file of ours takes.
@@ -19,6 +22,18 @@ def shown(name: str) -> str:
 def said(error: Exception) -> str:
     """An exception's message as one such line; its type if it has no message."""
     return shown(" ".join(str(error).split())) or type(error).__name__
+
+
+def without_folders(spec: str) -> str:
+    """Where data or weights come from, without this machine's folders: for what is handed to others.
+
+    Example:
+        >>> without_folders("folder:/home/me/photos"), without_folders("hf:timm/resnet18.a1_in1k")
+        ('folder:.../photos', 'hf:timm/resnet18.a1_in1k')
+    """
+    kind, colon, rest = spec.rpartition(":")
+    local = kind not in ("", "hf") or os.path.isabs(rest) or Path(rest).exists()
+    return f"{kind}{colon}.../{Path(rest).name}" if local else spec
 
 
 def _escaped(character: str) -> str:

@@ -6,7 +6,6 @@ Shapes: N images, F feature width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +14,8 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import KNeighborsRegressor
 
-Placing = Literal["tsne", "pca"]
+from rankgap.choices import Placing
+
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 

@@ -10,16 +10,16 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from rankgap.choices import OnBadImage, Precision, Side, SplitName
 from rankgap.data import ImageSet, load_data
 from rankgap.data.containers import Encoded
+from rankgap.data.encoded import BrokenImageError
 from rankgap.data.fingerprint import Fingerprint
-from rankgap.data.loading import OnBadImage
 from rankgap.data.names import shown
 from rankgap.data.sources import open_source
 from rankgap.data.splits import Source, Split, Statistics
@@ -30,14 +30,11 @@ from rankgap.embed.unfinished import Rows, Unfinished
 from rankgap.errors import InterruptedRunError, UserError
 from rankgap.evaluate.features import default_batch, feature_batches
 from rankgap.model.backbones import TokenEncoder
-from rankgap.run.config import Precision
 from rankgap.run.devices import MOST_WORKERS, find_device, find_precision
 from rankgap.run.encoder import TIMM, TrainedEncoder, load_encoder
 from rankgap.run.files import check_writable, replace_file, writing
 from rankgap.run.saved import library_versions
-from rankgap.spectra.pair import Side
 
-SplitName = Literal["all", "train", "test"]
 _DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -51,6 +48,7 @@ class Embedding:
         listing: names, splits and labels of the images.
         notes: how the images were read, one sentence each.
         skipped: images that cannot be read and are left out, one line each.
+        before_skipped: number of images before the first of these.
         module: normalised images (B, C, S, S) -> features (B, F), or tokens (B, T, F), on the device.
         parts: the images of each split.
         workers: processes that decode files ahead.
@@ -62,6 +60,7 @@ class Embedding:
     listing: Listing
     notes: tuple[str, ...]
     skipped: tuple[str, ...]
+    before_skipped: int
     module: nn.Module
     parts: tuple[ImageSet, ...]
     workers: int
@@ -80,7 +79,9 @@ class Embedding:
         with writing(self.out.parent):
             self.out.parent.mkdir(parents=True, exist_ok=True)
         path = self.out.with_name(f"{self.out.name}.unfinished")
-        with Unfinished(path, self.record, overwrite=self.overwrite) as unfinished:
+        with Unfinished(
+            path, self.record, overwrite=self.overwrite, before_skipped=self.before_skipped
+        ) as unfinished:
             try:
                 progress(unfinished.done)
                 for rows in self._missing(unfinished.done):
@@ -92,6 +93,10 @@ class Embedding:
                 raise InterruptedRunError(
                     f"interrupted after {done}: the same command continues there", signal.SIGINT
                 ) from stop
+            except BrokenImageError as error:
+                raise UserError(
+                    f"{error}; with --on-bad-image skip, the command goes on without such images"
+                ) from error
         unfinished.remove()
         left_out = self.out.with_name(f"{self.out.name}.skipped.txt")
         left_out.unlink(missing_ok=True)  # of the file that was here before
@@ -188,7 +193,7 @@ def embed_images(
     opened = open_source(data)
     splits = _chosen(opened, split)
     images = _loaded(opened, splits, trained, on_bad_image)
-    listing, skipped = _listing(splits, images)
+    listing, skipped, before_skipped = _listing(splits, images)
     device = find_device("auto")
     network = trained.encoder.to(device)
     fold_batch_norms(network.network)
@@ -219,6 +224,7 @@ def embed_images(
         listing=listing,
         notes=tuple(next(iter(images.values())).notes),
         skipped=skipped,
+        before_skipped=before_skipped,
         module=module,
         parts=tuple(images.values()),
         workers=(os.cpu_count() or 1) if workers is None else workers,
@@ -253,14 +259,18 @@ def _loaded(
     return {name: each for name, each in zip(splits, images, strict=False) if each is not None}
 
 
-def _listing(splits: Mapping[str, Split], images: Mapping[str, ImageSet]) -> tuple[Listing, tuple[str, ...]]:
-    """Names, splits and labels of the images that can be read, and those that are skipped."""
+def _listing(splits: Mapping[str, Split], images: Mapping[str, ImageSet]) -> tuple[Listing, tuple[str, ...], int]:
+    """Names, splits and labels of the images that can be read, what is skipped, and how many come before."""
     names: list[str] = []
+    before: int | None = None
     labels: list[str | None] = []
     for split, found in images.items():
         source: Encoded = splits[split].images
         broken = {each.name for each in found.skipped}
-        names += [source.short(k) for k in range(len(source)) if not broken or source.name(k) not in broken]
+        rows = [k for k in range(len(source)) if not broken or source.name(k) not in broken]
+        if broken and before is None:
+            before = len(names) + next((place for place, k in enumerate(rows) if place != k), len(rows))
+        names += [source.short(k) for k in rows]
         labels += _classes(found)
     return (
         Listing(
@@ -269,6 +279,7 @@ def _listing(splits: Mapping[str, Split], images: Mapping[str, ImageSet]) -> tup
             labels=labels if any(label is not None for label in labels) else None,
         ),
         tuple(str(broken) for found in images.values() for broken in found.skipped),
+        len(names) if before is None else before,
     )
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rankgap.embed.clusters import ALONE, Clusters, Floats, Index, Placing, clustered, placed, reduced
+from rankgap.choices import Placing
+from rankgap.embed.clusters import ALONE, Clusters, Floats, Index, clustered, placed, reduced
 from rankgap.embed.formats import FeatureFile, Listing
 from rankgap.embed.neighbours import Likeness, compared, likeness
 from rankgap.errors import UserError

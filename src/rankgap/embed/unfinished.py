@@ -10,6 +10,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from rankgap.embed.record import Record
 from rankgap.errors import UserError
-from rankgap.run.files import writing
+from rankgap.run.files import replacing, writing
 from rankgap.run.reader import plain, read
 
 _HEAD = struct.Struct("<II")
@@ -35,16 +36,19 @@ class Unfinished:
         path: the file; a new one is begun if there is none.
         record: what the features are of.
         overwrite: begin anew, where the file holds something else.
+        before_skipped: number of images before the first that is skipped. A file that was begun without skipping
+            is continued after the last whole batch of these.
 
     Raises:
         UserError: the file holds something else, or cannot be written.
     """
 
-    def __init__(self, path: Path, record: Record, *, overwrite: bool) -> None:
+    def __init__(self, path: Path, record: Record, *, overwrite: bool, before_skipped: int = 0) -> None:
         self.path, self.record, self.done = path, record, 0
         self._sum = 0  # checksum of all features that are there
         with writing(path):
             path.touch()
+            self._keep(before_skipped)
             # Unbuffered, so that a batch that was added survives the process.
             self._file = path.open("r+b", buffering=0)
         try:
@@ -58,7 +62,7 @@ class Unfinished:
                 with writing(path):
                     self._file.truncate(0)
                     self._file.seek(0)
-                    self._write(json.dumps(plain(record)).encode() + b"\n")
+                    self._write(self._first_line())
                 self._end = self._start = self._file.tell()
             else:
                 raise UserError(
@@ -73,23 +77,48 @@ class Unfinished:
         """Why the file cannot be continued; None if it can."""
         line = _line(self._file.read(_LONGEST_RECORD))
         self._file.seek(len(line))
-        try:
-            then = read(Record, json.loads(line), str(self.path))
-        except (UserError, ValueError):
+        if (then := self._record(line)) is None:
             return "does not hold features that this version of rankgap has begun"
         told = then.difference(self.record)
         return None if told is None else f"was begun {told}"
 
+    def _keep(self, before_skipped: int) -> None:
+        """Make a file that was begun without skipping one that skips, with the batches that are the same."""
+        with self.path.open("rb") as file:
+            line = _line(file.read(_LONGEST_RECORD))
+        then = self._record(line)
+        whole = {split: each.images for split, each in self.record.images.items()}
+        if then is None or then.rows != whole or then.rows == self.record.rows:
+            return
+        if then.difference(replace(self.record, rows=whole)) is not None:
+            return
+        self._start, kept = len(line), 0
+        with replacing(self.path) as file:
+            file.write(self._first_line())
+            for rows in self.batches():
+                kept += len(rows)
+                if kept > before_skipped:
+                    break
+                file.write(_framed(rows))
+
+    def _first_line(self) -> bytes:
+        return json.dumps(plain(self.record)).encode() + b"\n"
+
+    def _record(self, line: bytes) -> Record | None:
+        try:
+            return read(Record, json.loads(line), str(self.path))
+        except (UserError, ValueError):
+            return None
+
     def add(self, rows: Rows) -> None:
         """Append a batch of features (B, ...)."""
         assert rows.shape[1:] == self.record.shape
-        content = rows.tobytes()
         with writing(self.path):
             self._file.seek(self._end)
-            self._write(_HEAD.pack(len(rows), zlib.crc32(content)) + content)
-        self._end += _HEAD.size + len(content)
+            self._write(_framed(rows))
+        self._end += _HEAD.size + rows.nbytes
         self.done += len(rows)
-        self._sum = zlib.crc32(content, self._sum)
+        self._sum = zlib.crc32(rows.tobytes(), self._sum)
 
     def _write(self, content: bytes) -> None:
         left = memoryview(content)
@@ -135,6 +164,11 @@ class Unfinished:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def _framed(rows: Rows) -> bytes:
+    content = rows.tobytes()
+    return _HEAD.pack(len(rows), zlib.crc32(content)) + content
 
 
 def _line(start: bytes) -> bytes:

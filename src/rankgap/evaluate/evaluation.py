@@ -6,11 +6,13 @@ Shapes: N images, B in a batch, C channels, F feature width.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from rankgap.choices import Protocol as Protocol
+from rankgap.choices import Side
 from rankgap.data import ImageSet
 from rankgap.errors import NonFiniteError, UserError, unknown
 from rankgap.evaluate.accuracy import Hits
@@ -18,9 +20,7 @@ from rankgap.evaluate.features import FeatureOptions, Features, device_of, extra
 from rankgap.evaluate.linear import LinearClassifier, fit_lbfgs, fit_sgd
 from rankgap.evaluate.neighbours import Neighbours
 from rankgap.spectra.effective_rank import effective_rank, rankme
-from rankgap.spectra.pair import Side
 
-Protocol = Literal["knn", "linear", "linear_sgd"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 Scorer = Neighbours | LinearClassifier
 RANK_ROWS = 25_600  # RankMe's sample (Garrido et al. 2023, section 4)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rankgap.data.names import shown
+from rankgap.data.names import shown, without_folders
 from rankgap.exporting.format import Format
 from rankgap.exporting.source import Exported
 from rankgap.run.saved import library_versions
@@ -33,16 +31,16 @@ def warnings_of(exported: Exported, verdict: Verdict | None, ranks: Mapping[str,
     elif verdict.kind != "healthy":
         said.append(f"the run is {verdict}")
     if said:
-        said[-1] = f"{said[-1].rstrip('.')}. {_ranks(ranks)}"
+        said[-1] = f"{said[-1].rstrip('.')}. {_ranks(exported, ranks)}"
     return said
 
 
-def _ranks(ranks: Mapping[str, float]) -> str:
+def _ranks(exported: Exported, ranks: Mapping[str, float]) -> str:
     if not ranks:
         return "No rank was read before this checkpoint."
     return (
-        f"Effective rank at step {ranks['step']:.0f}: {ranks['erank_online']:.1f} online, "
-        f"{ranks['erank_target']:.1f} target."
+        f"Effective rank at the last reading, after {ranks['step']:,.0f} of {exported.saved.work.steps:,} steps: "
+        f"{ranks['erank_online']:.1f} online, {ranks['erank_target']:.1f} target."
     )
 
 
@@ -74,7 +72,7 @@ def card(
         "pipeline_tag": "image-feature-extraction",
         "tags": ["rankgap", "self-supervised-learning", run.method, *form.tags],
     }
-    if run.data.startswith("hf:") and _place(run.data) == run.data:
+    if run.data.startswith("hf:") and without_folders(run.data) == run.data:
         front["datasets"] = [run.data.removeprefix("hf:")]
     deep = kept.levels is not None or kept.channels not in (1, 3)
     parts = [
@@ -151,20 +149,13 @@ def _training(exported: Exported) -> dict[str, str]:
         "source": row.source,
         "architecture": exported.architecture.about,
         "branch": exported.branch + (", an EMA teacher" if exported.branch == "target" and row.ema else ""),
-        "data": f"{_place(run.data)}, {work.images:,} images",
+        "data": f"{without_folders(run.data)}, {work.images:,} images",
         "checkpoint": f"{exported.checkpoint}, step {exported.step:,} of {work.steps:,}",
         "schedule": f"{work.epochs:,} epochs of {work.steps_per_epoch:,} steps, batches of {work.batch_size:,}",
-        "start": "random weights" if run.init is None else f"pretrained weights, {_place(run.init)}",
+        "start": "random weights" if run.init is None else f"pretrained weights, {without_folders(run.init)}",
         "seed": str(run.seed),
     }
     return rows | ({"known to fail": "; ".join(saved.warnings)} if saved.warnings else {})
-
-
-def _place(spec: str) -> str:
-    """Where data or weights come from, without this machine's folders."""
-    kind, colon, rest = spec.rpartition(":")
-    local = kind not in ("", "hf") or os.path.isabs(rest) or Path(rest).exists()
-    return f"{kind}{colon}.../{Path(rest).name}" if local else spec
 
 
 def _rank_text(exported: Exported, ranks: Mapping[str, float], verdict: Verdict | None) -> str:
@@ -174,9 +165,9 @@ def _rank_text(exported: Exported, ranks: Mapping[str, float], verdict: Verdict 
     ]
     if ranks:
         difference = ranks["rank_difference"]
-        lines.append(f"{_ranks(ranks)} Rank difference: {difference:+.1f}.")
+        lines.append(f"{_ranks(exported, ranks)} Rank difference: {difference:+.1f}.")
     else:
-        lines.append(_ranks(ranks))
+        lines.append(_ranks(exported, ranks))
     at_end = "" if exported.at_end else " It is of the whole run, not of this checkpoint."
     lines.append(f"Verdict: {'none' if verdict is None else verdict}".rstrip(".") + f".{at_end}")
     return "\n\n".join(shown(line) for line in lines)

@@ -7,25 +7,26 @@ import importlib.metadata
 import json
 import shutil
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import nn
 
+from rankgap.choices import FormatName, Side
 from rankgap.errors import UserError
 from rankgap.exporting import preprocessing as shipped
 from rankgap.exporting.architecture import architecture_of
 from rankgap.exporting.card import card, warnings_of
 from rankgap.exporting.folder import CONFIG, OURS, check_replaceable, replacing_folder
 from rankgap.exporting.format import Format
-from rankgap.exporting.formats import FormatName, format_called
+from rankgap.exporting.formats import format_called
 from rankgap.exporting.source import Exported
-from rankgap.model.backbones import OWN
 from rankgap.run.encoder import encoder_of
 from rankgap.run.folder import RunFolder
-from rankgap.spectra.pair import Side
 
 CARD = "README.md"
+# What the files of an export are, by name or pattern.
 _FILES = {
     "model.safetensors": "the weights",
     CONFIG: "the architecture, the preprocessing, and where the encoder comes from",
@@ -35,6 +36,7 @@ _FILES = {
     "model.onnx.data": "the graph's weights",
     "model.pt2": "the graph",
     "encoder.py": "the class, for PyTorchModelHubMixin",
+    "rankgap_*.py": "registers the architecture with timm",
 }
 
 
@@ -94,6 +96,11 @@ def export_run(
             f"--to {to} holds no graph, so no preprocessing goes inside: use onnx or torch-export, or leave out "
             "--preprocessing (preprocessing.py is written beside the weights)"
         )
+    if model is not None and not form.own:
+        raise UserError(
+            f"{to} cannot build {type(model).__name__}, a model of your own: use onnx or torch-export, which hold "
+            "the network itself, or safetensors, which you load into your own class"
+        )
     folder = RunFolder(Path(run))
     place = Path("exports") / f"{folder.name}-{to}" if out is None else Path(out)
     check_replaceable(place, overwrite=overwrite)
@@ -102,7 +109,6 @@ def export_run(
 
         check_name(push)
     saved = folder.saved()
-    _check_own(saved.model.backbone, to, form, model)
     state = folder.load_checkpoint(folder.checkpoint_called(checkpoint))
     encoder = encoder_of(saved, state, branch=branch, model=copy.deepcopy(model)).cpu()
     exported = Exported(
@@ -122,22 +128,7 @@ def export_run(
         return made
     from rankgap.exporting.hub import push as upload
 
-    return replace(made, address=upload(made.folder, push))
-
-
-def _check_own(backbone: str, to: FormatName, form: Format, model: nn.Module | None) -> None:
-    """Refuse a network that is the user's own module, where it is missing or the format cannot hold it."""
-    if model is None and backbone.startswith(OWN):
-        name = backbone.removeprefix(OWN)
-        raise UserError(
-            f"this run's encoder is a model of your own, {name}, which only Python can rebuild: use "
-            f"rankgap.export(RUN, to=..., model={name}(...)) with onnx, torch-export or safetensors"
-        )
-    if model is not None and not form.own:
-        raise UserError(
-            f"{to} cannot build {type(model).__name__}, a model of your own: use onnx or torch-export, which hold "
-            "the network itself, or safetensors, which you load into your own class"
-        )
+    return replace(made, address=upload(made.folder, push, _FILES))
 
 
 def _write(exported: Exported, to: FormatName, form: Format, place: Path) -> Export:
@@ -165,7 +156,7 @@ def _write(exported: Exported, to: FormatName, form: Format, place: Path) -> Exp
         }
         shutil.copymode(folder / "preprocessing.py", folder / "model.safetensors")  # only we could read it
         (folder / CONFIG).write_text(json.dumps(exported.config() | {OURS: origin}, indent=2) + "\n")
-        about = {name: _FILES.get(name, "registers the architecture with timm") for name in files}
+        about = {name: next(what for known, what in _FILES.items() if fnmatch(name, known)) for name in files}
         text = card(exported, form, about, warnings=warnings, notes=notes, ranks=ranks, verdict=verdict)
         (folder / CARD).write_text(text, encoding="utf-8")
     return Export(folder=place, files=tuple(files), notes=tuple(notes), warnings=tuple(warnings))

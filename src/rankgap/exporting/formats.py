@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from typing import Literal, get_args
+from typing import get_args
 
+from rankgap.choices import FormatName
 from rankgap.errors import UserError, missing, unknown
 from rankgap.exporting.format import Format
 
-FormatName = Literal["timm", "safetensors", "onnx", "torch-export", "hf"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,13 @@ def check_name(name: str) -> None:
         raise UserError("--push needs a token of the Hugging Face Hub: log in with hf auth login, or set HF_TOKEN")
 
 
-def push(folder: Path, name: str) -> str:
+def push(folder: Path, name: str, replaced: Iterable[str]) -> str:
     """Upload a folder, into a repository that is made if there is none; returns its address.
+
+    Args:
+        folder: the folder.
+        name: of the repository.
+        replaced: patterns of names: such files of the repository that are not in the folder are deleted.
 
     Raises:
         UserError: the Hub refuses, or cannot be reached. The folder stays.
@@ -39,7 +45,12 @@ def push(folder: Path, name: str) -> str:
     api = HfApi()
     try:
         place = api.create_repo(name, exist_ok=True)
-        api.upload_folder(repo_id=place.repo_id, folder_path=folder, commit_message="An export of rankgap")
+        api.upload_folder(
+            repo_id=place.repo_id,
+            folder_path=folder,
+            commit_message="An export of rankgap",
+            delete_patterns=list(replaced),
+        )
     except (*_HTTP, OSError, ValueError) as error:
         raise UserError(
             f"{folder} is written, but not pushed to {name}: {said(error)}; try hf upload {name} {folder}"

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rankgap.errors import UserError, unknown
 from rankgap.model.encoder_options import Stem
 
-OWN = "module:"  # prefix of the name of an encoder that is the user's own module
+_OWN = "module:"  # prefix of the name of an encoder that is the user's own module
 SMALL_IMAGE = 64  # px; below this a 7x7 stride-2 stem and a max-pool throw most of the image away
 # What networks raise at images that they were not made for.
 _MISFITS = (ValueError, AssertionError, TypeError, RuntimeError, AttributeError, NotImplementedError)
@@ -135,15 +135,16 @@ def resnet_tiny(channels: int) -> ResNet:
 
 def own_name(module: nn.Module) -> str:
     """A run's name for an encoder that is the user's own module."""
-    return f"{OWN}{type(module).__name__}"
+    return f"{_OWN}{type(module).__name__}"
 
 
 def check_backbone(name: str) -> None:
     """Raise `UserError`, with the nearest names, unless `build_encoder` knows the name."""
-    if name.startswith(OWN):
+    if name.startswith(_OWN):
         raise UserError(
-            f"this run's encoder is a model of your own, {name.removeprefix(OWN)}, which only Python can "
-            "rebuild: use rankgap.load_encoder(RUN, model=...), or rankgap.train(..., model=..., resume=True)"
+            f"this run's encoder is a model of your own, {name.removeprefix(_OWN)}, which only Python can "
+            "rebuild: use rankgap.load_encoder(RUN, model=...), rankgap.export(RUN, to=..., model=...), or "
+            "rankgap.train(..., model=..., resume=True)"
         )
     architecture, _, tag = name.partition(".")
     if tag and timm.is_model(architecture):

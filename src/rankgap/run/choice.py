@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -68,6 +69,7 @@ class NewRun:
         self.config, self.method, self.own = config, method, own
         self.channels = config.channels
         self.settings = recipe_settings(config, method)
+        self._load = cache(partial(load_recipe, body=method.body))  # reads each recipe once
         wanted = override(self._published(config.size), self.settings).used_by(method)
         _check_used(config, method)
         self.backbone, self.weights = choose_backbone(config, wanted, device, own)
@@ -80,8 +82,8 @@ class NewRun:
 
     def _published(self, size: int | None) -> Recipe:
         """The recipe that the configuration names; auto chooses by the views' size, which may be unknown yet."""
-        body, name = self.method.body, self.config.recipe
-        return load_recipe(recipe_for(body, size) if name == "auto" else name, body)
+        name = self.config.recipe
+        return self._load(recipe_for(self.method.body, size) if name == "auto" else name)
 
     def _sized(self, size: int, patch: int) -> Recipe:
         """The published recipe at a size, with the user's settings."""

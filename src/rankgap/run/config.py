@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rankgap.data.loading import OnBadImage
+from rankgap.choices import OnBadImage, Precision, Protocol
 from rankgap.errors import UserError, unknown
-from rankgap.evaluate.evaluation import Protocol
 from rankgap.filters.gains import Scale
 from rankgap.model.methods import title
 from rankgap.run.flags import flag, parameters, plain_list
@@ -21,7 +20,6 @@ from rankgap.views.view_config import LARGEST_VIEW
 
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
 Autocast = Literal["bf16-mixed", "16-mixed", "32-true"]
-Precision = Literal["auto", "bf16-mixed", "16-mixed", "32-true"]
 Accelerator = Literal["auto", "cpu", "gpu", "cuda", "mps"]
 
 _LONGEST = 120  # bytes of a folder's name that we make; file systems take 255, some of them 143

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import torch
 
+from rankgap.choices import Precision
 from rankgap.data import ImageSet
 from rankgap.errors import UserError, unknown
-from rankgap.run.config import Autocast, Precision, TrainConfig
+from rankgap.run.config import Autocast, TrainConfig
 
 MOST_WORKERS = 1024  # processes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import types
 import typing
@@ -32,10 +31,18 @@ def add_flags(
     target: Callable[..., Any],
     positional: Sequence[str] = (),
     headings: Mapping[str, str] = types.MappingProxyType({}),
+    offered: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
 ) -> None:
     """Add one flag for each parameter of a function or field of a dataclass; its help comes from the docstring.
 
     Flags that are not given stay out of the result, so that one given with its default value still counts.
+
+    Args:
+        parser: gets the flags.
+        target: the function or dataclass.
+        positional: the parameters that are no flags.
+        headings: of groups of flags in the help, by the first parameter under each.
+        offered: what a shell offers for a parameter, besides the words of its type.
     """
     docs = {p.arg_name: p.description for p in docstring_parser.parse(inspect.getdoc(target) or "").params}
     place: Any = parser
@@ -47,8 +54,8 @@ def add_flags(
             options["action"] = "store_true"
         elif typing.get_origin(kind) is list or _is_mapping(kind):
             options["nargs"] = "+"
-        if offered := _offered(name, kind):
-            options["choices"] = Offered(offered)
+        if words := _choices(kind) or offered.get(name):
+            options["choices"] = Offered(words)
         if name in positional:
             action = place.add_argument(name, **options)
         else:
@@ -80,12 +87,8 @@ def _metavar(kind: Any) -> str:
     return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
-def _offered(name: str, kind: Any) -> tuple[str, ...]:
-    """The values to offer for a parameter, if there is a list of them."""
-    if name == "method":
-        from rankgap.model.methods import METHODS
-
-        return tuple(METHODS)
+def _choices(kind: Any) -> tuple[str, ...]:
+    """The words that a parameter takes, if it takes a few."""
     inner = present(kind)
     if typing.get_origin(inner) is tuple:
         inner = typing.get_args(inner)[0]
@@ -104,26 +107,8 @@ def _is_mapping(kind: Any) -> bool:
 
 def parameters(target: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """The parameters of a function, or fields of a dataclass: name -> (type, default)."""
-    hints = typing.get_type_hints(target, localns=_Types())
+    hints = typing.get_type_hints(target)
     return {name: (hints[name], p.default) for name, p in inspect.signature(target).parameters.items()}
-
-
-class _Types(dict[str, Any]):
-    """Types that are imported only for the type checker, loaded when a command needs them."""
-
-    def __missing__(self, name: str) -> Any:
-        homes = {
-            "FormatName": "rankgap.exporting.formats",
-            "OnBadImage": "rankgap.data.loading",
-            "Placing": "rankgap.embed.clusters",
-            "Precision": "rankgap.run.config",
-            "Protocol": "rankgap.evaluate.evaluation",
-            "Side": "rankgap.spectra.pair",
-            "SplitName": "rankgap.embed.embedding",
-        }
-        if name not in homes:
-            raise KeyError(name)
-        return getattr(importlib.import_module(homes[name]), name)
 
 
 def flag(name: str) -> str:

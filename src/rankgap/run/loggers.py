@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from rankgap.run.config import LoggerName, TrainConfig
-from rankgap.run.folder import READ_COLUMNS, RunFolder
+from rankgap.run.folder import RunFolder
+from rankgap.run.history import READ_COLUMNS
 from rankgap.run.processes import is_main_process
 
 

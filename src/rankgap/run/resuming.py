@@ -12,7 +12,8 @@ from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.config import TrainConfig
 from rankgap.run.files import check_writable
 from rankgap.run.flags import flag
-from rankgap.run.folder import History, RunFolder
+from rankgap.run.folder import RunFolder
+from rankgap.run.history import History
 from rankgap.run.module import SelfSupervised
 from rankgap.run.plan import Plan
 from rankgap.run.saved import SavedRun

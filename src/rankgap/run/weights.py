@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from rankgap.spectra.pair import Side
 SOURCES = "timm, hf:REPO, run:FOLDER, teacher:FOLDER, or a file (.safetensors, .pt, .pth)"
 _BRANCHES: Mapping[str, Side] = {"run": "online", "teacher": "target"}  # of a run, by the prefix of --init
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+_PATIENCE = 1.0  # seconds
 _DEEPEST = 3  # dictionaries inside one another that are searched for tensors
 
 Numbers = tuple[float, ...]
@@ -102,7 +105,7 @@ def pretrained_network(name: str, asked: str, **options: Any) -> Any:
             "or vit_tiny_patch16_224"
         )
     try:
-        with _no_retries_told():
+        with _asking_the_hub(name):
             return timm.create_model(name, pretrained=True, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
@@ -112,15 +115,20 @@ def pretrained_network(name: str, asked: str, **options: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _no_retries_told() -> Iterator[None]:
-    """Without a connection, the Hub's library tells of each attempt; the error that ends them says it once."""
+def _asking_the_hub(name: str) -> Iterator[None]:
+    """Say once what is waited for. The Hub's library tells of each attempt to connect, and has no limit to set."""
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
+    line = f"waiting for the weights of {name}: without a connection, the Hugging Face Hub is tried for a minute"
+    timer = threading.Timer(_PATIENCE, lambda: print(line, file=sys.stderr, flush=True))
+    timer.daemon = True
     before = get_verbosity()
     set_verbosity(logging.ERROR)
+    timer.start()
     try:
         yield
     finally:
+        timer.cancel()
         set_verbosity(before)
 
 
@@ -140,7 +148,7 @@ def _of_hub(repo: str) -> Weights:
             return None
 
     try:
-        with _no_retries_told():
+        with _asking_the_hub(name):
             path = next((found for file in _HUB_FILES if (found := download(file))), None)
             described = download("config.json") if path else None
     except (OSError, ValueError) as error:

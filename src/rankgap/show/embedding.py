@@ -82,4 +82,5 @@ def show_embedding(work: Embedding) -> None:
     took = duration(time.perf_counter() - began)
     say(f"features {shape}, written in {took}: {out}", wrap=False)
     if work.skipped:
-        say(f"left out: {len(work.skipped):,} images, listed in {out}.skipped.txt", wrap=False)
+        count = len(work.skipped)
+        say(f"left out: {count:,} image{'' if count == 1 else 's'}, listed in {out}.skipped.txt", wrap=False)

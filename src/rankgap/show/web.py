@@ -176,7 +176,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not _HERE.fullmatch(self.headers.get("Host", "")):
-            self._refuse(HTTPStatus.FORBIDDEN)
+            port = self.server.server_port
+            self._refuse(
+                HTTPStatus.FORBIDDEN,
+                f"this page answers browsers on its own machine alone. From another one, run "
+                f"ssh -L {port}:{HOST}:{port} with this machine's name, and open {self.server.url} there.",
+            )
         elif self.path not in self.server.answers:
             self._refuse(HTTPStatus.NOT_FOUND)
         else:
@@ -190,9 +195,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_TRACE = do_CONNECT = _not_allowed
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _refuse(self, status: HTTPStatus, why: str = "") -> None:
         self.close_connection = True  # there may be a body that nobody reads
-        self._send(status, "text/plain; charset=utf-8", f"{status.phrase}\n")
+        self._send(status, "text/plain; charset=utf-8", f"{status.phrase}{': ' if why else ''}{why}\n")
 
     def _send(self, status: HTTPStatus, kind: str, text: str) -> None:
         body = text.encode()

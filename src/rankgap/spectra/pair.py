@@ -12,11 +12,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
 
+from rankgap.choices import Side as Side
 from rankgap.errors import NonFiniteError, UserError, unknown
 from rankgap.notebook import curves, summary
 from rankgap.spectra.effective_rank import effective_rank_of
@@ -32,7 +33,6 @@ from rankgap.spectra.gram import (
 from rankgap.spectra.record import check_columns, column, count, plain_value, sketch_size
 from rankgap.spectra.sketch import SketchSize, sketched_effective_rank
 
-Side = Literal["online", "target"]  # the branches of a model
 SIDES: tuple[Side, Side] = get_args(Side)
 
 _SKETCHES = ("sketch_online", "sketch_target")

@@ -19,9 +19,8 @@ from rankgap.spectra.pair import SIDES, Side
 from rankgap.watch.hooks import BranchHooks, Call
 from rankgap.watch.modules import branch_modules, is_ours
 from rankgap.watch.outputs import OutputReader, all_tensors, for_side
+from rankgap.watch.pairing import Views
 from rankgap.watch.safety import Safety
-
-Views = dict[Side, list[Tensor]]
 
 
 class Branches:

@@ -12,46 +12,26 @@ Shapes: V views, B images, T tokens of an image, N rows, D columns.
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterable
-from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rankgap.errors import UserError, unknown
 from rankgap.notebook import rank_curves, summary
-from rankgap.spectra.gram import singular_values
-from rankgap.spectra.pair import SIDES, PairSpectrum, Side, pair_spectrum
-from rankgap.spectra.processes import world_size
-from rankgap.watch.branches import Branches, Views
+from rankgap.spectra.pair import SIDES, Side
+from rankgap.watch.branches import Branches
 from rankgap.watch.cadence import Cadence, StepCount
-from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
-from rankgap.watch.history import History
+from rankgap.watch.doctor import Diagnosis, Thresholds
 from rankgap.watch.hooks import MOST_CALLS, Call
+from rankgap.watch.logbook import Logbook
 from rankgap.watch.outputs import Layout, Then
-from rankgap.watch.pairing import Pair, PairRule, choose, evenly
-from rankgap.watch.reading import Reading, read
+from rankgap.watch.pairing import PairRule, Views
 from rankgap.watch.safety import Safety
-from rankgap.watch.verdict import Verdict, judge
-from rankgap.watch.window import Window
 
 
-class _Newest(NamedTuple):
-    """The rows of the newest finite reading."""
-
-    step: int
-    online: Tensor
-    target: Tensor
-    within: Tensor | None  # the online rows of the target's own view; None where rows do not pair
-
-
-class RankMonitor:
+class RankMonitor(Logbook):
     """Reads the effective ranks of two branches every few steps, and says whether they collapse.
 
     With a model, forward hooks on two of its modules collect their outputs: tensors of any width and number, in
@@ -140,13 +120,7 @@ class RankMonitor:
         window: bool = True,
         strict: bool = False,
     ) -> None:
-        if not callable(pair) and pair not in get_args(Pair):
-            raise unknown("rule for pairs", str(pair), get_args(Pair))
-        self.pair, self.window = pair, window
         self.cadence = Cadence(None if every == "auto" else every, steps)
-        self.doctor = Doctor(thresholds, steps)
-        self.history = History()
-        self.diagnosis = Diagnosis("healthy", 0)
         self._safety = Safety(strict=strict)
         self._outputs: dict[Side, deque[Call]] = {side: deque(maxlen=MOST_CALLS) for side in SIDES}  # of this step
         self._branches = Branches(
@@ -158,10 +132,14 @@ class RankMonitor:
             wanted=self._wanted,
             end_step=self._end_step,
         )
-        self._step = 0
-        self._window = Window()
-        self._newest: _Newest | None = None
-        self._news: Diagnosis | None = None
+        super().__init__(
+            pair=pair,
+            thresholds=thresholds,
+            steps=steps,
+            window=window,
+            skipped=self._safety.skipped,
+            why_nothing=self._branches.why_nothing,
+        )
 
     def __enter__(self) -> Self:
         """Hook the modules."""
@@ -183,11 +161,6 @@ class RankMonitor:
     def every(self) -> int:
         """Steps from one reading to the next, as things stand."""
         return self.cadence.every
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """What was left out, and why."""
-        return self._safety.skipped
 
     @property
     def disabled(self) -> str:
@@ -244,109 +217,11 @@ class RankMonitor:
         self._step += 1
         return self.diagnosis
 
-    @torch.no_grad()
-    def _read(self, views: Views, *, ordered: bool, exponent: float | None = None) -> None:
-        """Take a reading of a step's views."""
-        chosen = choose(views["online"], views["target"], self.pair, ordered=ordered)
-        reading = read(chosen.online, chosen.target, self._step)._replace(exponent=exponent)
-        if reading.finite and min(reading.rows, chosen.online.shape[-1], chosen.target.shape[-1]) < 2:
-            raise UserError(
-                "a single row or column has no rank to speak of: use larger batches, or another module"
-            )
-        self._take(reading)
-        if chosen.why:
-            self.skipped["alignment, filter and transfer"] = chosen.why
-        else:
-            self.skipped.pop("alignment, filter and transfer", None)
-        if reading.finite:
-            p, t = (evenly(z.flatten(0, -2), reading.rows) for z in (chosen.online, chosen.target))
-            within = None if chosen.within is None else chosen.within.flatten(0, -2)
-            self._newest = _Newest(self._step, p, t, within)
-            if self.window:
-                self._window.add(p, t, paired=within is not None)
-
-    def resume(self, history: Iterable[Reading]) -> None:
-        """Continue from the readings of an interrupted run; `news` does not report them again."""
-        for reading in history:
-            self._take(reading)
-            self._step = reading.step + 1
-        self._news = None
-
-    def _take(self, reading: Reading) -> None:
-        known = self.diagnosis.kind
-        self.history.add(reading)
-        self.diagnosis = self.doctor(reading)
-        if self.diagnosis and self.diagnosis.kind != known:
-            self._news = self.diagnosis
-
-    def news(self) -> Diagnosis | None:
-        """The fault that has begun since the last call, or None. Each fault is returned once; see `diagnosis`."""
-        news, self._news = self._news, None
-        return news
-
-    def verdict(self) -> Verdict:
-        """The verdict on the whole run so far: the fate of its dimensions.
-
-        Raises:
-            UserError: nothing has been read yet.
-        """
-        if not self.history:
-            raise UserError(self._nothing())
-        return judge(self.history, thresholds=self.doctor.thresholds)
-
-    def to_csv(self, path: str | Path) -> None:
-        """Write the readings as a CSV table: one row per reading, one column per field of `Reading`.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        try:
-            with open(path, "w", newline="", encoding="utf-8") as file:
-                table = csv.writer(file, lineterminator="\n")
-                table.writerows([Reading._fields, *self.history])
-        except OSError as error:
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
-
-    def batch_spectrum(self) -> PairSpectrum:
-        """The record of the rows that were read last, computed on request.
-
-        Its ranks are those of the reading. Filter, transfer and eigenspace alignment are measured within the
-        target's view, see `pairing.Chosen`.
-
-        Raises:
-            UserError: nothing finite has been read yet, or rows do not pair.
-        """
-        if self._newest is None:
-            raise UserError(self._nothing())
-        step, p, t, within = self._newest
-        if within is None:
-            raise UserError(f"the rows do not pair: {self.skipped['alignment, filter and transfer']}")
-        return dataclasses.replace(pair_spectrum(within, t), spectrum_online=singular_values(p), step=step)
-
-    def compute(self) -> PairSpectrum:
-        """The record of all rows read since the last `reset`; its step is that of the newest reading.
-
-        Where rows do not pair, it has the ranks only. Above 4,096 columns it is an estimate, and says so.
-
-        Raises:
-            UserError: nothing has been read yet, a branch is all zero, or the monitor keeps no window.
-        """
-        if not self.window:
-            raise UserError("this monitor keeps no sums: call batch_spectrum, or create it with window=True")
-        if not self._window.rows and world_size() == 1:
-            raise UserError(self._nothing())
-        return self._window.spectrum(self.history[-1].step if self.history else 0)
-
-    def _nothing(self) -> str:
-        if self.history:
-            return "no finite outputs have been read yet, or none since the last reset"
-        return f"no step has been read yet: {self._branches.why_nothing()}"
-
     def _repr_html_(self) -> str:
         """The state, the newest reading and the curve of both ranks, as a notebook shows them."""
         facts = {"watching": f"ended: {self.disabled}" if self.disabled else f"one step in {self.every:,}"}
         if not self.history:
-            return summary("RankMonitor", facts | {"readings": f"none yet: {self._branches.why_nothing()}"})
+            return summary("RankMonitor", facts | {"readings": f"none yet: {self._why_nothing()}"})
         newest = self.history[-1]
         facts |= {
             "newest reading": f"step {newest.step:,}, of {newest.rows:,} rows",
@@ -356,7 +231,3 @@ class RankMonitor:
             "left out": "\n".join(f"{what}: {why}" for what, why in self.skipped.items()),
         }
         return summary("RankMonitor", facts, rank_curves(self.history))
-
-    def reset(self) -> None:
-        """Begin a new window of rows; readings and diagnosis continue."""
-        self._window.clear()

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from rankgap.errors import UserError
 from rankgap.spectra.float64 import at_least_float32
+from rankgap.spectra.pair import Side
 
+Views = dict[Side, list[Tensor]]
 Pair = Literal["opposite", "same"]
 PairRule = Pair | Callable[[list[Tensor], list[Tensor]], tuple[Tensor, Tensor]]
 

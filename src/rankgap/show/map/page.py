@@ -7,6 +7,8 @@ clusters with their most typical images, the images that are least like any othe
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import resources
@@ -15,7 +17,9 @@ from typing import Any, NamedTuple
 
 from plotly.offline import get_plotlyjs
 
-from rankgap.embed.clusters import ALONE, LARGEST, WIDTH, Placing, sampled
+from rankgap.choices import Placing
+from rankgap.data.names import without_folders
+from rankgap.embed.clusters import ALONE, LARGEST, WIDTH, sampled
 from rankgap.embed.formats import FeatureFile
 from rankgap.embed.survey import Survey, survey
 from rankgap.run.files import replace_file
@@ -103,7 +107,9 @@ class _Page:
         self, found: FeatureFile, made: Survey, pictures: Pictures, method: Placing, similarity: float
     ) -> None:
         self.record, self.made, self.method, self.similarity = found.record, made, method, similarity
-        self.names, self.labels = found.listing.names, found.listing.labels
+        self.names, self.labels = _below_common_folder(found.listing.names), found.listing.labels
+        run, *which = found.record.encoder.rsplit(", ", 2)  # timm:NAME has no folder
+        self.encoder = f"{Path(run).name} ({', '.join(which)})" if which else run
         count = len(self.names)
         self.cards = [made.clusters.members(k)[:TYPICAL].tolist() for k in range(min(made.clusters.count, CARDS))]
         self.outliers = made.outliers(min(OUTLIERS, count)).tolist()
@@ -139,7 +145,7 @@ class _Page:
         body = [self._glance(), self._map(), self._clusters(), self._outliers(), self._pairs(), self._method()]
         figures = {"map": {"data": [], "layout": layout, "frames": [], "file": "map"}}
         about = (
-            f"<p>{escaped(self.record.data)}, seen by {escaped(self.record.encoder)}. Made by rankgap "
+            f"<p>{escaped(without_folders(self.record.data))}, seen by {escaped(self.encoder)}. Made by rankgap "
             f"{library_versions()['rankgap']}. This page holds all that it shows, and sends no data.</p>"
         )
         return page(
@@ -181,7 +187,11 @@ class _Page:
         ]
 
     def _glance(self) -> str:
-        items = "".join(f"<li>{escaped(line)}</li>" for line in self.lines())
+        place = self.record.data.partition(":")[2]
+        name = Path(place).name if os.path.isabs(place) else place  # the page is handed to others
+        items = "".join(
+            f"<li>{escaped(line.replace(place, name) if place else line)}</li>" for line in self.lines()
+        )
         return f'<section id="glance"><ul>{items}</ul></section>'
 
     def _map(self) -> str:
@@ -251,7 +261,7 @@ class _Page:
     def _method(self) -> str:
         record = self.record
         lines = [
-            f"encoder: {record.encoder}; views of {record.size} px, {record.centre:.3g} of the shorter side",
+            f"encoder: {self.encoder}; views of {record.size} px, {record.centre:.3g} of the shorter side",
             f"features: {' x '.join(map(str, record.shape))}, computed by rankgap {record.rankgap}",
             f"map: {_METHODS[self.method]} of up to {WIDTH} principal components of the features, seed 0",
             f"clusters: {self.made.clusters.how}",
@@ -273,6 +283,18 @@ class _Page:
 
 def _rules(listed: Sheets) -> str:
     return "".join(f".listed-{k} {{ background-image: url({sheet}); }}\n" for k, sheet in enumerate(listed.sheets))
+
+
+_NAMED_ROW = re.compile(r"row \d+ \((.*)\)", re.DOTALL)
+
+
+def _below_common_folder(names: list[str]) -> list[str]:
+    """Names of images; where rows of a table name files by whole paths, those below the folder that all share."""
+    folders = [os.path.dirname(row[1]) for name in names if (row := _NAMED_ROW.fullmatch(name))]
+    if not folders or not all(map(os.path.isabs, folders)):
+        return names
+    common = os.path.join(os.path.commonpath(folders), "")
+    return [name.replace(f" ({common}", " (", 1) for name in names]
 
 
 def _images(count: int) -> str:
