@@ -54,8 +54,10 @@ def test_broken_images_are_skipped_when_asked_counted_and_named(folder: Path, me
     batch = train.batch(range(4))
     assert batch.labels is not None
     assert batch.labels.tolist() == [0, 0, 1, 1]
-    for name in ("a/2.jpg", "b/3.jpg"):
-        (folder / name).unlink()
+    (folder / "a/2.jpg").unlink()
+    notes = load_data(f"folder:{folder}", memory=memory, on_bad_image="skip")[0].notes
+    assert any("1 image is skipped: " in note and "3.jpg cannot be read" in note for note in notes)
+    (folder / "b/3.jpg").unlink()
     assert torch.equal(batch.images, load_data(f"folder:{folder}")[0].batch(range(4)).images)
 
 

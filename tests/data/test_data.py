@@ -38,7 +38,7 @@ def test_any_nested_folder_is_read_without_labels_in_the_order_of_its_paths(tmp_
     assert batch.labels is None
     for image, i in zip(batch.images, (1, 2, 0), strict=True):  # a/deep/er/c.png, a/z.bmp, b.png
         assert torch.equal(image, chw(pixels(seed=i)))
-    assert any("1 .txt" in note for note in train.notes)
+    assert any("1 other file is ignored (1 .txt)" in note for note in train.notes)
 
 
 def test_class_folders_are_labels_for_evaluation(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_train_and_test_folders_are_the_splits(tmp_path: Path, held_out: str) ->
     assert (len(train), len(test)) == (6, 4)
     assert train.classes == test.classes == ["cat", "dog"]
     assert (test.mean, test.std) == (train.mean, train.std)
-    assert any("1 images in other places are ignored" in note for note in train.notes)
+    assert any("1 image in another place is ignored" in note for note in train.notes)
 
 
 def test_a_link_that_leads_back_is_followed_once(tmp_path: Path) -> None:

@@ -60,7 +60,13 @@ def test_what_rankgap_writes_never_becomes_data(tmp_path: Path) -> None:
     fill(run / "media")
     for name in ("config.yaml", "metrics.csv"):
         (run / name).touch()
-    design_figure(assessment, tmp_path / "runs" / "demo.png")
+    train, _ = load_data(f"folder:{tmp_path}")
+    assert any("2 pictures or run folders that rankgap wrote are left out" in note for note in train.notes)
+    (tmp_path / "any name.png").unlink()
+    train, _ = load_data(f"folder:{tmp_path}")
+    assert any("1 picture or run folder that rankgap wrote is left out" in note for note in train.notes)
+    for name in ("any name.png", "runs/demo.png"):
+        design_figure(assessment, tmp_path / name)
     train, _ = load_data(f"folder:{tmp_path}")
     assert (len(train), train.classes, train.size) == (4, ["a", "b"], 12)
     assert any("3 pictures or run folders that rankgap wrote are left out" in note for note in train.notes)

@@ -279,6 +279,28 @@ def test_the_preset_for_small_work_leaves_nothing_to_warn_of(method: str) -> Non
         assert adapted.teacher.momentum < 0.99 < published.teacher.momentum + 0.001
 
 
+@pytest.mark.parametrize(("epochs", "says"), [(1, "1 step is too few"), (2, "2 steps are too few")])
+def test_the_note_on_a_short_run_counts_its_steps(epochs: int, says: str) -> None:
+    row = METHODS["byol"]
+    _, notes = adapt(
+        load_recipe("cifar", row.body), row, Work(images=256, batch_size=256, epochs=epochs, features=128)
+    )
+    assert any(says in note for note in notes)
+
+
+def test_prototypes_that_never_learn_are_warned_of() -> None:
+    recipe, row = load_recipe("cifar", "dino"), METHODS["dino"]
+    said = {
+        epochs: warnings(recipe, row, Work(images=256, batch_size=256, epochs=epochs, features=128))
+        for epochs in (1, 2)
+    }
+    assert recipe.prototypes.freeze_epochs == 1
+    assert {epochs: any("frozen for the whole run" in each for each in said[epochs]) for epochs in said} == {
+        1: True,
+        2: False,
+    }
+
+
 def test_long_work_keeps_the_published_recipe() -> None:
     assert not Work(images=50_000, batch_size=256, epochs=400, features=512).small
 

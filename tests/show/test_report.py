@@ -233,6 +233,20 @@ def test_a_run_that_has_just_begun_and_one_without_spectra_are_reported_as_they_
     assert "simsiam (begun)" in page
 
 
+def test_a_run_that_ended_without_accuracies_is_not_said_to_get_them(
+    runs: list[RunFolder], tmp_path: Path
+) -> None:
+    ended = RunFolder(tmp_path / "ended")
+    shutil.copytree(runs[0].path, ended.path)
+    results = json.loads((ended.path / "results.json").read_text())
+    del results["knn"], results["sets"]
+    (ended.path / "results.json").write_text(json.dumps(results))
+    page = report_page([ended])
+    assert "No run has these results." in page
+    assert "erank features: exp entropy" in page
+    assert "weighted kNN" not in page  # a protocol by which nothing was measured
+
+
 def test_runs_of_one_name_are_told_apart(runs: list[RunFolder], tmp_path: Path) -> None:
     twin = RunFolder(tmp_path / "other" / "simsiam")
     shutil.copytree(runs[0].path, twin.path)

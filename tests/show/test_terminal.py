@@ -27,6 +27,32 @@ def test_titles_and_names_are_shown_as_they_are(
     assert f"picture: {ODD}" in shown
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_terminal_cuts_off_no_name_and_no_number(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "width", width)
+    row = {column.key: 0.125 + number for number, column in enumerate(RESULTS)}
+    show_results({"symsimsiam": row | {"verdict": {"kind": "collapsed", "outputs": {"rank": 1.5, "of": 32}}}})
+    shown = capsys.readouterr().out
+    assert {"method", "symsimsiam", "collapsed", *(column.cell(row) for column in RESULTS)} <= {*shown.split()}
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= width
+    assert shown.count("erank is the effective rank") == 1
+
+
+def test_protocols_name_their_numbers_and_are_left_out_where_nothing_was_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    said = {"erank_features": "exp entropy", "knn": "k 20", "linear": "L-BFGS", "rankme_features": "RankMe"}
+    further = {"sets": {"more": {"linear": 0.5}}}  # measured there alone
+    show_results({"byol": {"erank_features": 1.5, "rankme_features": 12.0, "protocol": said, **further}})
+    shown = capsys.readouterr().out
+    assert "linear %: L-BFGS\nerank features: exp entropy\n" in shown
+    assert "k 20" not in shown
+    assert "RankMe" not in shown
+
+
 def test_a_path_is_not_broken_into_lines(capsys: pytest.CaptureFixture[str]) -> None:
     path = "runs/" + 40 * "long/"
     say(f"picture: {path}", wrap=False)

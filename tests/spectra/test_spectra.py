@@ -166,6 +166,15 @@ def test_equal_rows_have_no_centred_rank() -> None:
         effective_rank(gaussian(1, 30).expand(7, 30), center=True)
 
 
+@pytest.mark.parametrize("z", [GOLDEN.diag().numpy(), GOLDEN.diag().tolist()])
+def test_an_array_is_refused_with_what_to_pass(z: Any) -> None:
+    with pytest.raises(
+        UserError, match=rf"rankme expects a tensor, got {type(z).__name__}; pass torch\.as_tensor\(z\)"
+    ):
+        rankme(z)
+    assert rankme(torch.as_tensor(z)) == rankme(GOLDEN.diag())
+
+
 def test_an_unknown_convention_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'features'"):
         effective_rank(torch.eye(3), of="feature")  # type: ignore[arg-type]

@@ -102,9 +102,12 @@ def _kinds(others: Counter[str]) -> str:
 def _left_out(found: Scan) -> list[str]:
     texts = []
     if found.others:
-        texts.append(f"{found.others.total():,} other files are ignored ({_kinds(found.others)})")
+        count = found.others.total()
+        files = "other file is" if count == 1 else "other files are"
+        texts.append(f"{count:,} {files} ignored ({_kinds(found.others)})")
     if found.own:
-        texts.append(f"{found.own:,} pictures or run folders that rankgap wrote are left out")
+        own = "picture or run folder" if found.own == 1 else "pictures or run folders"
+        texts.append(f"{found.own:,} {own} that rankgap wrote {'is' if found.own == 1 else 'are'} left out")
     if found.closed:
         more = f" and {len(found.closed) - 1} more" if len(found.closed) > 1 else ""
         texts.append(f"a folder in it cannot be opened: {found.closed[0]}{more}")
@@ -164,8 +167,9 @@ def _split_source(name: str, place: _Place, train: str, tests: Sequence[str], no
         test_split = _split(inside[test], classes if test_classes else None)
     notes.append(text)
     used = sum(len(inside[head].paths) for head in (train, test) if head is not None)
-    if used < len(place.paths):
-        notes.append(f"{name}: {len(place.paths) - used} images in other places are ignored")
+    if left := len(place.paths) - used:
+        which = "1 image in another place is" if left == 1 else f"{left:,} images in other places are"
+        notes.append(f"{name}: {which} ignored")
     return Source(name, _split(inside[train], classes), test_split, notes)
 
 

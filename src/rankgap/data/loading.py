@@ -102,10 +102,9 @@ def load_data(
         if not len(split):
             raise UserError(f"{split.name}: none of its images can be read; {split.skipped[0]}")
         if split.skipped:
-            notes.append(
-                f"{split.name}: {len(split.skipped):,} images cannot be read and are skipped, the first of them: "
-                f"{split.skipped[0]}"
-            )
+            count = len(split.skipped)
+            several = f"{count:,} images cannot be read and are skipped, the first of them"
+            notes.append(f"{split.name}: {several if count > 1 else '1 image is skipped'}: {split.skipped[0]}")
         if plan is not None and plan.photos:
             notes.append(
                 f"{split.name}: images are larger than views of {plan.size} px, so each view is cut out of the "

@@ -64,10 +64,8 @@ def _optimizer(recipe: Recipe, method: Method, work: Work) -> tuple[Recipe, list
     if optimizer.name != "sgd" or optimizer.lr > 0.1:
         lr = SQUARED_LR if method.alignment == "squared" else LR
         optimizer = replace(optimizer, name="sgd", lr=lr, weight_decay=5e-4, final_lr=0.0, decay_all=False)
-        notes.append(
-            f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {work.steps} steps are too few for the recipe's "
-            "optimiser"
-        )
+        few = f"{work.steps} steps are" if work.steps > 1 else "1 step is"
+        notes.append(f"SGD, lr {lr:g} per 256 images, weight decay 5e-4: {few} too few for the recipe's optimiser")
     warmup = min(optimizer.warmup_epochs, 0.1 * work.epochs if work.epochs >= 50 else 0)
     if warmup != optimizer.warmup_epochs:
         optimizer = replace(optimizer, warmup_epochs=warmup)
@@ -206,11 +204,11 @@ def warnings(recipe: Recipe, method: Method, work: Work) -> list[str]:
             f"{work.batch_size} images per step bound the effective rank and make batch norm noisy: use 32 or more"
         )
     if method.assigns and prototypes.freeze_epochs >= work.epochs:
-        found.append(f"the prototypes are frozen for all {work.epochs} epochs: lower prototypes.freeze_epochs")
+        found.append("the prototypes are frozen for the whole run: lower prototypes.freeze_epochs")
     if recipe.optimizer.freeze_encoder_epochs >= work.epochs or not recipe.optimizer.encoder_lr:
         name = "encoder_lr" if not recipe.optimizer.encoder_lr else "freeze_encoder_epochs"
         change = "raise" if name == "encoder_lr" else "lower"
-        found.append(f"the encoder's weights are frozen for all {work.epochs} epochs: {change} optimizer.{name}")
+        found.append(f"the encoder's weights are frozen for the whole run: {change} optimizer.{name}")
     if work.images % work.images_per_step == 1:
         found.append("the last batch of an epoch would hold 1 image, too few for batch norm: it is left out")
     return found

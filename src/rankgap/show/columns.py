@@ -69,6 +69,19 @@ CONVENTION = (
 )
 
 
+def protocols(results: Mapping[str, Any]) -> list[str]:
+    """How each accuracy and rank in a run's columns was measured, a line for each.
+
+    Example:
+        >>> protocols({"knn": 0.5, "protocol": {"knn": "k 20", "linear": "L-BFGS"}})
+        ['kNN %: k 20']
+    """
+    found = dict(results.get("protocol", {}))
+    held = (results, *dict(results.get("sets", {})).values())  # accuracies on further sets have no column
+    shown = [column for column in RESULTS if column.key in found and any(column.key in each for each in held)]
+    return [f"{column.heading}: {found[column.key]}" for column in shown]
+
+
 def plus_minus(middle: float, half: float, form: str = ".1f") -> str:
     """A mean and its standard deviation, or a middle and the half width of its interval.
 

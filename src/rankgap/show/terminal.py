@@ -16,7 +16,7 @@ from rich.text import Text
 from rankgap.data.names import shown
 from rankgap.model.methods import METHODS, choices
 from rankgap.run.reader import read
-from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS
+from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS, Column, protocols
 from rankgap.show.frozen_start import ROW, since_start, start_is_better, start_of
 from rankgap.watch.doctor import Diagnosis
 from rankgap.watch.verdict import Verdict
@@ -43,6 +43,7 @@ FLOW = (
 )
 BROKEN = 20  # images that are named before only their reasons are counted
 COLOURS: Mapping[str, str] = {"healthy": "green", "shrinking": "yellow", "collapsed": "red"}
+WIDE = 80  # characters a line: in fewer, all results leave no room for a title
 ACROSS = 3  # scores that fit in eighty columns
 DOWN = 5  # checkpoints whose scores, with the text about them, fit on a screen of 24 lines
 
@@ -78,14 +79,15 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
+def results_table(results: Mapping[str, Mapping[str, Any]], columns: Sequence[Column] = RESULTS) -> Table:
     """A table of runs; below a run that began with pretrained weights stand their own scores.
 
     Args:
         results: the results of each run, by title.
+        columns: the numbers to show; a caption explains them below the last one.
     """
     table = Table(
-        caption=CONVENTION,
+        caption=CONVENTION if columns[-1] is RESULTS[-1] else None,
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -94,14 +96,21 @@ def results_table(results: Mapping[str, Mapping[str, Any]]) -> Table:
     )
     table.add_column("method", overflow="fold")
     table.add_column("verdict", no_wrap=True)
-    for column in RESULTS:
+    for column in columns:
         table.add_column(_narrow(column.heading), justify="right", no_wrap=True)
     for title, found in results.items():
         kind = dict(found.get("verdict", {})).get("kind", "-")
-        table.add_row(title, Text(kind, COLOURS.get(kind, "")), *(column.cell(found) for column in RESULTS))
+        table.add_row(title, Text(kind, COLOURS.get(kind, "")), *(column.cell(found) for column in columns))
         if start := start_of(found):
-            table.add_row(f"  {ROW}", "", *(column.cell(start) for column in RESULTS), style="dim")
+            table.add_row(f"  {ROW}", "", *(column.cell(start) for column in columns), style="dim")
     return table
+
+
+def _show_table(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print the table of runs, in two parts if the terminal is narrow, so that no cell is cut off."""
+    half = (len(RESULTS) + 1) // 2
+    for columns in [RESULTS] if console.width >= WIDE else [RESULTS[:half], RESULTS[half:]]:
+        console.print(results_table(results, columns))
 
 
 def _narrow(heading: str) -> str:
@@ -111,11 +120,11 @@ def _narrow(heading: str) -> str:
 
 def show_results(results: Mapping[str, Mapping[str, Any]]) -> None:
     """Print runs side by side, their alarms, and the protocols by which the accuracies were measured."""
-    console.print(results_table(results))
+    _show_table(results)
     lines: dict[str, None] = {}  # each once, in order
     show_verdicts(results)
     for found in results.values():
-        lines |= dict.fromkeys([*dict(found.get("protocol", {})).values(), *found.get("notes", [])])
+        lines |= dict.fromkeys([*protocols(found), *found.get("notes", [])])
         for name, scores in dict(found.get("sets", {})).items():
             if name != "test":
                 say(f"{name}: ", ", ".join(f"{c.key} {c.cell(scores)}" for c in (KNN, LINEAR) if c.key in scores))
@@ -143,7 +152,7 @@ def _say_verdict(title: str, verdict: Verdict) -> None:
         (title, "bold"),
         " is ",
         (verdict.kind, f"bold {COLOURS[verdict.kind]}"),
-        f": {verdict.uses}. {verdict.why}",
+        f": {verdict.uses}. {verdict.why}".rstrip(),
     )
 
 
@@ -359,7 +368,7 @@ def show_demo(results: Mapping[str, Mapping[str, Any]], picture: Path, story: st
         picture: the picture of their ranks.
         story: what the runs show, in words.
     """
-    console.print(results_table(results))
+    _show_table(results)
     show_verdicts(results)
     say(f"\n{story}\n")
     say(f"picture: {picture}", wrap=False)

@@ -72,6 +72,8 @@ def rank_tolerance(n: int, d: int, dtype: torch.dtype) -> float:
 
 def check_batch(z: Tensor, name: str) -> None:
     """Raise `UserError` unless `z` is a non-empty floating-point (..., N, D)."""
+    if not isinstance(z, Tensor):  # features are kept as arrays: `read_features` and pandas give them
+        raise UserError(f"{name} expects a tensor, got {type(z).__name__}; pass torch.as_tensor(z)")
     if z.ndim < 2 or z.numel() == 0 or not z.is_floating_point():
         raise UserError(
             f"{name} expects a non-empty floating-point tensor (..., N, D) whose rows are samples; "

@@ -123,9 +123,10 @@ def judge(
         diagnosis = Diagnosis(
             "complete",
             now.step,
-            "the encoder gives all images the same features",
-            "images that are all alike, or a collapse before the projector",
-            "check the images with `rankgap inspect`, and raise the rank difference (target power:-0.5)",
+            "the encoder gives all images nearly the same features",
+            "images that are all alike, a run that is too short, or a collapse before the projector",
+            "check the images with `rankgap inspect`; if they differ, train for more steps, or raise the rank "
+            "difference (a high-pass filter on the target, or a steeper one)",
         )
     kind: Outcome = "healthy"
     if diagnosis:

@@ -26,7 +26,7 @@ from rankgap.run.folder import RunFolder, labels
 from rankgap.run.reader import plain
 from rankgap.run.saved import library_versions
 from rankgap.show.colours import DARK, LIGHT
-from rankgap.show.columns import CONVENTION, KNN, LINEAR, RANK_DIFFERENCE, RESULTS, SPEED
+from rankgap.show.columns import CONVENTION, KNN, LINEAR, RANK_DIFFERENCE, RESULTS, SPEED, protocols
 from rankgap.show.frozen_start import ROW, since_start, start_is_better, start_of
 from rankgap.show.outputs import PAGE, output_file
 from rankgap.show.report.panels import (
@@ -156,8 +156,8 @@ def _results(runs: Sequence[Run]) -> str:
         if start := start_of(run.results):
             cells = (column.cell(start) for column in columns)
             rows.append([f"{ROW} of {run.label}", *cells, asked.init or "", str(asked.seed), asked.data])
-    protocols = dict.fromkeys(said for run in runs for said in dict(run.results.get("protocol", {})).values())
-    notes = "".join(f"<li>{escaped(said)}</li>" for said in protocols)
+    measured = dict.fromkeys(said for run in runs for said in protocols(run.results))
+    notes = "".join(f"<li>{escaped(said)}</li>" for said in measured)
     headings = ["run", *(column.heading for column in columns), "state", "seed", "data"]
     return (
         f'<section id="results"><h2>Results</h2><p>{escaped(CONVENTION)}</p>{_table(headings, rows)}'

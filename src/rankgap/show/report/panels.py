@@ -285,7 +285,8 @@ def bars_panel(runs: Sequence[Run], name: str, title: str, columns: Mapping[str,
     """
     scored = [run for run in runs if any(run.results.get(c.key) is not None for c, _ in columns.values())]
     if not scored:
-        return Panel(name=name, title=title, figure=None, note="No run has these results yet.")
+        note = "No run has these results." if all(run.done for run in runs) else "No run has these results yet."
+        return Panel(name=name, title=title, figure=None, note=note)
     labels = [run.label for run in scored]
     shown = [html.escape(label, quote=False) for label in labels]  # Plotly reads text as markup
     names = _axis("", autorange="reversed", type="category", tickvals=labels, ticktext=shown)
