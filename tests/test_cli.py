@@ -604,7 +604,7 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--accelerator", "gpx"], "did you mean 'gpu'"),
         (["--settings", "lr"], "KEY=VALUE"),
         (["--resume", "--overwrite"], "choose one"),
-        (["--resume"], "no config.yaml"),
+        (["--resume"], "there is no such folder"),
         (["--config", "/nowhere.yaml"], "/nowhere.yaml"),
         (["--epochs", "0"], "at least 1"),
         (["--seed", "99999999999999999999"], "--seed must be from 0 to 2^63 - 1"),
