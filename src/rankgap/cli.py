@@ -201,9 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         said = str(error).replace(f" {command}.", " ")  # the parser names an argument compare.runs
         return _fail(f"{said}; see {f'rankgap {command}'.rstrip()} --help", EXIT_USER)
     except ModuleNotFoundError as error:
-        if (said := missing(error.name, f"rankgap {_command(given)}".rstrip())) is None:
+        if (lacking := missing(error.name, f"rankgap {_command(given)}".rstrip())) is None:
             raise
-        return _fail(said, EXIT_USER)
+        return _fail(lacking, EXIT_USER)
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
     except SystemExit as error:

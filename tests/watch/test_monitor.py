@@ -364,6 +364,19 @@ def test_patience_is_the_number_of_readings_that_agree() -> None:
     assert monitor.update(*(torch.eye(6, 4),) * 2).kind == "healthy"
 
 
+def test_a_fault_that_comes_and_goes_is_told_once_until_the_run_is_healthy_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kinds: list[Kind] = ["dimensional", "one branch constant", "dimensional", "healthy", "dimensional"]
+    monitor = RankMonitor()
+    monkeypatch.setattr(monitor, "doctor", lambda reading: Diagnosis(kinds[reading.step], reading.step))
+    told = []
+    for _ in kinds:
+        monitor.update(torch.eye(6, 4), torch.eye(6, 4))
+        told.append(news.kind if (news := monitor.news()) else None)
+    assert told == ["dimensional", "one branch constant", None, None, "dimensional"]
+
+
 def test_thresholds_are_frozen_and_shared_without_the_doctor_s_memory() -> None:
     thresholds = Thresholds(patience=2, apart=1)
     with pytest.raises(dataclasses.FrozenInstanceError):

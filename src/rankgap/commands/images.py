@@ -38,7 +38,7 @@ def inspect_data(
     picture = output_file(out, PICTURE)
     for file in (out, broken):
         if file is not None:
-            check_writable(Path(file).parent)
+            check_writable(Path(file).absolute().parent)
     found, names, pictures, views, notes = preview(config)
     if broken is not None:
         replace_file(Path(broken), "".join(f"{image}\n" for image in found.broken).encode())

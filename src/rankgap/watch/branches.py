@@ -132,7 +132,9 @@ class Branches:
         """The most likely reason why no step has been read."""
         if why := self.safety.disabled or self.safety.skipped.get("readings"):
             return why
-        return "train inside the with block, or call update" if self._hooks is None else self._hooks.why_nothing()
+        if self._hooks is None:
+            return "with a model, train inside the with block; without one, call update"
+        return self._hooks.why_nothing()
 
     def _held(self, side: Side, output: Any) -> list[Tensor]:
         if found := list(all_tensors(output)):

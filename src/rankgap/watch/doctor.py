@@ -226,17 +226,28 @@ class Doctor:
         return Diagnosis("healthy", now.step)
 
 
+class News:
+    """Tells the diagnosis of a fault that begins: each kind once, until the run is healthy again."""
+
+    def __init__(self) -> None:
+        self._told: set[Kind] = set()
+
+    def __call__(self, diagnosis: Diagnosis) -> bool:
+        """Whether the diagnosis is news."""
+        if not diagnosis:
+            self._told.clear()
+            return False
+        known = diagnosis.kind in self._told
+        self._told.add(diagnosis.kind)
+        return not known
+
+
 def alarms(
     history: Iterable[Reading], thresholds: Thresholds | None = None, steps: int | None = None
 ) -> list[Diagnosis]:
-    """Every diagnosis in a history that is not healthy, once for each time that it begins; see `Doctor`."""
-    doctor, found, last = Doctor(thresholds, steps), [], "healthy"
-    for reading in history:
-        diagnosis = doctor(reading)
-        if diagnosis and diagnosis.kind != last:
-            found.append(diagnosis)
-        last = diagnosis.kind
-    return found
+    """Every diagnosis in a history that is `News`; see `Doctor`."""
+    doctor, is_news = Doctor(thresholds, steps), News()
+    return [diagnosis for diagnosis in map(doctor, history) if is_news(diagnosis)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from rankgap.errors import UserError, unknown
 from rankgap.spectra.gram import singular_values
 from rankgap.spectra.pair import PairSpectrum, pair_spectrum
 from rankgap.spectra.processes import world_size
-from rankgap.watch.doctor import Diagnosis, Doctor, Thresholds
+from rankgap.watch.doctor import Diagnosis, Doctor, News, Thresholds
 from rankgap.watch.history import History
 from rankgap.watch.pairing import Pair, PairRule, Views, choose, evenly
 from rankgap.watch.reading import Reading, read
@@ -73,6 +73,7 @@ class Logbook:
         self._window = Window()
         self._newest: _Newest | None = None
         self._news: Diagnosis | None = None
+        self._is_news = News()
 
     @property
     def skipped(self) -> dict[str, str]:
@@ -101,10 +102,9 @@ class Logbook:
                 self._window.add(p, t, paired=within is not None)
 
     def _take(self, reading: Reading) -> None:
-        known = self.diagnosis.kind
         self.history.add(reading)
         self.diagnosis = self.doctor(reading)
-        if self.diagnosis and self.diagnosis.kind != known:
+        if self._is_news(self.diagnosis):
             self._news = self.diagnosis
 
     def resume(self, history: Iterable[Reading]) -> None:
@@ -115,7 +115,10 @@ class Logbook:
         self._news = None
 
     def news(self) -> Diagnosis | None:
-        """The fault that has begun since the last call, or None. Each fault is returned once; see `diagnosis`."""
+        """The fault that has begun since the last call, or None.
+
+        Each fault is returned once until the run is healthy again; `diagnosis` is the current state.
+        """
         news, self._news = self._news, None
         return news
 
