@@ -2,7 +2,7 @@
 
 The loop is what one writes: ImageFolder, torchvision's resize, crop and normalisation, a DataLoader with two
 workers, the same network, batches of 64 without gradients, and np.save. Ours includes finding and checking the
-files, and loading the run. Both sides use all cores.
+files, and loading the run, and takes the workers that it chooses. Both sides use all cores.
 """
 
 from __future__ import annotations
@@ -48,13 +48,12 @@ def plain_loop(run: Path, folder: Path, out: Path) -> None:
 
 
 def ours(run: Path, folder: Path, out: Path, precision: Precision) -> None:
-    """`rankgap embed` with the same batches and workers."""
+    """`rankgap embed` with the same batches."""
     embed_images(
         run,
         f"folder:{folder}",
         out,
         batch_size=BATCH,
-        workers=WORKERS,
         precision=precision,
         overwrite=True,
     ).run()

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from rankgap.cli import main
 from rankgap.model.backbones import build_encoder
+from rankgap.run.devices import find_workers
 from rankgap.run.folder import RunFolder
 from tests.processes import needs_distributed
 
@@ -54,3 +55,20 @@ def test_what_a_run_logs_does_not_depend_on_the_number_of_devices(tmp_path: Path
         assert_close(second[key], first[key], rtol=1e-3, atol=1e-5)
     assert queue(two).shape == (2, 64)
     assert_close(queue(two), queue(one), rtol=1e-3, atol=1e-3)  # the embeddings of both processes
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "in_memory", "expected"),
+    [
+        (None, "cpu", False, 0),  # where they would take the network's cores
+        (None, "cuda", False, 6),
+        (None, "cuda", True, 0),
+        (3, "cpu", True, 3),
+        (0, "cuda", False, 0),
+    ],
+)
+def test_workers_are_for_files_and_devices_that_leave_cores_free(
+    asked: int | None, device: str, in_memory: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    assert find_workers(asked, torch.device(device), in_memory=in_memory) == expected

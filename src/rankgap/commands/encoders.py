@@ -80,7 +80,7 @@ def embed(
         branch: the branch whose encoder is used; the target's is the EMA teacher if the method has one.
         split: train, test, or all images.
         batch_size: images per forward pass; by default 64 on a CPU, else 256.
-        workers: processes that decode files ahead; one per core by default.
+        workers: processes that decode files ahead; by default 0 on a CPU, else one per core.
         threads: threads of a CPU; by default as many as torch takes.
         precision: as in `train`; bf16-mixed is faster, and changes a feature by about a hundredth at most.
         on_bad_image: skip leaves out images that cannot be read, and lists them beside the file.

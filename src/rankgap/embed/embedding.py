@@ -5,7 +5,6 @@ Shapes: N images, B in a batch, F feature width, T tokens.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from rankgap.embed.unfinished import Rows, Unfinished
 from rankgap.errors import InterruptedRunError, UserError
 from rankgap.evaluate.features import default_batch, feature_batches
 from rankgap.model.backbones import TokenEncoder
-from rankgap.run.devices import MOST_WORKERS, find_device, find_precision
+from rankgap.run.devices import MOST_WORKERS, find_device, find_precision, find_workers
 from rankgap.run.encoder import TIMM, TrainedEncoder, load_encoder
 from rankgap.run.files import check_writable, replace_file, writing
 from rankgap.run.saved import library_versions
@@ -165,7 +164,7 @@ def embed_images(
         tokens: patch tokens, or the places of a feature map, (N, T, F), instead of one vector for each image.
         split: train, test, or all images.
         batch_size: images per forward pass; by default 64 on a CPU, else 256.
-        workers: processes that decode files ahead; one per core by default.
+        workers: processes that decode files ahead; by default 0 on a CPU, else one per core.
         precision: of the forward pass.
         on_bad_image: skip leaves out images that cannot be read, and lists them beside the file.
         overwrite: replace an existing file.
@@ -227,7 +226,7 @@ def embed_images(
         before_skipped=before_skipped,
         module=module,
         parts=tuple(images.values()),
-        workers=(os.cpu_count() or 1) if workers is None else workers,
+        workers=find_workers(workers, device),
         overwrite=overwrite,
     )
 

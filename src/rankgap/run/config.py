@@ -97,7 +97,8 @@ class TrainConfig:
         accelerator: auto, cpu, gpu, cuda or mps.
         devices: number of devices, which share each batch; spectra, codes, batch norms and readings are of the
             whole batch.
-        workers: processes that decode files ahead; by default 0 for sets in memory, else one per core.
+        workers: processes that decode files ahead; by default 0 for sets in memory and on a CPU, else one
+            per core.
         imports: a Python module or file (mine.py) to import first, so that its gains (GAINS["mine"]) and maps
             (register_map) can be named; repeat the flag for each module, and pass it to later commands too.
         out: the run folder; by default a folder in runs/ named after method, filters, data and seed.

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import torch
 
 from rankgap.choices import Precision
-from rankgap.data import ImageSet
 from rankgap.errors import UserError, unknown
 from rankgap.run.config import Autocast, TrainConfig
 
@@ -55,8 +54,12 @@ def find_precision(precision: Precision, device: torch.device) -> Autocast:
     return "32-true"
 
 
-def find_workers(config: TrainConfig, train: ImageSet) -> int:
-    """Processes that decode files ahead: none for sets in memory, else one per core."""
-    if config.workers is not None:
-        return config.workers
-    return 0 if train.in_memory else (os.cpu_count() or 1)
+def find_workers(asked: int | None, device: torch.device, *, in_memory: bool = False) -> int:
+    """Processes that decode files ahead, if none are asked for: one per core, but none for sets in memory.
+
+    None on a CPU either, where they would take the network's cores: without them, threads on all cores decode a
+    batch, and then all cores compute it.
+    """
+    if asked is not None:
+        return asked
+    return 0 if in_memory or device.type == "cpu" else (os.cpu_count() or 1)

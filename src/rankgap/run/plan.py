@@ -202,7 +202,7 @@ def resolve(config: TrainConfig, *, saved: SavedRun | None = None, given: Given 
         tests=tests,
         device=device,
         precision=find_precision(config.precision, device),
-        workers=find_workers(config, train),
+        workers=find_workers(config.workers, device, in_memory=train.in_memory),
         notes=tuple(notes),
         warnings=() if config.fast_dev_run else tuple(presets.warnings(recipe, method, work)),
         differences=() if saved is None else tuple(_differences(config, saved, train, tests)),
