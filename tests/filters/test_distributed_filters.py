@@ -7,12 +7,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing import assert_close
 
+from rankgap.choices import Side
 from rankgap.filters.learned import LearnedFilter, MonotoneGain
 from rankgap.filters.spectral import SpectralFilter, spectral_filter
 from rankgap.model.closed_forms import ClosedForm, ClosedFormPredictor
 from rankgap.model.maps import Place
 from rankgap.spectra.effective_rank import effective_rank
-from rankgap.spectra.pair import Side
 from rankgap.spectra.processes import gather_rows
 from tests.processes import WORLD, needs_distributed, run_on_processes
 

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from rankgap.choices import Side
 from rankgap.errors import NonFiniteError, UserError
 from rankgap.filters.gains import GAINS, Gain, Scale, parse_gain
 from rankgap.filters.spectral import SpectralFilter, spectral_filter
 from rankgap.spectra.effective_rank import effective_rank, mean_energy
 from rankgap.spectra.gram import rank_tolerance, singular_values
-from rankgap.spectra.pair import Side, measured_filter
+from rankgap.spectra.pair import measured_filter
 from tests.matrices import gaussian, orthogonal
 
 SHAPES = [(12, 40), (40, 12), (16, 16), (1, 6)]

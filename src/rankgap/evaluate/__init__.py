@@ -2,7 +2,7 @@
 
 from rankgap.evaluate.accuracy import Accuracy
 from rankgap.evaluate.dense import DenseStructure, dense_structure, dse
-from rankgap.evaluate.evaluation import PROTOCOLS, Protocol, check_sets, evaluate
+from rankgap.evaluate.evaluation import PROTOCOLS, check_sets, evaluate
 from rankgap.evaluate.features import Features, extract_features, feature_batches
 from rankgap.evaluate.label_free import (
     alignment,
@@ -26,7 +26,6 @@ __all__ = [
     "Features",
     "LinearClassifier",
     "Neighbours",
-    "Protocol",
     "alignment",
     "alpha_req",
     "check_sets",

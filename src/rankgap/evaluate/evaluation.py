@@ -11,8 +11,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from rankgap.choices import Protocol as Protocol
-from rankgap.choices import Side
+from rankgap.choices import Protocol, Side
 from rankgap.data import ImageSet
 from rankgap.errors import NonFiniteError, UserError, unknown
 from rankgap.evaluate.accuracy import Hits

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankgap.choices import Side
 from rankgap.exporting.architecture import Architecture
 from rankgap.exporting.preprocessing import Preprocessing
 from rankgap.run.encoder import TrainedEncoder
 from rankgap.run.folder import RunFolder
 from rankgap.run.saved import SavedRun
-from rankgap.spectra.pair import Side
 
 _VALUES = {"integer": "int32", "floating-point": "float32"}  # by the depth of deep images
 

@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rankgap.choices import Side
 from rankgap.errors import UserError, unknown
 from rankgap.filters.gains import AutoPower, Gain, Scale, parse_gain
 from rankgap.filters.products import gain_by_products
 from rankgap.filters.running import RunningMap
 from rankgap.spectra.float64 import KeepsFloat64, at_least_float32
 from rankgap.spectra.gram import check_batch, eigenbasis, gram_basis, rank_tolerance, svd_basis
-from rankgap.spectra.pair import Side
 from rankgap.spectra.processes import gather_rows
 
 Solver = Literal["auto", "gram", "svd", "iterative"]

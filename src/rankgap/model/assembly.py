@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from rankgap.choices import Side
 from rankgap.errors import UserError
 from rankgap.model.alignments import ALIGNMENTS
 from rankgap.model.branches import Branch, DualBranch
@@ -16,7 +17,6 @@ from rankgap.model.maps import Place
 from rankgap.model.methods import Method
 from rankgap.model.mlp import mlp
 from rankgap.model.prototypes import Prototypes
-from rankgap.spectra.pair import Side
 
 LARGEST_HEADS = 2**31  # numbers in both branches: 8 GiB in float32
 

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankgap.choices import Side
 from rankgap.errors import check_within, unknown
 from rankgap.model.alignments import Assigned, outputs_of
 from rankgap.model.mlp import PerView, per_view
 from rankgap.model.prototypes import Prototypes
 from rankgap.model.schedule import Clock, Scheduled, teacher_momentum
-from rankgap.spectra.pair import SIDES, Side
+from rankgap.spectra.pair import SIDES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rankgap.choices import Side
 from rankgap.model.branches import TeacherOptions
 from rankgap.model.maps import MapKind
 from rankgap.model.mlp import ProjectorOptions
 from rankgap.model.prototypes import PrototypeOptions
-from rankgap.spectra.pair import Side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,10 +25,11 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from rankgap.choices import Side
 from rankgap.errors import UserError
 from rankgap.filters.gains import GAINS, parse_gain
 from rankgap.model.prototypes import Prototypes
-from rankgap.spectra.pair import SIDES, Side
+from rankgap.spectra.pair import SIDES
 
 Builder = Callable[["Place", Any], nn.Module]
 _B = TypeVar("_B", bound=Builder)

@@ -9,12 +9,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from rankgap.choices import Side
+
 # The modules of the maps are imported for the maps that they register.
 from rankgap.errors import unknown
 from rankgap.filters.gains import GAINS
 from rankgap.model import assignments, closed_forms, predictor, spectral_maps  # noqa: F401
 from rankgap.model.maps import FILTER, MapKind, find_map, kinds_on
-from rankgap.spectra.pair import Side
 
 Body = Literal["byol", "simsiam", "swav", "dino"]
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rankgap.choices import Side
 from rankgap.data.given import FEW, Items, decode_item, pixels
 from rankgap.data.levels import Levels
 from rankgap.data.splits import Statistics
@@ -20,7 +21,6 @@ from rankgap.run.checkpoint import Checkpoint
 from rankgap.run.folder import RunFolder
 from rankgap.run.saved import SavedRun
 from rankgap.run.weights import pretrained_network
-from rankgap.spectra.pair import Side
 from rankgap.views import eval_view
 
 TIMM = "timm:"  # prefix of the name of a timm model with its pretrained weights

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rankgap.choices import Side
 from rankgap.evaluate import evaluate
 from rankgap.run.folder import RunFolder
 from rankgap.run.plan import Plan, resolve
-from rankgap.spectra.pair import Side
 
 
 def restore(path: str | Path, checkpoint: Path | None = None, **changes: Any) -> Plan:

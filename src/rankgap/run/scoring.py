@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from rankgap.choices import Side
 from rankgap.data import ImageSet
 from rankgap.errors import UserError
 from rankgap.evaluate.features import extract_features
@@ -15,7 +16,6 @@ from rankgap.model.backbones import TokenEncoder
 from rankgap.run.files import check_writable
 from rankgap.run.folder import RunFolder
 from rankgap.run.restored import restore
-from rankgap.spectra.pair import Side
 
 
 def score_run(

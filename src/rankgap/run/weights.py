@@ -13,12 +13,12 @@ from typing import Any
 
 from torch import Tensor
 
+from rankgap.choices import Side
 from rankgap.data.names import said
 from rankgap.errors import UserError, unusable
 from rankgap.run.folder import RunFolder, no_run
 from rankgap.run.reader import read_json
 from rankgap.run.torch_file import is_plain, read_torch_file
-from rankgap.spectra.pair import Side
 
 SOURCES = "timm, hf:REPO, run:FOLDER, teacher:FOLDER, or a file (.safetensors, .pt, .pth)"
 _BRANCHES: Mapping[str, Side] = {"run": "online", "teacher": "target"}  # of a run, by the prefix of --init

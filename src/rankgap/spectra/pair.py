@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self, get_args
 import torch
 from torch import Tensor
 
-from rankgap.choices import Side as Side
+from rankgap.choices import Side
 from rankgap.errors import NonFiniteError, UserError, unknown
 from rankgap.notebook import curves, summary
 from rankgap.spectra.effective_rank import effective_rank_of

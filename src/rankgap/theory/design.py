@@ -15,13 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rankgap.choices import Side
 from rankgap.errors import UserError
 from rankgap.filters.formulas import LARGEST
 from rankgap.filters.gains import AutoPower, Gain, parse_gain
 from rankgap.notebook import curves, summary
 from rankgap.spectra.effective_rank import effective_rank_of
 from rankgap.spectra.gram import rank_tolerance
-from rankgap.spectra.pair import Side, low_pass_score
+from rankgap.spectra.pair import low_pass_score
 from rankgap.theory.flow import Flow, FlowResult, linear_flow
 from rankgap.theory.lemmas import Lemma, filter_lemma
 from rankgap.theory.reference import Reference

@@ -14,8 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from rankgap.choices import Side
 from rankgap.errors import UserError
-from rankgap.spectra.pair import SIDES, Side
+from rankgap.spectra.pair import SIDES
 from rankgap.watch.hooks import BranchHooks, Call
 from rankgap.watch.modules import branch_modules, is_ours
 from rankgap.watch.outputs import OutputReader, all_tensors, for_side

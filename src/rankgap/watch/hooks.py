@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rankgap.spectra.pair import Side
+from rankgap.choices import Side
 from rankgap.watch.outputs import all_tensors
 
 MOST_CALLS = 32  # of a module that are kept until a step ends

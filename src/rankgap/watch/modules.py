@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from rankgap.choices import Side
 from rankgap.errors import UserError
-from rankgap.spectra.pair import Side
 
 # Attributes under which a wrapper keeps the model: of DDP, DataParallel and AveragedModel; of torch.compile; of
 # FSDP; of activation checkpointing; and of Lightning Fabric.

@@ -19,8 +19,9 @@ from typing import Any, Literal, Self
 
 from torch import nn
 
+from rankgap.choices import Side
 from rankgap.notebook import rank_curves, summary
-from rankgap.spectra.pair import SIDES, Side
+from rankgap.spectra.pair import SIDES
 from rankgap.watch.branches import Branches
 from rankgap.watch.cadence import Cadence, StepCount
 from rankgap.watch.doctor import Diagnosis, Thresholds

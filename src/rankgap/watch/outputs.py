@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.func import debug_unwrap
 
+from rankgap.choices import Side
 from rankgap.errors import UserError, unknown
 from rankgap.spectra.float64 import at_least_float32
-from rankgap.spectra.pair import SIDES, Side
+from rankgap.spectra.pair import SIDES
 
 Layout = Literal["n d", "v n d", "b t d"]
 Then = Callable[[Any], Any]

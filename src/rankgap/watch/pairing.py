@@ -11,9 +11,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rankgap.choices import Side
 from rankgap.errors import UserError
 from rankgap.spectra.float64 import at_least_float32
-from rankgap.spectra.pair import Side
 
 Views = dict[Side, list[Tensor]]
 Pair = Literal["opposite", "same"]

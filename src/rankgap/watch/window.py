@@ -10,9 +10,10 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from rankgap.choices import Side
 from rankgap.errors import UserError
 from rankgap.spectra.float64 import float64_device
-from rankgap.spectra.pair import PairSpectrum, Side
+from rankgap.spectra.pair import PairSpectrum
 from rankgap.spectra.processes import world_device, world_values
 from rankgap.spectra.sketch import sketch_for
 from rankgap.spectra.sums import PairSums, RowSums

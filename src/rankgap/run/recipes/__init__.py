@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from rankgap.choices import Side
 from rankgap.errors import UserError, unknown
 from rankgap.model.encoder_options import EncoderOptions, fitting_size
 from rankgap.model.heads import Heads
@@ -21,7 +22,7 @@ from rankgap.model.maps import kinds_on
 from rankgap.model.methods import Method
 from rankgap.run.optimizer import OptimizerOptions
 from rankgap.run.reader import parse_yaml, plain, read, read_over, read_text
-from rankgap.spectra.pair import SIDES, Side
+from rankgap.spectra.pair import SIDES
 from rankgap.views import ViewConfig
 
 MOST_VIEWS = 64
