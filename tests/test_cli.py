@@ -155,6 +155,13 @@ def test_compare_shows_every_run(run: Path, tmp_path: Path, capsys: pytest.Captu
     assert "(simsiam)" in out
     assert "(twin)" in out
     assert f"{100 * results(run)['knn']:.1f}" in out
+    shutil.copytree(run, tmp_path / "more")
+    (tmp_path / "empty").mkdir()
+    assert main(["compare", str(tmp_path)]) == 0  # a folder of runs
+    out = capsys.readouterr().out
+    assert "(more)" in out
+    assert "(twin)" in out
+    assert "contains no run" in " ".join(out.split())
 
 
 def test_a_collapse_is_named_while_it_trains_and_in_the_results(

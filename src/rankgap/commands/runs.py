@@ -81,12 +81,14 @@ def compare(runs: list[str]) -> None:
     """Show runs side by side.
 
     Args:
-        runs: run folders.
+        runs: run folders, finished or not, or folders of runs.
     """
-    from rankgap.run.folder import RunFolder, labels
-    from rankgap.show.terminal import show_results
+    from rankgap.run.finding import find_runs
+    from rankgap.run.folder import labels
+    from rankgap.show.terminal import say_skipped, show_results
 
-    folders = [RunFolder(Path(path)) for path in runs]
+    folders, skipped = find_runs([Path(path) for path in runs])
+    say_skipped(skipped)
     found = [folder.last_reading() | folder.results() for folder in folders]
     show_results(dict(zip(labels(folders), found, strict=True)))
 
@@ -127,11 +129,10 @@ def report(runs: list[str], out: str = "report.html") -> None:
     """
     from rankgap.data.names import shown
     from rankgap.show.report.inline import report as make
-    from rankgap.show.terminal import say
+    from rankgap.show.terminal import say, say_skipped
 
     made = make(runs, out)
-    if made.skipped:
-        say(("skipped:", "yellow"), f" {shown('; '.join(made.skipped))}")
+    say_skipped(made.skipped)
     count = f" on {len(made.runs)} runs" if len(made.runs) > 1 else ""
     say(f"report{count}: {shown(out)}", wrap=False)
 

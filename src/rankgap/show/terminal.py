@@ -58,6 +58,12 @@ def say(*parts: str | tuple[str, str], wrap: bool = True) -> None:
     console.print(Text.assemble(*parts), soft_wrap=not wrap)
 
 
+def say_skipped(folders: Sequence[str]) -> None:
+    """Name the folders beside runs that hold none, each with the reason."""
+    if folders:
+        say(("skipped:", "yellow"), f" {shown('; '.join(folders))}")
+
+
 def announce(plan: Plan) -> None:
     """Say what was chosen and why, and warn of what is known to fail."""
     work = plan.work
