@@ -10,6 +10,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -51,27 +52,34 @@ class Unfinished:
             self._keep(before_skipped)
             # Unbuffered, so that a batch that was added survives the process.
             self._file = path.open("r+b", buffering=0)
-        try:
-            if (refusal := self._refusal()) is None:
-                self._end = self._start = self._file.tell()
-                for rows in self.batches():
-                    self.done += len(rows)
-                    self._sum = zlib.crc32(rows.data, self._sum)
-                    self._end += _HEAD.size + rows.nbytes
-            elif overwrite or not path.stat().st_size:
-                with writing(path):
-                    self._file.truncate(0)
-                    self._file.seek(0)
-                    self._write(self._first_line())
-                self._end = self._start = self._file.tell()
-            else:
-                raise UserError(
-                    f"{path} {refusal}: repeat that command to finish it, or begin anew with --overwrite"
-                )
-            self._file.truncate(self._end)
-        except BaseException:
-            self._file.close()
-            raise
+        with ExitStack() as closing:
+            closing.callback(self._file.close)
+            self._begin(overwrite=overwrite)
+            closing.pop_all()  # it stays open until the end of the `with` block
+
+    def _begin(self, *, overwrite: bool) -> None:
+        """Find the end of what is there, or write the first line."""
+        if (refusal := self._refusal()) is None:
+            self._end = self._start = self._file.tell()
+            for rows in self.batches():
+                self._count(rows)
+        elif overwrite or not self.path.stat().st_size:
+            with writing(self.path):
+                self._file.truncate(0)
+                self._file.seek(0)
+                self._write(self._first_line())
+            self._end = self._start = self._file.tell()
+        else:
+            raise UserError(
+                f"{self.path} {refusal}: repeat that command to finish it, or begin anew with --overwrite"
+            )
+        self._file.truncate(self._end)
+
+    def _count(self, rows: Rows) -> None:
+        """Count a batch that is in the file."""
+        self.done += len(rows)
+        self._sum = zlib.crc32(rows.data, self._sum)
+        self._end += _HEAD.size + rows.nbytes
 
     def _refusal(self) -> str | None:
         """Why the file cannot be continued; None if it can."""
@@ -113,12 +121,11 @@ class Unfinished:
     def add(self, rows: Rows) -> None:
         """Append a batch of features (B, ...)."""
         assert rows.shape[1:] == self.record.shape
+        rows = np.ascontiguousarray(rows)
         with writing(self.path):
             self._file.seek(self._end)
             self._write(_framed(rows))
-        self._end += _HEAD.size + rows.nbytes
-        self.done += len(rows)
-        self._sum = zlib.crc32(rows.tobytes(), self._sum)
+        self._count(rows)
 
     def _write(self, content: bytes) -> None:
         left = memoryview(content)
@@ -167,8 +174,8 @@ class Unfinished:
 
 
 def _framed(rows: Rows) -> bytes:
-    content = rows.tobytes()
-    return _HEAD.pack(len(rows), zlib.crc32(content)) + content
+    """A batch as the file has it: its length, its checksum and its values."""
+    return _HEAD.pack(len(rows), zlib.crc32(rows.data)) + rows.tobytes()
 
 
 def _line(start: bytes) -> bytes:
