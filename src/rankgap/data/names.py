@@ -24,6 +24,16 @@ def said(error: Exception) -> str:
     return shown(" ".join(str(error).split())) or type(error).__name__
 
 
+def plural(count: int, noun: str) -> str:
+    """The noun for a count: plural unless the count is 1.
+
+    Example:
+        >>> plural(1, "image"), plural(2, "image")
+        ('image', 'images')
+    """
+    return noun if count == 1 else f"{noun}s"
+
+
 def without_folders(spec: str) -> str:
     """Where data or weights come from, without this machine's folders: for what is handed to others.
 

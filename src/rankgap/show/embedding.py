@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from rich.console import Group
 from rich.live import Live
 
-from rankgap.data.names import shown
+from rankgap.data.names import plural, shown
 from rankgap.embed.embedding import Embedding
 from rankgap.show.columns import SPEED
 from rankgap.show.pace import Pace, duration
@@ -33,7 +33,7 @@ class EmbeddingProgress:
         self._said: tuple[float, int] | None = None
 
     def __call__(self, done: int) -> None:
-        """Take the number of images done, and print a line of it where nothing moves and one is due."""
+        """Take the number of images done. Without a terminal to redraw, print it now and then as a line."""
         now = time.perf_counter()
         if self._said is None:
             self._said = now, done
@@ -83,4 +83,4 @@ def show_embedding(work: Embedding) -> None:
     say(f"features {shape}, written in {took}: {out}", wrap=False)
     if work.skipped:
         count = len(work.skipped)
-        say(f"left out: {count:,} image{'' if count == 1 else 's'}, listed in {out}.skipped.txt", wrap=False)
+        say(f"left out: {count:,} {plural(count, 'image')}, listed in {out}.skipped.txt", wrap=False)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rankgap.data.names import shown
+from rankgap.data.names import plural, shown
 from rankgap.model.methods import METHODS, choices
 from rankgap.run.reader import read
 from rankgap.show.columns import CONVENTION, KNN, LINEAR, RESULTS, Column, protocols
@@ -69,8 +69,8 @@ def announce(plan: Plan) -> None:
     work = plan.work
     say(
         (plan.config.title, "bold"),
-        f" on {shown(plan.config.data)}: {work.images:,} images, {_counted(work.epochs, 'epoch')} of "
-        f"{_counted(work.steps_per_epoch, 'step')}, {plan.backbone}, views of {plan.size} px",
+        f" on {shown(plan.config.data)}: {work.images:,} images, {work.epochs} {plural(work.epochs, 'epoch')} of "
+        f"{work.steps_per_epoch} {plural(work.steps_per_epoch, 'step')}, {plan.backbone}, views of {plan.size} px",
     )
     for label, style, lines in (
         ("data", "dim", plan.train.notes),
@@ -79,10 +79,6 @@ def announce(plan: Plan) -> None:
     ):
         for line in lines:
             say("  ", (f"{label}:", style), f" {line}")
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def results_table(results: Mapping[str, Mapping[str, Any]], columns: Sequence[Column] = RESULTS) -> Table:
@@ -211,7 +207,7 @@ def show_scores(found: RunScores, verdict: Verdict | None = None, *, everything:
     say((INTERVALS, "dim"))
     if not everything:
         left = len(found.rated) - len(rows)
-        others = f"{left} more checkpoint{'s' * (left > 1)}, and " if left else ""
+        others = f"{left} more {plural(left, 'checkpoint')}, and " if left else ""
         say((f"--all adds {others}{', '.join(name for name in measured if name not in names)}", "dim"))
 
 
@@ -220,7 +216,7 @@ def _preferred(found: RunScores, score: str, by_name: bool) -> str:
     first, near = found.best(score)
     if not first:
         return "not defined for any checkpoint"
-    others = ", ".join(near) if by_name else f"{len(near)} other{'s' * (len(near) > 1)}"
+    others = ", ".join(near) if by_name else f"{len(near)} {plural(len(near), 'other')}"
     return f"prefers {first}" + (f"; within its interval: {others}" if near else "")
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from plotly.offline import get_plotlyjs
 
 from rankgap.choices import Placing
-from rankgap.data.names import without_folders
+from rankgap.data.names import plural, without_folders
 from rankgap.embed.clusters import ALONE, LARGEST, WIDTH, sampled
 from rankgap.embed.formats import FeatureFile
 from rankgap.embed.survey import Survey, survey
@@ -302,4 +302,4 @@ def _images(count: int) -> str:
 
 
 def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return f"{count:,} {plural(count, noun)}"
