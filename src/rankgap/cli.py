@@ -71,7 +71,7 @@ _IMPORT = "a Python module or file (mine.py) to import first, so that its gains 
 
 
 def _command(given: Sequence[str]) -> str:
-    """The command that is given; empty if there is none."""
+    """The name of the command, or an empty string without one."""
     return next((word for word in given if not word.startswith("-")), "")
 
 

@@ -69,7 +69,7 @@ class Embedding:
         """Compute what is missing, batch by batch, and write the file.
 
         Args:
-            progress: is told the number of images done, at the start and after each batch.
+            progress: called with the number of images done, at the start and after each batch.
 
         Raises:
             UserError: an image is broken, a feature is not finite, or a file cannot be written.
@@ -232,7 +232,7 @@ def embed_images(
 
 
 def _chosen(source: Source, split: SplitName) -> dict[str, Split]:
-    """The splits that are asked for, by name."""
+    """The chosen splits, by name."""
     found = {"train": source.train} | ({} if source.test is None else {"test": source.test})
     if split == "all":
         return found

@@ -36,7 +36,7 @@ class Survey:
     listing: Listing
 
     def outliers(self, most: int) -> Index:
-        """The images that are least like any other, the most lonely first."""
+        """The images least like any other, the most isolated first."""
         found: Index = np.argsort(self.likeness.nearest, kind="stable")[:most]
         return found
 

@@ -55,7 +55,7 @@ def find_precision(precision: Precision, device: torch.device) -> Autocast:
 
 
 def find_workers(asked: int | None, device: torch.device, *, in_memory: bool = False) -> int:
-    """Processes that decode files ahead, if none are asked for: one per core, but none for sets in memory.
+    """The number of processes that decode files ahead: by default one per core, but none for sets in memory.
 
     None on a CPU either, where they would take the network's cores: without them, threads on all cores decode a
     batch, and then all cores compute it.

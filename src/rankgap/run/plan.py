@@ -256,7 +256,7 @@ def _image_sets(
 
 @contextmanager
 def _remedy(flags: str, saved: SavedRun | None) -> Iterator[None]:
-    """Add to an error about data what helps: where they are now, of an existing run; to skip a broken image."""
+    """Add its remedy to an error about data: a new location for an existing run, or skipping a broken image."""
     try:
         yield
     except MissingDataError as error:

@@ -116,7 +116,7 @@ def pretrained_network(name: str, asked: str, **options: Any) -> Any:
 
 @contextlib.contextmanager
 def _asking_the_hub(name: str) -> Iterator[None]:
-    """Say once what is waited for. The Hub's library tells of each attempt to connect, and has no limit to set."""
+    """Say once what the wait is for. The Hub's library reports each attempt to connect, and sets no limit."""
     from huggingface_hub.utils.logging import get_verbosity, set_verbosity
 
     line = f"waiting for the weights of {name}: without a connection, the Hugging Face Hub is tried for a minute"

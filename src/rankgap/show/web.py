@@ -58,7 +58,7 @@ class State(NamedTuple):
 
 
 class LivePage:
-    """What is served about a run. The contents are built when they are asked for and the run's files have changed.
+    """The page on a run. On request, its contents are built again if the run's files have changed.
 
     Args:
         folder: the run's folder, which need not exist yet.

@@ -86,7 +86,7 @@ class Verdict:
     def _repr_html_(self) -> str:
         """The verdict as a notebook shows it."""
         facts = {"dimensions": self.uses, "saw": self.saw, "likely cause": self.cause, "first": self.knob}
-        facts |= {"but": self.caveat}
+        facts["but"] = self.caveat
         return summary(f"Verdict: {self.kind}", facts)
 
 
