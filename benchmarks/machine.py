@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import subprocess
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import rankgap
 
 
 def machine() -> str:
-    """The processor, its cores or the card, and the versions."""
+    """The processor, its cores or the card, the versions, and the commit if there is a repository."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -22,7 +23,17 @@ def machine() -> str:
         cpu = names[0] if names else cpu
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, rankgap {rankgap.__version__}"
-    return f"{cpu}, {device}; {versions}"
+    return f"{cpu}, {device}; {versions}{_commit()}"
+
+
+def _commit() -> str:
+    """The commit that is measured, marked dirty if files differ from it."""
+    words = ["git", "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(words, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f", commit {found.stdout.strip()}"
 
 
 def matrix_rate(repeats: int = 9) -> float:
